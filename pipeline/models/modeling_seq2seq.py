@@ -1,0 +1,269 @@
+"""The encoder-decoder Transformer (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762) as a transformers model.
+
+Shapes: B batch, S source length, T target length, D = d_model, V vocabulary, H heads.
+Targets are aligned as in the paper's figure 1: the decoder reads `<s> y_1 .. y_m` and is to say `y_1 .. y_m </s>`;
+`shift_right` is the one place where that shift is made.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions, Seq2SeqLMOutput
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_seq2seq import Seq2SeqTransformerConfig
+from .transformer_layers import DecoderLayer, EncoderLayer, MultiHeadAttention, sinusoidal_positions
+
+IGNORED = -100  # the label that carries no loss, as everywhere in transformers
+
+
+def shift_right(labels: Tensor, start_token_id: int, pad_token_id: int) -> Tensor:
+    """Teacher forcing: the decoder input that belongs to `labels`, both (B, T), one position later.
+
+    `[[a, b, </s>], [c, </s>, -100]]` becomes `[[<s>, a, b], [<s>, c, </s>]]`; ignored labels become padding.
+    """
+    shifted = torch.roll(labels, 1, dims=-1)
+    shifted[..., 0] = start_token_id
+    return shifted.masked_fill(shifted == IGNORED, pad_token_id)
+
+
+class Seq2SeqTransformerPreTrainedModel(PreTrainedModel):
+    config: Seq2SeqTransformerConfig
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["EncoderLayer", "DecoderLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Embeddings are scaled up by sqrt(D) where they are read, so they start with variance 1/D (paper, 3.4).
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.d_model**-0.5)
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    def _embed(self, embed_tokens: nn.Embedding, input_ids: Tensor, offset: int | Tensor = 0) -> Tensor:
+        """Token vectors times sqrt(D), plus positions counted from `offset`: (B, T) -> (B, T, D)."""
+        vectors = embed_tokens(input_ids) * math.sqrt(self.config.d_model)
+        position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device) + offset  # (T,)
+        vectors = vectors + sinusoidal_positions(position_ids, self.config.d_model, vectors.dtype)
+        return nn.functional.dropout(vectors, p=self.config.dropout, training=self.training)
+
+    def _check_attentions(self, requested: bool | None) -> None:
+        if requested and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"output_attentions: the {self.config._attn_implementation!r} kernel does not return attention "
+                "weights; call model.set_attn_implementation('eager') first"
+            )
+
+
+class Seq2SeqTransformerEncoder(Seq2SeqTransformerPreTrainedModel):
+    _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": OutputRecorder(MultiHeadAttention, index=1)}
+
+    def __init__(self, config: Seq2SeqTransformerConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList([EncoderLayer(config) for _ in range(config.encoder_layers)])
+        self.final_norm = nn.LayerNorm(config.d_model) if config.pre_norm else nn.Identity()
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs) -> BaseModelOutput:
+        """Encodes `input_ids` (B, S) under `attention_mask` (B, S; 1 real, 0 padding) into (B, S, D)."""
+        self._check_attentions(kwargs.get("output_attentions"))
+        hidden_states = self._embed(self.embed_tokens, input_ids)  # (B, S, D)
+        attention_mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.final_norm(hidden_states))
+
+
+class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
+    _can_record_outputs = {
+        "hidden_states": DecoderLayer,
+        "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="cross_attn"),
+    }
+
+    def __init__(self, config: Seq2SeqTransformerConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList([DecoderLayer(config, index) for index in range(config.decoder_layers)])
+        self.final_norm = nn.LayerNorm(config.d_model) if config.pre_norm else nn.Identity()
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor,  # (B, T)
+        source: Tensor,  # (B, S, D)
+        attention_mask: Tensor | None = None,  # (B, T so far)
+        source_attention_mask: Tensor | None = None,  # (B, S)
+        past_key_values: Cache | None = None,
+        use_cache: bool = False,
+        **kwargs,
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Decodes T target tokens, seeing the source and the target up to each of them."""
+        self._check_attentions(kwargs.get("output_attentions"))
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        hidden_states = self._embed(self.embed_tokens, input_ids, past_length)  # (B, T, D)
+        causal_mask = create_causal_mask(
+            self.config,
+            hidden_states,
+            attention_mask,
+            past_key_values.self_attention_cache if isinstance(past_key_values, EncoderDecoderCache) else None,
+        )
+        source_mask = create_bidirectional_mask(
+            self.config, hidden_states, source_attention_mask, encoder_hidden_states=source
+        )
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                source,
+                attention_mask=causal_mask,
+                source_attention_mask=source_mask,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=self.final_norm(hidden_states), past_key_values=past_key_values
+        )
+
+
+class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedModel, GenerationMixin):
+    """Encoder, decoder and output projection, with the loss of teacher forcing.
+
+    Source and target are right-padded. Where no `attention_mask` is given, padding is what equals `pad_token_id`,
+    in `forward` and in `generate` alike.
+    """
+
+    _tied_weights_keys = {
+        "decoder.embed_tokens.weight": "encoder.embed_tokens.weight",
+        "lm_head.weight": "encoder.embed_tokens.weight",
+    }
+    # The loss is computed here. The name would otherwise select ForCausalLMLoss, which shifts the labels again:
+    # https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/loss/loss_utils.py
+    loss_type = "ForMaskedLM"
+    accepts_loss_kwargs = True  # tells Trainer to count the targets of the whole step and pass num_items_in_batch
+
+    def __init__(self, config: Seq2SeqTransformerConfig):
+        super().__init__(config)
+        self.encoder = Seq2SeqTransformerEncoder(config)
+        self.decoder = Seq2SeqTransformerDecoder(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.encoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.encoder.embed_tokens = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> Seq2SeqLMOutput | tuple:
+        """Scores every next target token, all positions at once.
+
+        Args:
+            input_ids: source (B, S), `x_1 .. x_n </s>`; may be left out when `encoder_outputs` is given.
+            attention_mask: (B, S), 1 for real tokens and 0 for padding.
+            decoder_input_ids: (B, T), `<s> y_1 .. y_m`; made from `labels` when left out.
+            decoder_attention_mask: (B, T so far); not needed for right-padded targets.
+            labels: (B, T), `y_1 .. y_m </s>`, -100 where no loss is due.
+            num_items_in_batch: divides the summed loss: the number of targets in the whole optimizer step, over all
+                micro-batches and ranks. The targets of this batch when left out.
+
+        Returns:
+            `logits` (B, T, V), and `loss` when `labels` are given: cross-entropy in nats per target, smoothed by
+            `config.label_smoothing` in training mode only.
+
+        Raises:
+            ValueError: when neither labels nor decoder inputs are given, or attentions are asked of a kernel that
+                does not return them.
+        """
+        if labels is not None and decoder_input_ids is None:
+            decoder_input_ids = shift_right(labels, self.config.decoder_start_token_id, self.config.pad_token_id)
+        if decoder_input_ids is None:
+            raise ValueError("give labels or decoder_input_ids: without a target there is nothing to score")
+        if attention_mask is None and input_ids is not None:
+            attention_mask = input_ids.ne(self.config.pad_token_id).long()
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(input_ids, attention_mask, **kwargs)
+        elif not isinstance(encoder_outputs, BaseModelOutput):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
+        use_cache = labels is None and (self.config.use_cache if use_cache is None else use_cache)
+        decoder_outputs = self.decoder(
+            decoder_input_ids,
+            encoder_outputs.last_hidden_state,
+            attention_mask=decoder_attention_mask,
+            source_attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(decoder_outputs.last_hidden_state)  # (B, T, V)
+        outputs = Seq2SeqLMOutput(
+            loss=None if labels is None else self._loss(logits, labels, num_items_in_batch),
+            logits=logits,
+            past_key_values=decoder_outputs.past_key_values,
+            decoder_hidden_states=decoder_outputs.get("hidden_states"),
+            decoder_attentions=decoder_outputs.get("attentions"),
+            cross_attentions=decoder_outputs.get("cross_attentions"),
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.get("hidden_states"),
+            encoder_attentions=encoder_outputs.get("attentions"),
+        )
+        return outputs.to_tuple() if return_dict is False else outputs
+
+    def _loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+        total = nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(),  # (B * T, V)
+            labels.flatten(),
+            ignore_index=IGNORED,
+            label_smoothing=float(self.config.label_smoothing) if self.training else 0.0,
+            reduction="sum",
+        )
+        if num_items is None:
+            num_items = labels.ne(IGNORED).sum()
+        return total / num_items
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        return shift_right(labels, self.config.decoder_start_token_id, self.config.pad_token_id)
+
+    def generate(self, inputs: Tensor | None = None, *args, **kwargs):
+        """`GenerationMixin.generate`, which alone would attend to the padding of an encoder-decoder's source."""
+        source = kwargs.get("input_ids", inputs)
+        if source is not None and kwargs.get("attention_mask") is None:
+            kwargs["attention_mask"] = source.ne(self.config.pad_token_id).long()
+        return super().generate(inputs, *args, **kwargs)
+
+
+AutoConfig.register(Seq2SeqTransformerConfig.model_type, Seq2SeqTransformerConfig)
+AutoModelForSeq2SeqLM.register(Seq2SeqTransformerConfig, Seq2SeqTransformerForConditionalGeneration)
+Seq2SeqTransformerForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")

@@ -1,0 +1,201 @@
+"""The parts of a Transformer: positions, attention, feed-forward block, encoder layer, decoder layer.
+
+Shapes: B batch, S source length, T target length (or the queries' length), K keys' length, D = d_model, H heads,
+E = D / H the width of one head.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+def sinusoidal_positions(position_ids: Tensor, d_model: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Position vectors PE(p, 2i) = sin(p / 10000^(2i/D)), PE(p, 2i+1) = cos(p / 10000^(2i/D)).
+
+    Computed when asked for, so that no table ends and none has to survive saving and loading.
+
+    Args:
+        position_ids: any shape, (...).
+        d_model: D, even.
+
+    Returns:
+        (..., D), computed in float32 whatever `dtype` it is returned in.
+
+    Source: Vaswani et al. 2017, section 3.5.
+    """
+    even = torch.arange(0, d_model, 2, device=position_ids.device, dtype=torch.float32)
+    angles = position_ids[..., None].float() * torch.exp(even * (-math.log(10000.0) / d_model))  # (..., D/2)
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2).to(dtype)  # (..., D)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """softmax(Q K^T / sqrt(E)) V (Vaswani et al. 2017, equation 1), with the weights returned.
+
+    Args:
+        query: (B, H, T, E). key, value: (B, H, K, E).
+        attention_mask: added to the scores, broadcastable to (B, H, T, K): 0 to attend, very negative to ignore.
+
+    Returns:
+        The mixed values (B, T, H, E) and the attention weights (B, H, T, K).
+    """
+    scores = query @ key.transpose(-2, -1) * scaling  # (B, H, T, K)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.float().softmax(dim=-1).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class MultiHeadAttention(nn.Module):
+    """Self-attention, or cross-attention when `source` is given (Vaswani et al. 2017, section 3.2.2).
+
+    The kernel (eager, sdpa, flash, flex) is the one that `model.set_attn_implementation` chose.
+    """
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int | None = None, is_causal: bool = False):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.is_causal = is_causal  # read by the sdpa and flash kernels
+        self.head_dim = config.d_model // config.attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.q_proj = nn.Linear(config.d_model, config.d_model)
+        self.k_proj = nn.Linear(config.d_model, config.d_model)
+        self.v_proj = nn.Linear(config.d_model, config.d_model)
+        self.out_proj = nn.Linear(config.d_model, config.d_model)
+
+    def forward(
+        self,
+        hidden_states: Tensor,  # (B, T, D)
+        attention_mask: Tensor | None = None,
+        source: Tensor | None = None,  # (B, S, D)
+        past_key_values: EncoderDecoderCache | None = None,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns the attended states (B, T, D), and the weights (B, H, T, K) where the kernel gives them."""
+        query = self._split_heads(self.q_proj(hidden_states))  # (B, H, T, E)
+        key, value = self._keys_and_values(hidden_states if source is None else source, source is not None, past_key_values)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        mixed, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )  # (B, T, H, E)
+        return self.out_proj(mixed.flatten(-2)), weights
+
+    def _keys_and_values(
+        self, states: Tensor, is_cross_attention: bool, past_key_values: EncoderDecoderCache | None
+    ) -> tuple[Tensor, Tensor]:
+        if past_key_values is None:
+            return self._split_heads(self.k_proj(states)), self._split_heads(self.v_proj(states))
+        if not is_cross_attention:
+            key, value = self._split_heads(self.k_proj(states)), self._split_heads(self.v_proj(states))
+            return past_key_values.self_attention_cache.update(key, value, self.layer_idx)
+        # The source does not change while a target is generated: its keys and values are computed once.
+        if not past_key_values.is_updated.get(self.layer_idx):
+            key, value = self._split_heads(self.k_proj(states)), self._split_heads(self.v_proj(states))
+            past_key_values.cross_attention_cache.update(key, value, self.layer_idx)
+            past_key_values.is_updated[self.layer_idx] = True
+        layer = past_key_values.cross_attention_cache.layers[self.layer_idx]
+        return layer.keys, layer.values
+
+    def _split_heads(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, T, D) -> (B, H, T, E)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with an activation between them, at each position alone (Vaswani et al. 2017, equation 2)."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.d_model, config.ffn_dim)
+        self.activation = ACT2FN[config.activation_function]
+        self.dropout = nn.Dropout(config.activation_dropout)
+        self.fc2 = nn.Linear(config.ffn_dim, config.d_model)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
+
+
+class Residual(nn.Module):
+    """x + dropout(block(norm(x))) under pre-norm, norm(x + dropout(block(x))) under post-norm."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.norm = nn.LayerNorm(config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_states: Tensor, block: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.pre_norm:
+            return hidden_states + self.dropout(block(self.norm(hidden_states)))
+        return self.norm(hidden_states + self.dropout(block(hidden_states)))
+
+
+class EncoderLayer(GradientCheckpointingLayer):
+    """Self-attention over the source, then the feed-forward block."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.self_attn = MultiHeadAttention(config)
+        self.self_attn_residual = Residual(config)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_residual = Residual(config)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
+        hidden_states = self.self_attn_residual(
+            hidden_states, lambda states: self.self_attn(states, attention_mask, **kwargs)[0]
+        )
+        return self.feed_forward_residual(hidden_states, self.feed_forward)  # (B, S, D)
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """Masked self-attention over the target, cross-attention to the source, then the feed-forward block."""
+
+    def __init__(self, config: PreTrainedConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = MultiHeadAttention(config, layer_idx, is_causal=True)
+        self.self_attn_residual = Residual(config)
+        self.cross_attn = MultiHeadAttention(config, layer_idx)
+        self.cross_attn_residual = Residual(config)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_residual = Residual(config)
+
+    def forward(
+        self,
+        hidden_states: Tensor,  # (B, T, D)
+        source: Tensor,  # (B, S, D); positional, as gradient checkpointing sees positional tensors only
+        attention_mask: Tensor | None = None,
+        source_attention_mask: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        **kwargs,
+    ) -> Tensor:
+        hidden_states = self.self_attn_residual(
+            hidden_states, lambda states: self.self_attn(states, attention_mask, past_key_values=past_key_values, **kwargs)[0]
+        )
+        hidden_states = self.cross_attn_residual(
+            hidden_states,
+            lambda states: self.cross_attn(states, source_attention_mask, source=source, past_key_values=past_key_values, **kwargs)[0],
+        )
+        return self.feed_forward_residual(hidden_states, self.feed_forward)  # (B, T, D)
