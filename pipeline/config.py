@@ -1,0 +1,231 @@
+"""One YAML file is one run: its sections as typed, frozen objects, with every key checked before anything starts.
+
+The descriptions below are the manual of the keys; `python scripts/train.py --help` prints them.
+"""
+
+import dataclasses
+import difflib
+import typing
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from transformers import Seq2SeqTrainingArguments
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names the key, the place where it was given, and the mend."""
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file, column or row, and the mend."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    path: str = Field(description="Hub id (owner/name), local folder or file, or a generated set: reversal")
+    subset: str | None = Field(None, description="configuration of a Hub data set that has several")
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
+    train: str = Field("train", description="split name, or a file or glob below the folder (train-*.jsonl)")
+    validation: str | None = Field("validation", description="as train; null trains without evaluation")
+    test: str | None = Field(None, description="as train; read once, when training is over")
+    source: str = Field("source", description="column of the source text; dots reach into it: translation.en")
+    target: str = Field("target", description="column of the target text")
+    streaming: bool = Field(False, description="read while training instead of downloading first")
+    options: dict[str, Any] = Field({}, description="further arguments of the generated set or of load_dataset")
+    max_source_length: int = Field(128, ge=2, description="tokens; longer training rows are left out and counted")
+    max_target_length: int = Field(128, ge=2, description="tokens; likewise, and the bound when generating")
+    batch_tokens: int | None = Field(
+        None, ge=1, description="padded source and target tokens a batch and device; null: per_device_train_batch_size rows"
+    )
+    shuffle_window: int = Field(10_000, ge=1, description="rows shuffled and grouped by length at a time")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Agreed name -> name in the data."""
+        return {"source": self.source, "target": self.target}
+
+
+class TokenizerConfig(Section):
+    path: str | None = Field(None, description="folder or Hub id of a tokenizer; null trains one on the training split")
+    kind: str = Field("bpe", description="bpe (byte-level), unigram, wordpiece, word or character")
+    vocab_size: int = Field(8000, ge=5, description="tokens at most, the four special ones included")
+    max_texts: int = Field(1_000_000, ge=1, description="texts read from the training split at most")
+
+
+class EvaluationConfig(Section):
+    metrics: list[str] = Field(
+        ["exact_match"], description="exact_match, sacrebleu, chrf, or whatever evaluate.load takes; [] generates nothing"
+    )
+    num_beams: int = Field(1, ge=1, description="beams while training; the last evaluation uses `generation`")
+    max_rows: int | None = Field(None, ge=1, description="validation rows used while training; null: all")
+    show: int = Field(3, ge=0, description="sample predictions printed at every evaluation")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="stop after so many evaluations without a better metric_for_best_model"
+    )
+
+
+class HubConfig(Section):
+    push: bool = Field(False, description="upload the finished model")
+    model_id: str | None = Field(None, description="owner/name of the repository")
+    private: bool = Field(True, description="visibility of a repository that the push creates")
+
+
+class Config(Section):
+    task: str = Field("sequence_to_sequence", description="what is learned from a row: sequence_to_sequence")
+    data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: dict[str, Any] = Field({}, description="the model's own sizes, such as d_model; see pipeline/models/")
+    training: dict[str, Any] = Field(
+        {}, description="Seq2SeqTrainingArguments; also lr_scheduler_type: noam, with learning_rate as its factor"
+    )
+    generation: dict[str, Any] = Field({}, description="GenerationConfig, stored in the checkpoint")
+    evaluation: EvaluationConfig = EvaluationConfig()
+    hub: HubConfig = HubConfig()
+
+
+# Set by this project itself, under another key where there is one.
+RESERVED_TRAINING_KEYS = {
+    "push_to_hub": "hub.push",
+    "hub_model_id": "hub.model_id",
+    "hub_private_repo": "hub.private",
+    "generation_config": "generation",
+    "predict_with_generate": "evaluation.metrics",
+    "generation_num_beams": "evaluation.num_beams",
+    "generation_max_length": "generation.max_new_tokens",
+    "remove_unused_columns": "data.source and data.target",
+}
+
+
+def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """Reads a YAML file and applies `section.key=value` overrides, whose values are YAML too.
+
+    Raises:
+        ConfigError: for a missing file, YAML that does not parse, an unknown key (with the nearest right one) or a
+            value of the wrong type, naming file and line, or the override.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file")
+    yaml = YAML()  # YAML 1.2: 1e-4 is a number, yes is a word
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8")) or {}
+    except (MarkedYAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: the file must hold sections such as `data:`, not a {type(tree).__name__}")
+    values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
+    origins: dict[tuple[str, ...], str] = {}
+    for override in overrides:
+        _apply(override, values, origins)
+
+    def place(location: tuple[str, ...]) -> str:
+        return origins.get(location) or f"{path}{_line(tree, location)}"
+
+    values.setdefault("training", {})
+    if isinstance(values["training"], dict):
+        values["training"].setdefault("output_dir", f"runs/{path.stem}")
+    return parse(values, place)
+
+
+def parse(values: dict[str, Any], place: typing.Callable[[tuple[str, ...]], str] = ".".join) -> Config:
+    """Checks plain values against the sections above.
+
+    Args:
+        values: sections, as read from YAML.
+        place: tells where a key was given, for the message.
+
+    Raises:
+        ConfigError: for the first unknown key or wrong value.
+    """
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, place)) from error
+    _check_training(config.training, place)
+    return config
+
+
+def describe() -> str:
+    """All keys with their defaults and meanings, as text."""
+    lines = []
+    for name, section in Config.model_fields.items():
+        lines.append(f"{name}: {section.description or ''}".rstrip(": ") if section.description else f"{name}:")
+        if isinstance(section.annotation, type) and issubclass(section.annotation, Section):
+            for key, value in section.annotation.model_fields.items():
+                default = "required" if value.is_required() else f"default {value.default}"
+                lines.append(f"  {name}.{key}: {value.description} ({default})")
+    return "\n".join(lines)
+
+
+def nearest(word: str, words: typing.Iterable[str]) -> str:
+    """`; did you mean X?` for the nearest of `words`, or the list of them all."""
+    words = sorted(words)
+    close = difflib.get_close_matches(word, words, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(words)}"
+
+
+def _apply(override: str, values: dict, origins: dict[tuple[str, ...], str]) -> None:
+    key, equals, text = override.partition("=")
+    location = tuple(key.split("."))
+    if not equals or not all(location):
+        raise ConfigError(f"override {override!r}: write section.key=value")
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    for name in location[:-1]:
+        if values.get(name) is None:
+            values[name] = {}
+        values = values[name]
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {override!r}: {name} holds a value, not further keys")
+    values[location[-1]] = value
+    origins[location] = f"override {override!r}"
+
+
+def _line(tree: Any, location: tuple[str, ...]) -> str:
+    """`:LINE` of the key, or of the nearest one above it, in a tree that ruamel.yaml read."""
+    line = ""
+    for name in location:
+        if not isinstance(tree, dict) or name not in tree:
+            break
+        line = f":{tree.lc.key(name)[0] + 1}"
+        tree = tree[name]
+    return line
+
+
+def _explain(error: ValidationError, place: typing.Callable[[tuple[str, ...]], str]) -> str:
+    problem = error.errors()[0]
+    location = tuple(str(part) for part in problem["loc"])
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        fields = Config.model_fields
+        for name in location[:-1]:
+            fields = typing.cast(type[Section], fields[name].annotation).model_fields
+        return f"{place(location)}: unknown key {key}{nearest(location[-1], fields)}"
+    if problem["type"] == "missing":
+        return f"{place(location)}: {key} is missing; give it in the file or as {key}=..."
+    return f"{place(location)}: {key}: {problem['msg']} (given: {problem['input']!r})"
+
+
+def _check_training(values: dict[str, Any], place: typing.Callable[[tuple[str, ...]], str]) -> None:
+    """Seq2SeqTrainingArguments converts little and checks no types, so a wrong one would surface in mid-training."""
+    hints = typing.get_type_hints(Seq2SeqTrainingArguments)
+    names = [field.name for field in dataclasses.fields(Seq2SeqTrainingArguments) if field.init]
+    for name, value in values.items():
+        where = f"{place(('training', name))}: training.{name}"
+        if name in RESERVED_TRAINING_KEYS:
+            raise ConfigError(f"{where} is set by {RESERVED_TRAINING_KEYS[name]}; give that instead")
+        if name not in names:
+            raise ConfigError(f"{where} is not one of Seq2SeqTrainingArguments{nearest(name, names)}")
+        try:
+            adapter = TypeAdapter(hints[name] | bool if name == "resume_from_checkpoint" else hints[name])
+            adapter.validate_python(value)
+        except ValidationError as error:
+            raise ConfigError(f"{where}: {error.errors()[0]['msg']} (given: {value!r})") from error

@@ -1,0 +1,35 @@
+"""Answers to a list of texts, in batches of like length, in the order they were given."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from pipeline.tasks.task import Task
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    task: Task,
+    texts: Sequence[str],
+    generation: GenerationConfig | None = None,
+    batch_size: int = 32,
+) -> list[str]:
+    """Generates one text for each, by the model's own generation config unless another is given.
+
+    An empty or blank text is answered by an empty one: there is nothing to read in it.
+    """
+    numbers = [number for number, text in enumerate(texts) if text.strip()]
+    sources = [texts[number] for number in numbers]
+    features = task.encode({"source": sources, "target": [""] * len(sources), "row": numbers}) if numbers else []
+    ordered = sorted((feature for feature in features if feature is not None), key=task.lengths, reverse=True)
+    answers = [""] * len(texts)
+    model.eval()
+    for start in range(0, len(ordered), batch_size):
+        chosen = ordered[start : start + batch_size]
+        batch = {name: tensor.to(model.device) for name, tensor in task.collate(chosen).items()}
+        predictions = task.predict(model, batch, generation or model.generation_config)
+        for feature, prediction in zip(chosen, predictions, strict=True):
+            answers[feature["sample_id"]] = prediction
+    return answers

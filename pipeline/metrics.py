@@ -1,0 +1,64 @@
+"""Scores of generated texts: pure functions from predictions and references to named numbers.
+
+A value that is not a number (a signature) explains the number of the same name.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import sacrebleu
+
+Scores = dict[str, float | str]
+Metric = Callable[[Sequence[str], Sequence[str]], Scores]
+
+
+def exact_match(predictions: Sequence[str], references: Sequence[str]) -> Scores:
+    """Share of predictions that equal their reference to the letter, from 0 to 1."""
+    matches = sum(prediction == reference for prediction, reference in zip(predictions, references, strict=True))
+    return {"exact_match": matches / len(references)}
+
+
+def bleu(predictions: Sequence[str], references: Sequence[str]) -> Scores:
+    """sacreBLEU's corpus BLEU, 0 to 100, with its signature (Post 2018, https://aclanthology.org/W18-6319)."""
+    metric = sacrebleu.BLEU()
+    score = metric.corpus_score(list(predictions), [list(references)]).score
+    return {"sacrebleu": score, "sacrebleu_signature": str(metric.get_signature())}
+
+
+def chrf(predictions: Sequence[str], references: Sequence[str]) -> Scores:
+    """sacreBLEU's chrF2, 0 to 100, with its signature (Popovic 2015, https://aclanthology.org/W15-3049)."""
+    metric = sacrebleu.CHRF()
+    score = metric.corpus_score(list(predictions), [list(references)]).score
+    return {"chrf": score, "chrf_signature": str(metric.get_signature())}
+
+
+METRICS: dict[str, Metric] = {"exact_match": exact_match, "sacrebleu": bleu, "chrf": chrf}
+
+
+def load_metric(name: str) -> Metric:
+    """A metric of the table above, or else one that `evaluate.load` finds by name or path.
+
+    Raises:
+        ValueError: when neither knows the name.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    import evaluate  # imports pandas and scikit-learn-like weight that the built-in metrics do not need
+
+    try:
+        module = evaluate.load(name)
+    except Exception as error:  # evaluate raises FileNotFoundError, ConnectionError, ImportError, ... alike
+        raise ValueError(
+            f"evaluation.metrics: {name!r} is not built in ({', '.join(METRICS)}) and evaluate.load failed: {error}"
+        ) from error
+
+    def compute(predictions: Sequence[str], references: Sequence[str]) -> Scores:
+        result = module.compute(predictions=list(predictions), references=list(references))
+        return {key: value for key, value in result.items() if isinstance(value, int | float | str)}
+
+    return compute
+
+
+def perplexity(loss: float) -> float:
+    """exp(cross-entropy per token in nats); infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,0 +1,32 @@
+"""Pictures of a training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+PANELS = (
+    ("loss per token (nats)", "loss", "eval_loss"),
+    ("token accuracy", "token_accuracy", "eval_token_accuracy"),
+)
+
+
+def training_curves(log_history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws loss and accuracy over the steps, training and validation, as a PNG.
+
+    Args:
+        log_history: of `TrainerState`: one dict a log line, with "step".
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, (title, train, validation) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        for key, label in ((train, "train"), (validation, "validation")):
+            points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+            if points:
+                # A single point makes no line: mark it.
+                axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 30 else None, ms=3)
+        axes.set(title=title, xlabel="optimizer step")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    figure.savefig(path, dpi=120)

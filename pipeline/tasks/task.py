@@ -1,0 +1,44 @@
+"""What a task is to the training: how rows become batches, and how outputs become losses and predictions.
+
+Shapes: B batch, S source length, T target length.
+"""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
+
+Columns = dict[str, list]
+Feature = dict[str, Any]
+Batch = dict[str, Tensor]
+
+
+class Task(Protocol):
+    """One instance serves a run; `training.py` and `evaluation.py` know a task by these members alone."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def encode(self, columns: Columns) -> list[Feature | None]:
+        """Rows, with their numbers as column "row", to one feature each; None for a row to be left out."""
+        ...
+
+    def lengths(self, feature: Feature) -> tuple[int, ...]:
+        """Tokens on each side that is padded by itself."""
+        ...
+
+    def collate(self, features: list[Feature]) -> Batch:
+        """Features to a batch whose keys are arguments of the model's `forward`."""
+        ...
+
+    def losses(self, outputs: ModelOutput, batch: Batch) -> Tensor:
+        """The loss of each sample (B), summed over its items, without smoothing."""
+        ...
+
+    def count(self, outputs: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+        """For each sample (B): the number of its items, and of those predicted right."""
+        ...
+
+    def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig) -> list[str]:
+        """The model's own answer to each sample."""
+        ...
