@@ -100,10 +100,13 @@ class BatchStream(torch.utils.data.IterableDataset):
                 turn, rank = divmod(position.first_batch + index - begin, self.world_size)
                 if turn < 0 or rank != self.rank or turn % num_workers != worker_id:
                     continue
-                yield batch, replace(
-                    position,
-                    next_batch=begin + (turn + 1) * self.world_size,
-                    epoch=position.number + self._share_of_pass(position, (index + 1) / len(batches)),
+                yield (
+                    batch,
+                    replace(
+                        position,
+                        next_batch=begin + (turn + 1) * self.world_size,
+                        epoch=position.number + self._share_of_pass(position, (index + 1) / len(batches)),
+                    ),
                 )
 
     def _windows(self, position: Position) -> Iterator[tuple[Position, list[list[Feature]]]]:
@@ -197,9 +200,10 @@ class BatchLoader:
         self.stream.position = Position(**state)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        # The stream makes whole batches; collating in the worker, beside the position, which stays untouched.
-        def collate(item: tuple[list[Feature], Position]) -> tuple[dict[str, torch.Tensor], Position]:
-            return self.collate(item[0]), item[1]
+        # Collating in the worker, beside the position, which stays untouched.
+        def collate(item: Any) -> tuple[dict[str, torch.Tensor], Position]:
+            features, position = item
+            return self.collate(features), position
 
         for batch, position in DataLoader(self.stream, batch_size=None, collate_fn=collate, **self.options):
             self.stream.position = position

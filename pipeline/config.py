@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError
 from transformers import Seq2SeqTrainingArguments
 
@@ -41,7 +42,9 @@ class DataConfig(Section):
     max_source_length: int = Field(128, ge=2, description="tokens; longer training rows are left out and counted")
     max_target_length: int = Field(128, ge=2, description="tokens; likewise, and the bound when generating")
     batch_tokens: int | None = Field(
-        None, ge=1, description="padded source and target tokens a batch and device; null: per_device_train_batch_size rows"
+        None,
+        ge=1,
+        description="padded source and target tokens a batch and device; null: per_device_train_batch_size rows",
     )
     shuffle_window: int = Field(10_000, ge=1, description="rows shuffled and grouped by length at a time")
 
@@ -60,7 +63,8 @@ class TokenizerConfig(Section):
 
 class EvaluationConfig(Section):
     metrics: list[str] = Field(
-        ["exact_match"], description="exact_match, sacrebleu, chrf, or whatever evaluate.load takes; [] generates nothing"
+        ["exact_match"],
+        description="exact_match, sacrebleu, chrf, or whatever evaluate.load takes; [] generates nothing",
     )
     num_beams: int = Field(1, ge=1, description="beams while training; the last evaluation uses `generation`")
     max_rows: int | None = Field(None, ge=1, description="validation rows used while training; null: all")
@@ -163,6 +167,14 @@ def describe() -> str:
     return "\n".join(lines)
 
 
+def parse_overrides(overrides: typing.Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs, with dots for nested keys and values in YAML, as a dict."""
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply(override, values, {})
+    return values
+
+
 def nearest(word: str, words: typing.Iterable[str]) -> str:
     """`; did you mean X?` for the nearest of `words`, or the list of them all."""
     words = sorted(words)
@@ -193,7 +205,7 @@ def _line(tree: Any, location: tuple[str, ...]) -> str:
     """`:LINE` of the key, or of the nearest one above it, in a tree that ruamel.yaml read."""
     line = ""
     for name in location:
-        if not isinstance(tree, dict) or name not in tree:
+        if not isinstance(tree, CommentedMap) or name not in tree:
             break
         line = f":{tree.lc.key(name)[0] + 1}"
         tree = tree[name]

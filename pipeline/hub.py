@@ -36,7 +36,10 @@ def card(config: Config, model: PreTrainedModel, state: TrainerState, scores: di
         if not isinstance(value, str)
     ]
     data = ModelCardData(
-        library_name="transformers", tags=["teacher-forcing", config.task], model_name=name, eval_results=results or None
+        library_name="transformers",
+        tags=["teacher-forcing", config.task],
+        model_name=name,
+        eval_results=results or None,
     )
     table = "\n".join(
         f"| {split} | {metric} | {value if isinstance(value, str) else f'{value:.4f}'} |"

@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from accelerate import PartialState
 from datasets import Dataset
@@ -28,7 +30,7 @@ from pipeline.evaluation import Evaluation
 from pipeline.metrics import load_metric
 from pipeline.optimization import noam
 from pipeline.sources import Rows, read
-from pipeline.tasks.tables import TASKS, Entry
+from pipeline.tasks.tables import find
 from pipeline.tasks.task import Feature, Task
 from pipeline.training import TeacherForcingTrainer
 from tokenizer.checks import check
@@ -46,14 +48,8 @@ class Result:
 
     output_dir: Path
     scores: dict[str, dict[str, Any]]
-    last: Evaluation | None
-
-
-def find_task(config: Config) -> Entry:
-    """Raises ConfigError for a name that is not in the table."""
-    if config.task not in TASKS:
-        raise ConfigError(f"task: {config.task!r} is unknown{nearest(config.task, TASKS)}")
-    return TASKS[config.task]
+    last: Evaluation | None = None
+    was_finished: bool = False
 
 
 def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
@@ -67,7 +63,7 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
         warmup_steps = values.get("warmup_steps", 0)
         if warmup_steps < 1:
             raise ConfigError("training.warmup_steps: noam needs a number of steps, such as 4000")
-        d_model = find_task(config).config(**config.model).d_model
+        d_model = find(config.task).config(**config.model).d_model
         values |= noam(d_model, int(warmup_steps), values.get("learning_rate", 1.0))
     if values.get("max_steps", -1) <= 0 and config.data.streaming:
         raise ConfigError("training.max_steps: a streamed data set has no length; give the number of steps")
@@ -114,7 +110,7 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerBase, seed: int) -
     Raises:
         ConfigError: for an unknown or impossible size, or a vocabulary that the tokenizer overflows.
     """
-    entry = find_task(config)
+    entry = find(config.task)
     known = entry.config().to_dict()
     for name in config.model:
         if name not in known:
@@ -174,6 +170,18 @@ def check_best_metric(config: Config) -> None:
     known = [*ALWAYS_SCORED, *config.evaluation.metrics]
     if name not in known:
         raise ConfigError(f"training.metric_for_best_model: {name!r} is not scored{nearest(name, known)}")
+
+
+def find_config(checkpoint: Path) -> Path:
+    """The config that a checkpoint, or the run that it lies in, was trained with.
+
+    Raises:
+        ConfigError: where neither folder holds one.
+    """
+    for folder in (checkpoint, checkpoint.parent):
+        if (folder / CONFIG_FILE).is_file():
+            return folder / CONFIG_FILE
+    raise ConfigError(f"{checkpoint}: there is no {CONFIG_FILE} in it, nor beside it; name a config with --config")
 
 
 def find_start(config: Config, args: Seq2SeqTrainingArguments) -> str | None:
@@ -248,6 +256,17 @@ def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, row
     )
 
 
+def use_all_cores() -> None:
+    """Undoes `OMP_NUM_THREADS=1`, which `accelerate launch` sets unless told, and which halves the speed of two cores.
+
+    https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/commands/launch.py
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    if launched and PartialState().device.type == "cpu":
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+
+
 def run(config: Config) -> Result:
     """Trains, scores and saves; the finished model lies in `training.output_dir`, checkpoints below it.
 
@@ -256,12 +275,13 @@ def run(config: Config) -> Result:
     Raises:
         ConfigError, DataError, TokenizerError: before the first step, for whatever cannot work.
     """
-    entry = find_task(config)
+    use_all_cores()
+    entry = find(config.task)
     args = training_arguments(config)
     output_dir = Path(args.output_dir)
     checkpoint = find_start(config, args)
     if (output_dir / METRICS_FILE).is_file():
-        return Result(output_dir, json.loads((output_dir / METRICS_FILE).read_text()), None)
+        return Result(output_dir, json.loads((output_dir / METRICS_FILE).read_text()), was_finished=True)
     check_best_metric(config)
     metrics = [load_metric(name) for name in config.evaluation.metrics]
     rows = read(config.data, config.data.train, config.data.columns)

@@ -6,15 +6,17 @@ Everything is a `datasets.Dataset` or `datasets.IterableDataset`; only generated
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 from datasets import Dataset, IterableDataset
 
 from pipeline.config import ConfigError, DataConfig, DataError, nearest
 
-Rows = Dataset | IterableDataset
+Rows: TypeAlias = Dataset | IterableDataset
 
 
 def reversal(
@@ -95,16 +97,15 @@ def _open(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
     if path.is_file():
         path, split = path.parent, path.name if split == "train" else split
     if path.is_dir():
-        parallel = [path / f"{split}.{name}" for name in columns.values()]
-        if all(file.is_file() for file in parallel):
-            return _read_parallel(dict(zip(columns.values(), parallel, strict=True)), data.streaming)
         _check_files(path, split)
     elif data.path.count("/") != 1 or data.path.startswith((".", "/", "~")):
         raise ConfigError(f"data.path: {data.path!r} is no local file or folder, nor of the form owner/name")
-    options: dict[str, Any] = dict(data.options)
-    if _is_file_pattern(split):
-        options["data_files"], split = {"train": split}, "train"
     try:
+        if parallel := _parallel_files(path, split, columns):
+            return _read_parallel(parallel, data.streaming)
+        options: dict[str, Any] = dict(data.options)
+        if _is_file_pattern(split):
+            options["data_files"], split = {"train": split}, "train"
         return datasets.load_dataset(
             str(path) if path.is_dir() else data.path,
             data.subset,
@@ -116,8 +117,13 @@ def _open(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
     except datasets.exceptions.DatasetNotFoundError as error:
         raise ConfigError(f"data.path: {error}") from error
     except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
-        cause = error.__cause__ or error
-        raise DataError(f"data.path: {data.path}, split {split!r}: {cause}") from error
+        raise DataError(f"data.path: {data.path}, {split}: {error.__cause__ or error}") from error
+
+
+def _parallel_files(folder: Path, split: str, columns: dict[str, str]) -> dict[str, Path] | None:
+    """train.en and train.fr, for columns en and fr, where all of them are there."""
+    files = {name: folder / f"{split}.{name}" for name in columns.values()}
+    return files if all(file.is_file() for file in files.values()) else None
 
 
 def _is_file_pattern(split: str) -> bool:
@@ -138,23 +144,21 @@ def _read_parallel(files: dict[str, Path], streaming: bool) -> Rows:
     for file in files.values():
         if file.stat().st_size == 0:
             raise DataError(f"{file}: the file is empty")
+    # The time of change is an argument so that the cache of `from_generator` does not outlive the files.
+    arguments = {name: {"path": str(file), "changed": file.stat().st_mtime_ns} for name, file in files.items()}
     maker = IterableDataset if streaming else Dataset
-    return maker.from_generator(_parallel_lines, gen_kwargs={"files": {k: str(v) for k, v in files.items()}})
+    return maker.from_generator(_parallel_lines, gen_kwargs={"files": arguments})
 
 
-def _parallel_lines(files: dict[str, str]) -> Iterator[dict[str, str]]:
-    streams = [open(file, encoding="utf-8", newline="\n") for file in files.values()]
-    try:
-        try:
-            for lines in zip(*streams, strict=True):
-                yield dict(zip(files, (line.removesuffix("\n").removesuffix("\r") for line in lines), strict=True))
-        except ValueError as error:
-            if isinstance(error, UnicodeDecodeError):
-                raise
-            raise DataError(f"{', '.join(files.values())}: the files differ in their number of lines") from error
-    finally:
-        for stream in streams:
-            stream.close()
+def _parallel_lines(files: dict[str, dict[str, Any]]) -> Iterator[dict[str, str]]:
+    paths = [file["path"] for file in files.values()]
+    with ExitStack() as stack:
+        streams = [stack.enter_context(open(path, encoding="utf-8", newline="\n")) for path in paths]
+        for number, lines in enumerate(zip_longest(*streams), start=1):
+            if None in lines:
+                short = paths[lines.index(None)]
+                raise DataError(f"{short} has no line {number}, but its parallel file has; make them equally long")
+            yield dict(zip(files, (line.removesuffix("\n").removesuffix("\r") for line in lines), strict=True))
 
 
 def _head(row: dict[str, Any], name: str) -> str:

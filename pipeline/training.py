@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig, Seq2SeqTrainer, TrainerCallback
+from transformers import GenerationConfig, Seq2SeqTrainer, TrainerCallback, TrainerControl
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import DefaultFlowCallback
 
@@ -20,7 +20,7 @@ POSITION_FILE = "data_position.json"
 
 
 class PassEnd(TrainerCallback):
-    """Lets `eval_strategy: epoch` and its like act where a pass over the data ends: to Trainer the loader is endless."""
+    """Lets `eval_strategy: epoch` and the like act where a pass over the data ends; Trainer sees an endless one."""
 
     def __init__(self, loader: BatchLoader):
         self.loader = loader
@@ -50,7 +50,7 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         self,
         *,
         task: Task,
-        loader: BatchLoader | None = None,
+        loader: BatchLoader,
         validation: Sequence[Feature] = (),
         generation: GenerationConfig | None = None,
         metrics: Sequence[Metric] = (),
@@ -61,10 +61,10 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         self.task, self.loader, self.validation = task, loader, validation
         self.generation, self.metrics, self.show = generation, metrics, show
         super().__init__(
-            train_dataset=loader.stream if loader else None,
+            train_dataset=loader.stream,
             eval_dataset=validation or None,
             processing_class=task.tokenizer,
-            callbacks=[*callbacks, PassEnd(loader)] if loader else list(callbacks),
+            callbacks=[*callbacks, PassEnd(loader)],
             **kwargs,
         )
         self._counts = torch.zeros(2, device=self.args.device)  # target tokens since the last log, and right ones
@@ -90,10 +90,9 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             items, correct = self.accelerator.reduce(self._counts).tolist()
             logs["token_accuracy"] = correct / max(items, 1)
             self._counts.zero_()
-        if self.loader is not None:
-            self.state.epoch = self.loader.position.epoch
-            if self.loader.position.left_out:
-                logs["rows_left_out"] = self.loader.position.left_out
+        self.state.epoch = self.loader.position.epoch
+        if self.loader.position.left_out:
+            logs["rows_left_out"] = self.loader.position.left_out
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
@@ -104,7 +103,7 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         if self.is_world_process_zero() and self.generation is not None:
             for prediction in result.predictions[: self.show]:
                 tqdm.write(describe(prediction))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, numbers)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, numbers)
         return numbers
 
     def score(self, features: Sequence[Feature], generation: GenerationConfig | None) -> Evaluation:

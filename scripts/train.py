@@ -6,6 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether installed or not
 
+from accelerate import PartialState
+from transformers.utils import logging
+
 from pipeline import config as configuration
 from pipeline.run import Result, run
 from tokenizer.training import TokenizerError
@@ -22,13 +25,12 @@ def main() -> int:
     parser.add_argument("config", help="YAML file, such as configs/reversal.yaml")
     parser.add_argument("overrides", nargs="*", help="section.key=value, the value in YAML")
     arguments = parser.parse_args()
+    logging.disable_progress_bar()  # of loading and saving; the training's own stays
     try:
         result = run(configuration.load(arguments.config, arguments.overrides))
     except (configuration.ConfigError, configuration.DataError, TokenizerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from accelerate import PartialState
-
     if PartialState().is_main_process:
         report(result)
     return 0
@@ -36,9 +38,9 @@ def main() -> int:
 
 def report(result: Result) -> None:
     """Prints predictions marked right or wrong, the scores, and where everything lies."""
-    if result.last is None:
+    if result.was_finished:
         print(f"\nThis run is finished already; remove {result.output_dir} to train again.")
-    else:
+    if result.last is not None:
         print("\nPredictions")
         for prediction in result.last.predictions[:TABLE_ROWS]:
             mark = "right" if prediction.is_right else "wrong"

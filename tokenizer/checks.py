@@ -51,7 +51,9 @@ def _check_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
             raise TokenizerError(f"the tokenizer has no {name}: set it, as tokenizer.{name} = '...'")
     ids = {name: getattr(tokenizer, f"{name}_id") for name in ("pad_token", "bos_token", "eos_token", "unk_token")}
     if ids["pad_token"] == ids["eos_token"]:
-        raise TokenizerError("pad_token and eos_token are one token: the model would never learn to stop; separate them")
+        raise TokenizerError(
+            "pad_token and eos_token are one token: the model would never learn to stop; separate them"
+        )
     for name, number in ids.items():
         if number is not None and number >= len(tokenizer):
             raise TokenizerError(f"{name} has the id {number}, outside the vocabulary of {len(tokenizer)}")

@@ -98,7 +98,12 @@ KINDS: dict[str, Callable[[int], Parts]] = {
 
 
 def train(
-    texts: Iterable[str], kind: str = "bpe", vocab_size: int = 8000, *, max_length: int = 512, max_texts: int = 1_000_000
+    texts: Iterable[str],
+    kind: str = "bpe",
+    vocab_size: int = 8000,
+    *,
+    max_length: int = 512,
+    max_texts: int = 1_000_000,
 ) -> PreTrainedTokenizerFast:
     """Learns a vocabulary.
 

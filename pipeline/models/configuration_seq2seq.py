@@ -51,10 +51,10 @@ class Seq2SeqTransformerConfig(PreTrainedConfig):
     label_smoothing: float | int = 0.0
     is_encoder_decoder: bool = True
     use_cache: bool = True
-    pad_token_id: int | None = 0
+    pad_token_id: int = 0
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
-    decoder_start_token_id: int | None = 1
+    decoder_start_token_id: int = 1
 
     def __post_init__(self, **kwargs):
         for name in ("vocab_size", "d_model", "encoder_layers", "decoder_layers", "attention_heads", "ffn_dim"):

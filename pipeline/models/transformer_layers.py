@@ -90,7 +90,9 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the attended states (B, T, D), and the weights (B, H, T, K) where the kernel gives them."""
         query = self._split_heads(self.q_proj(hidden_states))  # (B, H, T, E)
-        key, value = self._keys_and_values(hidden_states if source is None else source, source is not None, past_key_values)
+        key, value = self._keys_and_values(
+            hidden_states if source is None else source, source is not None, past_key_values
+        )
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         mixed, weights = attention(
             self,
@@ -192,10 +194,13 @@ class DecoderLayer(GradientCheckpointingLayer):
         **kwargs,
     ) -> Tensor:
         hidden_states = self.self_attn_residual(
-            hidden_states, lambda states: self.self_attn(states, attention_mask, past_key_values=past_key_values, **kwargs)[0]
+            hidden_states,
+            lambda states: self.self_attn(states, attention_mask, past_key_values=past_key_values, **kwargs)[0],
         )
         hidden_states = self.cross_attn_residual(
             hidden_states,
-            lambda states: self.cross_attn(states, source_attention_mask, source=source, past_key_values=past_key_values, **kwargs)[0],
+            lambda states: self.cross_attn(
+                states, source_attention_mask, source=source, past_key_values=past_key_values, **kwargs
+            )[0],
         )
         return self.feed_forward_residual(hidden_states, self.feed_forward)  # (B, T, D)

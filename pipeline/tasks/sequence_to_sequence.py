@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from pipeline.config import DataError
 from pipeline.models.modeling_seq2seq import IGNORED
@@ -71,7 +71,7 @@ class SequenceToSequence:
             "labels": pad(targets, batch_first=True, padding_value=IGNORED),  # (B, T)
         }
 
-    def losses(self, outputs: ModelOutput, batch: Batch) -> Tensor:
+    def losses(self, outputs: Seq2SeqLMOutput, batch: Batch) -> Tensor:
         """Cross-entropy in nats."""
         labels, logits = batch["labels"], outputs.logits  # (B, T), (B, T, V)
         losses = nn.functional.cross_entropy(
@@ -79,7 +79,7 @@ class SequenceToSequence:
         )
         return losses.view_as(labels).sum(-1)
 
-    def count(self, outputs: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+    def count(self, outputs: Seq2SeqLMOutput, batch: Batch) -> tuple[Tensor, Tensor]:
         """Target tokens, and those whose most probable token is the right one."""
         correct = outputs.logits.argmax(-1).eq(batch["labels"])  # (B, T); an ignored label equals no token
         return batch["labels"].ne(IGNORED).sum(-1), correct.sum(-1)

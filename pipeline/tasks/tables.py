@@ -1,12 +1,16 @@
 """The tasks a config can name, each with the model that learns it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from accelerate import PartialState
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from pipeline.config import ConfigError, nearest
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
+from pipeline.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -21,3 +25,31 @@ TASKS = {
         SequenceToSequence, Seq2SeqTransformerConfig, Seq2SeqTransformerForConditionalGeneration
     ),
 }
+
+
+def find(name: str) -> Entry:
+    """Raises ConfigError for a name that is not in the table."""
+    if name not in TASKS:
+        raise ConfigError(f"task: {name!r} is unknown{nearest(name, TASKS)}")
+    return TASKS[name]
+
+
+def load(checkpoint: str | Path) -> tuple[PreTrainedModel, Task]:
+    """A trained model, on this process's device and ready to predict, and the task it was trained for.
+
+    Args:
+        checkpoint: folder or Hub id. Its weights and settings are read; code that lies beside them is not run.
+
+    Raises:
+        ConfigError: when there is no checkpoint of one of this project's models.
+    """
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+        entry = next((entry for entry in TASKS.values() if isinstance(config, entry.config)), None)
+        if entry is None:
+            raise ConfigError(f"{checkpoint}: {config.model_type!r} is not a model of this project")
+        model = entry.model.from_pretrained(checkpoint)
+        task = entry.task(AutoTokenizer.from_pretrained(checkpoint))
+    except OSError as error:
+        raise ConfigError(f"{checkpoint}: no complete checkpoint of a trained model: {error}") from error
+    return model.to(PartialState().device).eval(), task
