@@ -205,6 +205,8 @@ class BatchLoader:
             features, position = item
             return self.collate(features), position
 
-        for batch, position in DataLoader(self.stream, batch_size=None, collate_fn=collate, **self.options):
+        # A generator of its own: DataLoader draws a seed when it starts, which would shift the dropout of a resumed run.
+        options = {"collate_fn": collate, "generator": torch.Generator(), **self.options}
+        for batch, position in DataLoader(self.stream, batch_size=None, **options):
             self.stream.position = position
             yield batch

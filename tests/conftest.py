@@ -1,0 +1,107 @@
+"""What the tests share: small models, small runs, and the folder of real data where there is one."""
+
+import copy
+import json
+import os
+import random
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of a Hugging Face library: no test reaches a network
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import pytest
+import torch
+
+from pipeline.config import Config, parse
+from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
+from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
+
+ROOT = Path(__file__).parents[1]
+TINY = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "attention_heads": 4, "ffn_dim": 32}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def caches(tmp_path_factory):
+    """Data sets are cached in a folder of this session, not in the user's."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Real data sets that some machines keep beside the clone."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data is not on this machine: {folder}")
+    return folder
+
+
+@pytest.fixture
+def make_model():
+    """Makes a small random model in evaluation mode; keyword arguments change its config."""
+
+    def make(**changes) -> Seq2SeqTransformerForConditionalGeneration:
+        torch.manual_seed(0)
+        config = Seq2SeqTransformerConfig(**{"vocab_size": 40, **TINY, **changes})
+        return Seq2SeqTransformerForConditionalGeneration(config).eval()
+
+    return make
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    """Two pairs, the second padded on both sides."""
+    input_ids = torch.tensor([[5, 6, 7, 8, 9, 2], [10, 11, 2, 0, 0, 0]])
+    labels = torch.tensor([[12, 13, 14, 2], [15, 2, -100, -100]])
+    return {"input_ids": input_ids, "attention_mask": input_ids.ne(0).long(), "labels": labels}
+
+
+@pytest.fixture
+def make_pairs(tmp_path):
+    """Writes a folder of JSON lines, train, validation and test: words of very different number, and their reversal."""
+
+    def make(rows: int = 40, held_out: int = 6) -> Path:
+        generator, folder = random.Random(0), tmp_path / "pairs"
+        folder.mkdir()
+        for split, count in (("train", rows), ("validation", held_out), ("test", held_out)):
+            with (folder / f"{split}.jsonl").open("w") as stream:
+                for index in range(count):
+                    words = generator.choices("abcdefghij", k=1 + 3 * index % 11)
+                    print(json.dumps({"source": " ".join(words), "target": " ".join(reversed(words))}), file=stream)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def make_config(tmp_path):
+    """Makes the config of a run of seconds, on reversal; keyword arguments are section=dict."""
+    base = {
+        "data": {
+            "path": "reversal",
+            "test": "test",
+            "options": {"length": 4, "symbols": 8, "rows": 64, "held_out": 8},
+        },
+        "tokenizer": {"kind": "word"},
+        "model": dict(TINY),
+        "training": {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 4,
+            "per_device_train_batch_size": 8,
+            "logging_steps": 2,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "save_steps": 2,
+            "disable_tqdm": True,
+        },
+        "generation": {"max_new_tokens": 8},
+    }
+
+    def make(**changes) -> Config:
+        values = copy.deepcopy(base)
+        for section, keys in changes.items():
+            values[section] = {**values.get(section, {}), **keys}
+        return parse(values)
+
+    return make

@@ -1,0 +1,139 @@
+import json
+from collections import Counter
+from dataclasses import asdict
+from itertools import islice
+
+import pytest
+from datasets import Dataset, IterableDataset
+
+from pipeline.batching import BatchLoader, BatchStream
+from pipeline.config import DataError
+
+LENGTHS = [(1 + 7 * index % 13, 1 + 5 * index % 11) for index in range(100)]
+
+
+def shard(shards):
+    for number in shards:
+        yield from ({"value": index} for index in range(number * 25, number * 25 + 25))
+
+
+def make_rows(kind: str):
+    if kind == "dataset":
+        return Dataset.from_dict({"value": list(range(100))})
+    return IterableDataset.from_generator(shard, gen_kwargs={"shards": [0, 1, 2, 3]})
+
+
+def encode(columns):
+    return [{"value": value, "lengths": LENGTHS[value]} for value in columns["value"]]
+
+
+def make_stream(kind: str, **options) -> BatchStream:
+    options = {"batch_rows": 4, "window": 30, "seed": 1, **options}
+    return BatchStream(make_rows(kind), options.pop("encode", encode), lambda each: each["lengths"], **options)
+
+
+def take(stream, count: int) -> list[list[int]]:
+    return [[each["value"] for each in batch] for batch, _ in islice(iter(stream), count)]
+
+
+KINDS = pytest.mark.parametrize("kind", ["dataset", "stream"])
+
+
+@KINDS
+def test_every_row_once_a_pass(kind):
+    batches = [(batch, position) for batch, position in islice(iter(make_stream(kind)), 90)]
+    passes = [position.number for _, position in batches]
+    assert sorted(set(passes)) == [0, 1, 2] + ([3] if 3 in passes else [])
+    orders = []
+    for number in (0, 1, 2):
+        rows = [each["value"] for batch, position in batches if position.number == number for each in batch]
+        assert sorted(rows) == list(range(100))
+        orders.append(rows)
+    assert orders[0] != orders[1] != orders[2] and orders[0] != list(range(100))
+
+
+@KINDS
+def test_the_order_is_the_seeds(kind):
+    assert take(make_stream(kind), 40) == take(make_stream(kind), 40)
+    assert take(make_stream(kind), 40) != take(make_stream(kind, seed=2), 40)
+
+
+@KINDS
+def test_resuming_goes_on_with_the_next_batch(kind):
+    """From every position in two passes, through JSON as a checkpoint stores it."""
+    batches = list(islice(iter(make_stream(kind)), 60))
+    expected = [[each["value"] for each in batch] for batch, _ in batches]
+    for index, (_, position) in enumerate(batches[:52]):
+        stream = make_stream(kind)
+        loader = BatchLoader(stream, collate=list)
+        loader.load_state_dict(json.loads(json.dumps(asdict(position))))
+        assert take(stream, 3) == expected[index + 1 : index + 4]
+
+
+@KINDS
+def test_ranks_share_one_order(kind):
+    whole = take(make_stream(kind), 60)
+    ranks = [take(make_stream(kind, rank=rank, world_size=2), 30) for rank in (0, 1)]
+    assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == whole
+    _, position = list(islice(iter(make_stream(kind, rank=0, world_size=2)), 10))[-1]
+    stream = make_stream(kind)
+    stream.position = position  # two ranks, ten batches each, go on as one
+    assert take(stream, 5) == whole[20:25]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@KINDS
+def test_workers_change_nothing(kind, workers):
+    def collate(features):
+        return [each["value"] for each in features]
+
+    loader = BatchLoader(make_stream(kind), collate, num_workers=workers)
+    assert list(islice(iter(loader), 40)) == take(make_stream(kind), 40)
+
+
+def test_token_budget_and_padding():
+    stream = make_stream("dataset", batch_tokens=60, window=100)
+    batches = list(islice(iter(stream), stream.count_batches()))
+    real = padded = 0
+    for batch, _ in batches:
+        sides = [max(side) for side in zip(*(each["lengths"] for each in batch), strict=True)]
+        assert len(batch) == 1 or len(batch) * sum(sides) <= 60
+        real += sum(sum(each["lengths"]) for each in batch)
+        padded += len(batch) * sum(sides)
+    assert sum(len(batch) for batch, _ in batches) == 100
+    assert real / padded > 0.75
+    mixed = list(islice(iter(make_stream("dataset", window=4)), 25))
+    shuffled = sum(len(b) * sum(max(s) for s in zip(*(e["lengths"] for e in b), strict=True)) for b, _ in mixed)
+    assert padded < shuffled  # grouping by length is what keeps padding low
+
+
+def test_a_row_over_the_budget_is_a_batch_of_its_own():
+    stream = make_stream("dataset", batch_tokens=10)
+    sizes = Counter(len(batch) for batch, _ in islice(iter(stream), stream.count_batches()))
+    assert sizes[1] > 0
+
+
+@KINDS
+def test_rows_left_out_are_counted(kind):
+    def odd(columns):
+        return [each if each["value"] % 2 else None for each in encode(columns)]
+
+    stream = make_stream(kind, encode=odd)
+    batches = [item for item in islice(iter(stream), 60) if item[1].number == 0]
+    assert sorted(each["value"] for batch, _ in batches for each in batch) == list(range(1, 100, 2))
+    assert batches[-1][1].left_out == 50
+
+
+@KINDS
+def test_nothing_left_to_train_on(kind):
+    stream = make_stream(kind, encode=lambda columns: [None] * len(columns["row"]))
+    with pytest.raises(DataError, match="none of the 100 training rows is left"):
+        next(iter(stream))
+
+
+def test_epoch_is_the_share_of_the_pass():
+    positions = [position for _, position in islice(iter(make_stream("dataset")), 60)]
+    epochs = [position.epoch for position in positions]
+    assert epochs == sorted(epochs) and 0 < epochs[0] < 0.1
+    first_pass = [position.epoch for position in positions if position.number == 0]
+    assert first_pass[-1] == pytest.approx(1)

@@ -1,0 +1,80 @@
+import pytest
+
+from pipeline.config import ConfigError, describe, load, parse_overrides
+from tests.conftest import ROOT
+
+
+def write(tmp_path, text: str):
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_values_overrides_and_defaults(tmp_path):
+    path = write(tmp_path, "data:\n  path: reversal\ntraining:\n  learning_rate: 1e-4\n")
+    config = load(path, ["data.streaming=true", "training.lr_scheduler_kwargs.min_lr=1e-6", "model.d_model=64"])
+    assert config.training["learning_rate"] == 1e-4  # YAML 1.1 would make this text
+    assert config.training["lr_scheduler_kwargs"] == {"min_lr": 1e-6}
+    assert config.data.streaming is True and config.model == {"d_model": 64}
+    assert config.training["output_dir"] == "runs/run"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_loads(path):
+    assert load(path).data.path
+
+
+def test_there_are_shipped_configs():
+    assert len(list((ROOT / "configs").glob("*.yaml"))) >= 2
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("data:\n  path: reversal\n  shufle_window: 3\n", r"run.yaml:3: unknown key data.shufle_window; did you mean sh"),
+        ("data:\n  path: reversal\nmodle: {}\n", r"run.yaml:3: unknown key modle; did you mean model"),
+        ("model: {}\n", r"run.yaml: data is missing"),
+        ("data: {}\n", r"run.yaml:1: data.path is missing; give it in the file or as data.path="),
+        ("data:\n  path: x\n  streaming: 7\n", r"run.yaml:3: data.streaming: .*bool.* \(given: 7\)"),
+        ("data:\n  path: x\ntraining:\n  learning_rte: 1\n", r"run.yaml:4: training.learning_rte .*did you mean learning_r"),
+        ("data:\n  path: x\ntraining:\n  learning_rate: fast\n", r"run.yaml:4: training.learning_rate: .*number"),
+        ("data:\n  path: x\ntraining:\n  evaluation_strategy: no\n", r"did you mean eval"),
+        ("data:\n  path: x\ntraining:\n  push_to_hub: true\n", r"training.push_to_hub is set by hub.push"),
+        ("data:\n  path: x\n  path: y\n", r"not valid YAML"),
+        ("data: [\n", r"not valid YAML"),
+        ("- data\n", r"must hold sections"),
+    ],
+)
+def test_wrong_configs_are_named(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("data.streeming=true", "override 'data.streeming=true': unknown key data.streeming; did you mean streaming"),
+        ("data.streaming", "write section.key=value"),
+        ("data.path.x=1", "path holds a value"),
+        ("data.max_source_length=1", "override 'data.max_source_length=1': data.max_source_length: .*greater"),
+        ("training.max_steps=[", "not valid YAML"),
+    ],
+)
+def test_wrong_overrides_are_named(tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load(write(tmp_path, "data:\n  path: reversal\n"), [override])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none.yaml: no such config file"):
+        load(tmp_path / "none.yaml")
+
+
+def test_parse_overrides():
+    assert parse_overrides(["do_sample=true", "top_k=10", "a.b=0.6"]) == {"do_sample": True, "top_k": 10, "a": {"b": 0.6}}
+
+
+def test_the_manual_names_every_key():
+    text = describe()
+    for key in ("data.path", "tokenizer.kind", "evaluation.metrics", "hub.push", "training", "generation", "model"):
+        assert key in text
