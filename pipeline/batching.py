@@ -205,7 +205,7 @@ class BatchLoader:
             features, position = item
             return self.collate(features), position
 
-        # A generator of its own: DataLoader draws a seed when it starts, which would shift the dropout of a resumed run.
+        # A generator of its own: DataLoader draws a seed at its start, which would shift a resumed run's dropout.
         options = {"collate_fn": collate, "generator": torch.Generator(), **self.options}
         for batch, position in DataLoader(self.stream, batch_size=None, **options):
             self.stream.position = position

@@ -22,24 +22,11 @@ def card(config: Config, model: PreTrainedModel, state: TrainerState, scores: di
         scores: split -> name -> number or signature.
     """
     name = config.hub.model_id or Path(config.training["output_dir"]).name
-    results = [
-        EvalResult(
-            task_type="text2text-generation",
-            dataset_type=config.data.path,
-            dataset_name=config.data.path,
-            dataset_split=split,
-            metric_type=metric,
-            metric_value=value,
-        )
-        for split, values in scores.items()
-        for metric, value in values.items()
-        if not isinstance(value, str)
-    ]
     data = ModelCardData(
         library_name="transformers",
         tags=["teacher-forcing", config.task],
         model_name=name,
-        eval_results=results or None,
+        eval_results=_results(config, scores) or None,
     )
     table = "\n".join(
         f"| {split} | {metric} | {value if isinstance(value, str) else f'{value:.4f}'} |"
@@ -80,6 +67,22 @@ The model's code lies beside its weights, hence `trust_remote_code=True`; read i
 ```yaml
 {settings.getvalue()}```
 """
+
+
+def _results(config: Config, scores: dict[str, dict[str, Any]]) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="text2text-generation",
+            dataset_type=config.data.path,
+            dataset_name=config.data.path,
+            dataset_split=split,
+            metric_type=metric,
+            metric_value=value,
+        )
+        for split, values in scores.items()
+        for metric, value in values.items()
+        if not isinstance(value, str)
+    ]
 
 
 def publish(folder: Path, settings: HubConfig) -> None:

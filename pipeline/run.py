@@ -27,7 +27,7 @@ from pipeline import hub, plots
 from pipeline.batching import BatchLoader, BatchStream
 from pipeline.config import Config, ConfigError, nearest
 from pipeline.evaluation import Evaluation
-from pipeline.metrics import load_metric
+from pipeline.metrics import Metric, load_metric
 from pipeline.optimization import noam
 from pipeline.sources import Rows, read
 from pipeline.tasks.tables import find
@@ -69,6 +69,7 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
         raise ConfigError("training.max_steps: a streamed data set has no length; give the number of steps")
     values.pop("label_smoothing_factor", None)  # the model's own, so that evaluation stays unsmoothed
     values.setdefault("report_to", "tensorboard")
+    values.setdefault("use_cache", True)  # Trainer writes it into the model's config, where False slows generation
     try:
         return Seq2SeqTrainingArguments(
             **values,
@@ -164,12 +165,28 @@ def generation_config(config: Config, model: PreTrainedModel, **changes: Any) ->
     return generation
 
 
-def check_best_metric(config: Config) -> None:
-    """Raises ConfigError when `training.metric_for_best_model` is nothing that the evaluation will give."""
+def check_early(config: Config, args: Seq2SeqTrainingArguments) -> None:
+    """What would otherwise fail at the first evaluation, or after the training.
+
+    Raises:
+        ConfigError: for an evaluation without data, a best metric that is never scored, a push to nowhere.
+    """
+    if args.eval_strategy != "no" and config.data.validation is None:
+        raise ConfigError("training.eval_strategy: there is nothing to evaluate on; give data.validation, or say no")
+    if config.hub.push and config.hub.model_id is None:
+        raise ConfigError("hub.model_id: name the repository to push to, as owner/name")
     name = config.training.get("metric_for_best_model", "loss").removeprefix("eval_")
     known = [*ALWAYS_SCORED, *config.evaluation.metrics]
     if name not in known:
         raise ConfigError(f"training.metric_for_best_model: {name!r} is not scored{nearest(name, known)}")
+
+
+def load_metrics(config: Config) -> list[Metric]:
+    """Raises ConfigError for a name that neither this project nor `evaluate` knows."""
+    try:
+        return [load_metric(name) for name in config.evaluation.metrics]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def find_config(checkpoint: Path) -> Path:
@@ -199,6 +216,7 @@ def find_start(config: Config, args: Seq2SeqTrainingArguments) -> str | None:
             f"{section}.{key}" if isinstance(now[section], dict) else section
             for section in now
             for key in _differences(before.get(section), now[section])
+            if key != "output_dir"  # a folder may be moved
         ]
         if keys:
             raise ConfigError(
@@ -282,9 +300,11 @@ def run(config: Config) -> Result:
     checkpoint = find_start(config, args)
     if (output_dir / METRICS_FILE).is_file():
         return Result(output_dir, json.loads((output_dir / METRICS_FILE).read_text()), was_finished=True)
-    check_best_metric(config)
-    metrics = [load_metric(name) for name in config.evaluation.metrics]
+    check_early(config, args)
+    metrics = load_metrics(config)
     rows = read(config.data, config.data.train, config.data.columns)
+    if config.data.test is not None:
+        read(config.data, config.data.test, config.data.columns)  # to fail now rather than after the training
     tokenizer = load_or_train_tokenizer(config, rows, output_dir)
     task = entry.task(tokenizer)
     model = build_model(config, tokenizer, args.seed)

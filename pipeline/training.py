@@ -126,7 +126,7 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        # A pickle, with the Hub token in it where there is one; nothing reads it:
+        # Arguments in a binary form that can hold the Hub token, and that nothing reads:
         # https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/trainer.py
         if self.args.should_save:
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)

@@ -31,6 +31,9 @@ def main() -> int:
     except (configuration.ConfigError, configuration.DataError, TokenizerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the newest checkpoint, where there is one", file=sys.stderr)
+        return 130
     if PartialState().is_main_process:
         report(result)
     return 0

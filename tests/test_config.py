@@ -31,12 +31,18 @@ def test_there_are_shipped_configs():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("data:\n  path: reversal\n  shufle_window: 3\n", r"run.yaml:3: unknown key data.shufle_window; did you mean sh"),
+        (
+            "data:\n  path: reversal\n  shufle_window: 3\n",
+            r"run.yaml:3: unknown key data.shufle_window; did you mean sh",
+        ),
         ("data:\n  path: reversal\nmodle: {}\n", r"run.yaml:3: unknown key modle; did you mean model"),
         ("model: {}\n", r"run.yaml: data is missing"),
         ("data: {}\n", r"run.yaml:1: data.path is missing; give it in the file or as data.path="),
         ("data:\n  path: x\n  streaming: 7\n", r"run.yaml:3: data.streaming: .*bool.* \(given: 7\)"),
-        ("data:\n  path: x\ntraining:\n  learning_rte: 1\n", r"run.yaml:4: training.learning_rte .*did you mean learning_r"),
+        (
+            "data:\n  path: x\ntraining:\n  learning_rte: 1\n",
+            r"run.yaml:4: training.learning_rte .*did you mean learning_r",
+        ),
         ("data:\n  path: x\ntraining:\n  learning_rate: fast\n", r"run.yaml:4: training.learning_rate: .*number"),
         ("data:\n  path: x\ntraining:\n  evaluation_strategy: no\n", r"did you mean eval"),
         ("data:\n  path: x\ntraining:\n  push_to_hub: true\n", r"training.push_to_hub is set by hub.push"),
@@ -71,7 +77,11 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_parse_overrides():
-    assert parse_overrides(["do_sample=true", "top_k=10", "a.b=0.6"]) == {"do_sample": True, "top_k": 10, "a": {"b": 0.6}}
+    assert parse_overrides(["do_sample=true", "top_k=10", "a.b=0.6"]) == {
+        "do_sample": True,
+        "top_k": 10,
+        "a": {"b": 0.6},
+    }
 
 
 def test_the_manual_names_every_key():

@@ -75,7 +75,7 @@ def randomise(module: nn.Module) -> None:
 def test_layers_are_torch_layers(make_model, pre_norm, activation):
     config = make_model(pre_norm=pre_norm, activation_function=activation, dropout=0.0).config
     config._attn_implementation = "eager"
-    options = dict(dropout=0.0, activation=activation, batch_first=True, norm_first=pre_norm)
+    options = {"dropout": 0.0, "activation": activation, "batch_first": True, "norm_first": pre_norm}
     source, target = torch.randn(2, 6, 16), torch.randn(2, 4, 16)
     padding = torch.tensor([[False] * 6, [False] * 3 + [True] * 3])
     mask = torch.zeros(2, 1, 1, 6).masked_fill(padding[:, None, None], torch.finfo(torch.float32).min)
@@ -163,7 +163,9 @@ def test_whole_model_is_marian(make_model, batch):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"num_beams": 4}, {"do_sample": True, "top_k": 10, "temperature": 0.6}], ids=["greedy", "beam", "sample"]
+    "options",
+    [{}, {"num_beams": 4}, {"do_sample": True, "top_k": 10, "temperature": 0.6}],
+    ids=["greedy", "beam", "sample"],
 )
 def test_cache_changes_nothing(make_model, batch, options):
     model = make_model()

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
+
+from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
+from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
+
+
+def test_auto_classes_know_the_model(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), Seq2SeqTransformerConfig)
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert isinstance(model, Seq2SeqTransformerForConditionalGeneration)
+    ids = torch.tensor([[5, 6, 2]])
+    for options in ({"do_sample": True, "top_k": 10}, {"do_sample": True, "temperature": 0.6}, {}, {"num_beams": 4}):
+        generated = model.generate(ids, max_new_tokens=5, **options)
+        assert generated[0, 0] == 1 and generated.shape[1] <= 6
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_tied_or_separate(make_model, tmp_path, tied):
+    make_model(tie_word_embeddings=tied).save_pretrained(tmp_path)
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    pointers = {model.encoder.embed_tokens.weight.data_ptr(), model.decoder.embed_tokens.weight.data_ptr()}
+    pointers.add(model.lm_head.weight.data_ptr())
+    assert len(pointers) == (1 if tied else 3)
+
+
+def test_any_length(make_model):
+    """No table of positions ends: a source and a target longer than anything else here."""
+    model = make_model()
+    with torch.no_grad():
+        logits = model(torch.full((1, 3000), 7), labels=torch.full((1, 2500), 8)).logits
+    assert logits.shape == (1, 2500, 40) and logits.isfinite().all()
+
+
+def test_attentions_on_request(make_model, batch):
+    model = make_model(encoder_layers=1, decoder_layers=3)
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match=r"set_attn_implementation\('eager'\)"):
+        model(**batch, output_attentions=True)
+    model.set_attn_implementation("eager")
+    outputs = model(**batch, output_attentions=True, output_hidden_states=True)
+    assert [each.shape for each in outputs.encoder_attentions] == [(2, 4, 6, 6)]
+    assert [each.shape for each in outputs.decoder_attentions] == [(2, 4, 4, 4)] * 3
+    assert [each.shape for each in outputs.cross_attentions] == [(2, 4, 4, 6)] * 3
+    for weights in (*outputs.encoder_attentions, *outputs.cross_attentions):
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+        assert weights[1, :, :, 3:].abs().max() == 0  # padding is never attended to
+    for weights in outputs.decoder_attentions:
+        assert weights.triu(1).abs().max() == 0  # nor the future
+    assert len(outputs.decoder_hidden_states) == 4
+
+
+def test_gradient_checkpointing_changes_nothing(make_model, batch):
+    gradients = []
+    for checkpointing in (False, True):
+        model = make_model(dropout=0.0).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(**batch).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+def test_bf16_autocast(make_model, batch):
+    model = make_model().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**batch).loss
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.isfinite()
+
+
+def test_static_cache(make_model, batch):
+    model = make_model()
+    options = {"max_new_tokens": 8, "min_new_tokens": 8}
+    plain = model.generate(batch["input_ids"], **options)
+    assert model.generate(batch["input_ids"], cache_implementation="static", **options).tolist() == plain.tolist()
+
+
+def test_a_target_is_needed(make_model, batch):
+    with pytest.raises(ValueError, match="labels or decoder_input_ids"):
+        make_model()(batch["input_ids"])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"d_model": 30, "attention_heads": 4}, "d_model=30 is not divisible by attention_heads=4"),
+        ({"d_model": 15, "attention_heads": 5}, "d_model=15 must be even"),
+        ({"decoder_layers": 0}, "decoder_layers=0: it must be at least 1"),
+        ({"dropout": 1.5}, "dropout=1.5"),
+    ],
+)
+def test_impossible_sizes_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Seq2SeqTransformerConfig(**changes)
+
+
+def test_saved_generation_config_is_explicit(make_model, tmp_path):
+    model = make_model()
+    model.generation_config = GenerationConfig(max_new_tokens=7, do_sample=True, top_k=10, pad_token_id=0)
+    model.save_pretrained(tmp_path)
+    assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path).generation_config.top_k == 10

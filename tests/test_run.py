@@ -1,0 +1,195 @@
+"""Runs of seconds through `pipeline.run`: what they leave behind, and what is refused before the first step."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+
+from pipeline.config import ConfigError, DataError
+from pipeline.run import run
+from tokenizer.checks import TokenizerError
+from tokenizer.training import train as train_tokenizer
+
+
+@pytest.fixture
+def no_step(monkeypatch):
+    """Fails a test in which a training starts."""
+
+    def started(*args, **kwargs):
+        raise AssertionError("the training was started")
+
+    monkeypatch.setattr("pipeline.run.TeacherForcingTrainer.train", started)
+
+
+def test_what_a_run_leaves(make_config):
+    result = run(make_config(generation={"num_beams": 2, "max_new_tokens": 9}))
+    folder = result.output_dir
+    left = {path.name for path in folder.iterdir()}
+    assert left >= {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "README.md"}
+    assert left >= {"training_curves.png", "metrics.json", "run.yaml", "runs", "checkpoint-2", "checkpoint-4"}
+    assert list((folder / "runs").rglob("events.out.tfevents.*"))
+    assert not list(folder.rglob("training_args.bin"))
+    assert json.loads((folder / "metrics.json").read_text()) == result.scores
+    assert set(result.scores["test"]) == {"loss", "perplexity", "token_accuracy", "exact_match"}
+    assert len(result.last.predictions) == 8
+    generation = GenerationConfig.from_pretrained(folder)
+    assert (generation.num_beams, generation.max_new_tokens) == (2, 9)
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    assert model.config.use_cache is True
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.generate(**tokenizer(["1 2 3"], return_tensors="pt")).shape[0] == 1
+    history = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    assert {"loss", "token_accuracy", "grad_norm"} <= set(history[0])
+    assert any("eval_exact_match" in entry for entry in history)
+
+
+def test_a_finished_run_is_only_reported(make_config, capsys):
+    first = run(make_config())
+    changed = (first.output_dir / "model.safetensors").stat().st_mtime_ns
+    again = run(make_config())
+    assert again.was_finished and again.scores == first.scores
+    assert (first.output_dir / "model.safetensors").stat().st_mtime_ns == changed
+
+
+def test_another_config_is_refused_in_the_same_folder(make_config):
+    run(make_config())
+    with pytest.raises(ConfigError, match=r"holds a run with other settings \(model.d_model, training.max_steps\)"):
+        run(make_config(model={"d_model": 32}, training={"max_steps": 6}))
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"model": {"d_model": 30}}, ConfigError, "model: d_model=30 is not divisible by attention_heads=4"),
+        ({"model": {"d_modell": 30}}, ConfigError, "model.d_modell: .*did you mean d_model"),
+        ({"model": {"vocab_size": 5}}, ConfigError, "model.vocab_size: 5 is too small for the tokenizer's 12 tokens"),
+        ({"model": {"activation_function": "reloo"}}, ConfigError, "model: .*reloo"),
+        ({"model": {"dropout": "high"}}, ConfigError, "model: .*dropout"),
+        ({"generation": {"top_k": 10}}, ConfigError, "(?s)generation: .*`top_k`.*do_sample=True"),
+        ({"generation": {"num_beems": 3}}, ConfigError, "generation.num_beems .*did you mean num_beams"),
+        ({"data": {"source": "src"}}, DataError, r"reversal \(train\): there is no column 'src'"),
+        ({"data": {"test": "tset"}}, ConfigError, "did you mean test"),
+        ({"tokenizer": {"kind": "words"}}, TokenizerError, "'words' is unknown .did you mean 'word'.*; there are: bpe"),
+        ({"tokenizer": {"kind": "bpe", "vocab_size": 100}}, TokenizerError, "tokenizer.vocab_size: 100 is too small"),
+        ({"tokenizer": {"path": "nowhere/at-all"}}, ConfigError, "tokenizer.path: .*nowhere/at-all"),
+        ({"evaluation": {"metrics": ["blue"]}}, ConfigError, "evaluation.metrics: 'blue' is not built in"),
+        ({"training": {"metric_for_best_model": "bleu"}}, ConfigError, "metric_for_best_model: 'bleu' is not scored"),
+        ({"training": {"optim": "adamm"}}, ConfigError, "training: .*adamm"),
+        ({"training": {"lr_scheduler_type": "noam"}}, ConfigError, "training.warmup_steps: noam needs"),
+        ({"training": {"load_best_model_at_end": True, "save_steps": 3}}, ConfigError, "training: .*saving steps"),
+        ({"training": {"max_steps": -1}, "data": {"streaming": True}}, ConfigError, "training.max_steps: a streamed"),
+        ({"data": {"validation": None}}, ConfigError, "training.eval_strategy: .*data.validation"),
+        ({"hub": {"push": True}}, ConfigError, "hub.model_id: name the repository"),
+    ],
+)
+def test_errors_come_before_the_first_step(make_config, no_step, changes, error, message):
+    with pytest.raises(error, match=message):
+        run(make_config(**changes))
+
+
+def test_too_short_a_maximum_is_named(make_config):
+    with pytest.raises(DataError, match="none of the 64 training rows is left"):
+        run(make_config(data={"max_target_length": 3}))
+
+
+def test_a_tokenizer_without_an_end_is_refused(make_config, no_step, tmp_path):
+    tokenizer = train_tokenizer(["1 2 3"] * 2, "word", 20, max_length=64)
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(TokenizerError, match="without </s> .2. at its end"):
+        run(make_config(tokenizer={"path": str(tmp_path / "tokenizer")}))
+
+
+def test_a_null_in_the_data_is_named(make_config, make_pairs, no_step):
+    folder = make_pairs()
+    with (folder / "validation.jsonl").open("a") as stream:
+        print('{"source": "a", "target": null}', file=stream)
+    with pytest.raises(DataError, match="row 6: target is None"):
+        run(make_config(data={"path": str(folder), "options": {}}))
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"lr_scheduler_type": "noam", "warmup_steps": 2, "max_steps": 3},
+        {"lr_scheduler_type": "inverse_sqrt", "warmup_steps": 1, "max_steps": 3},
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "loss", "max_steps": 4},
+        {
+            "bf16": True,
+            "use_cpu": True,
+            "gradient_accumulation_steps": 2,
+            "max_steps": 2,
+            "activation_checkpointing": True,
+        },
+        {"optim": "adamw_torch", "label_smoothing_factor": 0.1, "max_grad_norm": 0.5, "max_steps": 2},
+    ],
+    ids=["noam", "inverse_sqrt", "plateau", "bf16", "smoothing"],
+)
+def test_recipes(make_config, training):
+    scores = run(make_config(training=training)).scores
+    assert scores["test"]["loss"] > 0
+
+
+def test_epochs_and_their_strategies(make_config):
+    """Two passes of 64 rows in batches of 8, evaluated and saved where each pass ends."""
+    training = {"max_steps": -1, "num_train_epochs": 2, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    folder = run(make_config(training=training)).output_dir
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-16", "checkpoint-9"]
+    state = json.loads((folder / "checkpoint-16" / "trainer_state.json").read_text())
+    assert state["global_step"] == 16 and state["epoch"] == pytest.approx(2)
+
+
+def test_the_best_model_is_kept(make_config):
+    """A learning rate that ruins the model: what is kept is not the last, but the best on validation."""
+    training = {
+        "learning_rate": 3.0,
+        "max_steps": 6,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "warmup_steps": 4,
+    }
+    folder = run(make_config(training=training)).output_dir
+    state = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())
+    losses = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
+    best = min(losses, key=losses.get)
+    assert best == 2
+    expected = load_file(folder / f"checkpoint-{best}" / "model.safetensors")
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_early_stopping(make_config):
+    training = {"learning_rate": 3.0, "max_steps": 40, "load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    folder = run(make_config(training=training, evaluation={"early_stopping_patience": 2})).output_dir
+    assert max(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")) < 40
+
+
+def test_a_tokenizer_of_ones_own(make_config, tmp_path):
+    tokenizer = train_tokenizer(["1 2 3 4 5 6 7 8 9"], "character", 20, max_length=64)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    folder = run(
+        make_config(tokenizer={"path": str(tmp_path / "tokenizer")}, generation={"max_new_tokens": 9})
+    ).output_dir
+    assert AutoTokenizer.from_pretrained(folder)("1 2")["input_ids"] == tokenizer("1 2")["input_ids"]
+
+
+def test_real_pairs_streamed(make_config, shared_data):
+    data = {"path": str(shared_data / "multi30k"), "options": {}, "source": "en", "target": "fr", "streaming": True}
+    data |= {"batch_tokens": 512, "shuffle_window": 500}
+    config = make_config(
+        data=data,
+        tokenizer={"kind": "bpe", "vocab_size": 1000, "max_texts": 2000},
+        training={"max_steps": 2},
+        evaluation={"metrics": ["sacrebleu", "chrf"], "max_rows": 8},
+    )
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"test": None, "validation": "validation"})}
+    )
+    scores = run(config).scores["validation"]
+    assert scores["sacrebleu_signature"] and scores["chrf_signature"] and scores["token_accuracy"] > 0
+    assert Path(config.training["output_dir"], "run.yaml").is_file()

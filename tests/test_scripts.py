@@ -1,0 +1,141 @@
+"""The commands a user types, each in its own process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from pipeline.run import run
+from tests.conftest import ROOT
+
+
+def command(*arguments, launcher=(sys.executable,), **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*launcher, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, **options
+    )
+
+
+def write_config(make_config, path, **changes):
+    path.write_text(json.dumps(make_config(**changes).model_dump()))  # JSON is YAML
+    return path
+
+
+@pytest.fixture
+def checkpoint(make_config):
+    return run(make_config()).output_dir
+
+
+def test_train_prints_predictions_scores_and_places(make_config, tmp_path):
+    config = write_config(make_config, tmp_path / "run.yaml", training={"disable_tqdm": False})
+    done = command("scripts/train.py", config, "training.max_steps=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("right  ") + done.stdout.count("wrong  ") >= 8
+    for said in ("Scores on validation", "Scores on test", "exact_match", "training_curves.png", "metrics.json"):
+        assert said in done.stdout
+    assert "2/2" in done.stderr  # the progress bar
+    again = command("scripts/train.py", config, "training.max_steps=2")
+    assert again.returncode == 0 and "finished already" in again.stdout
+
+
+def test_train_names_what_is_wrong(make_config, tmp_path):
+    config = write_config(make_config, tmp_path / "run.yaml")
+    for override, message in (
+        ("data.pth=x", "unknown key data.pth; did you mean path"),
+        ("data.path=nil", "data.path: 'nil'"),
+    ):
+        done = command("scripts/train.py", config, override)
+        assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: ")
+        assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_is_the_manual():
+    done = command("scripts/train.py", "--help")
+    assert done.returncode == 0 and "data.shuffle_window" in done.stdout
+
+
+def test_generate(checkpoint, tmp_path):
+    given = command("scripts/generate.py", checkpoint, "1 2 3 4", "5 6 7 8")
+    assert given.returncode == 0, given.stderr
+    assert len(given.stdout.splitlines()) == 2
+    (tmp_path / "texts").write_text("1 2 3 4\r\n\n5 6 7 8\n")
+    first, second = given.stdout.splitlines()
+    assert command("scripts/generate.py", checkpoint, "--file", tmp_path / "texts").stdout == f"{first}\n\n{second}\n"
+    assert command("scripts/generate.py", checkpoint, input="1 2 3 4\n5 6 7 8").stdout == given.stdout
+    sampled = ["--set", "do_sample=true", "top_k=10", "temperature=2.0", "--seed", "1"]
+    one, two = (command("scripts/generate.py", checkpoint, "1 2 3 4", *sampled) for _ in range(2))
+    assert one.returncode == 0 and one.stdout == two.stdout
+    for wrong in (["--set", "topk=10"], ["--set", "top_k=10"]):
+        done = command("scripts/generate.py", checkpoint, "1 2 3 4", *wrong)
+        assert done.returncode == 2 and "error: " in done.stderr and "Traceback" not in done.stderr
+    done = command("scripts/generate.py", tmp_path / "nothing", "1 2")
+    assert done.returncode == 2 and "error: " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_score_gives_the_runs_own_numbers(checkpoint, tmp_path):
+    done = command("scripts/score.py", checkpoint, "--split", "test", "--predictions", tmp_path / "predictions.jsonl")
+    assert done.returncode == 0, done.stderr
+    expected = json.loads((checkpoint / "metrics.json").read_text())["test"]
+    assert json.loads(done.stdout) == pytest.approx(expected)
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 and set(rows[0]) == {"source", "reference", "prediction"}
+    assert command("scripts/score.py", checkpoint / "checkpoint-2", "--split", "validation").returncode == 0
+    done = command("scripts/score.py", checkpoint, "data.test=null")
+    assert done.returncode == 2 and "data.test is not set" in done.stderr
+
+
+def test_train_tokenizer(make_pairs, tmp_path):
+    pairs = make_pairs()
+    done = command("scripts/train_tokenizer.py", tmp_path / "a", "--data", pairs, "--kind", "word", "--vocab-size", 50)
+    assert done.returncode == 0, done.stderr
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a b")["input_ids"]) == ["a", "b", "</s>"]
+    (tmp_path / "text").write_text("hello world\nhello\n" * 5)
+    done = command("scripts/train_tokenizer.py", tmp_path / "b", "--files", tmp_path / "text", "--vocab-size", 300)
+    assert done.returncode == 0, done.stderr
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "b").decode(
+            AutoTokenizer.from_pretrained(tmp_path / "b")("  hello ✓")["input_ids"], skip_special_tokens=True
+        )
+        == "  hello ✓"
+    )
+    done = command("scripts/train_tokenizer.py", tmp_path / "c", "--sentencepiece", tmp_path / "text")
+    assert done.returncode == 2 and "no SentencePiece model" in done.stderr
+    done = command("scripts/train_tokenizer.py", tmp_path / "c", "--data", pairs, "--columns", "src")
+    assert done.returncode == 2 and "no column 'src'" in done.stderr
+
+
+def test_two_processes_are_one(make_config, make_pairs, tmp_path):
+    """torchrun on two CPU processes = one process with two micro-batches: parameters, losses and scores."""
+    pairs = str(make_pairs(held_out=7))
+    training = {"optim": "sgd", "learning_rate": 0.5, "per_device_train_batch_size": 4, "max_grad_norm": 0.0}
+    training |= {"use_cpu": True, "per_device_eval_batch_size": 2, "max_steps": 6, "report_to": "none"}
+    changes = {"data": {"path": pairs, "options": {}}, "model": {"dropout": 0.0}}
+    one = write_config(
+        make_config, tmp_path / "one.yaml", training={**training, "gradient_accumulation_steps": 2}, **changes
+    )
+    two = write_config(make_config, tmp_path / "two.yaml", training=training, **changes)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    for config, launcher in ((one, (sys.executable,)), (two, torchrun)):
+        folder = f"training.output_dir={tmp_path / config.stem}"
+        done = command(
+            "scripts/train.py", config, folder, launcher=launcher, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr
+    expected, got = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, tensor in got.items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
+    scores = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    for split in ("validation", "test"):
+        assert scores[1][split] == pytest.approx(scores[0][split], rel=1e-5)
+    histories = [
+        json.loads((tmp_path / name / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+        for name in ("one", "two")
+    ]
+    for expected_log, log in zip(*histories, strict=True):
+        for key in ("loss", "token_accuracy", "eval_loss", "grad_norm"):
+            assert log.get(key) == (None if key not in expected_log else pytest.approx(expected_log[key], rel=1e-4))
