@@ -88,17 +88,16 @@ def load_or_train_tokenizer(config: Config, rows: Rows, output_dir: Path) -> Pre
         tokenizer.training.TokenizerError: when it cannot be trained, or does not keep what a tokenizer promises.
     """
     path = config.tokenizer.path
-    if path is None and not (output_dir / "tokenizer.json").is_file():
-        with PartialState().main_process_first():
-            if PartialState().is_main_process:
-                texts = (text for row in rows for text in row.values() if isinstance(text, str))
-                train_tokenizer(
-                    texts,
-                    config.tokenizer.kind,
-                    config.tokenizer.vocab_size,
-                    max_length=config.data.max_source_length,
-                    max_texts=config.tokenizer.max_texts,
-                ).save_pretrained(output_dir)
+    with PartialState().main_process_first():
+        if path is None and not (output_dir / "tokenizer.json").is_file():
+            texts = (text for row in rows for text in row.values() if isinstance(text, str))
+            train_tokenizer(
+                texts,
+                config.tokenizer.kind,
+                config.tokenizer.vocab_size,
+                max_length=config.data.max_source_length,
+                max_texts=config.tokenizer.max_texts,
+            ).save_pretrained(output_dir)
     try:
         return AutoTokenizer.from_pretrained(path or output_dir)
     except (OSError, ValueError) as error:

@@ -190,6 +190,8 @@ def test_reading_is_bounded():
 def test_min_frequency():
     assert "rare" not in train(["often often rare"], "word", 50).get_vocab()
     assert "rare" in train(["often often rare"], "word", 50, min_frequency=1).get_vocab()
+    assert "Ġrare" not in train(["often often rare"], "bpe", 300).get_vocab()
+    assert "Ġrare" in train(["often often rare"], "bpe", 300, min_frequency=1).get_vocab()
 
 
 @pytest.mark.parametrize(
@@ -272,7 +274,7 @@ def test_import_segments_as_sentencepiece(model_type, options, tmp_path):
     odd = odd_lines(600)
     processor = sentencepiece_model(tmp_path / "m.model", corpus() + odd[:100], model_type, **OPTIONS[options])
     tokenizer = reloaded(import_sentencepiece(tmp_path / "m.model", max_length=64), tmp_path / "saved")
-    lines = [*corpus(100), *odd, "", " ", "a<sep>b <sep>  ingba", "tingun"]
+    lines = [*corpus(100), *odd, "", " ", "a<sep>b <sep>  ingba", "tingun", "un    ba     un      ba"]
     if "remove_extra_whitespaces" in OPTIONS[options]:
         # Of a text that its rules empty, SentencePiece leaves a lone ▁.
         lines = [line for line in lines if line.strip("\x07\x00")]
@@ -296,6 +298,16 @@ def test_import_segments_real_lines_as_sentencepiece(model_type, byte_fallback, 
     assert_same_pieces(tokenizer, processor, lines[-1000:])
     if byte_fallback:
         assert tokenizer.decode(tokenizer("漢字 👍")["input_ids"], skip_special_tokens=True) == "漢字 👍"
+
+
+def test_import_favours_symbols_whatever_score_was_written_for_them(tmp_path):
+    sentencepiece_model(tmp_path / "m.model", corpus(), "unigram", user_defined_symbols=["un"])
+    proto = SentencePieceExtractor(str(tmp_path / "m.model")).proto
+    next(piece for piece in proto.pieces if piece.piece == "un").score = -99.0
+    (tmp_path / "m.model").write_bytes(proto.SerializeToString())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    assert "un" in processor.encode("raunku", out_type=str)
+    assert_same_pieces(import_sentencepiece(tmp_path / "m.model"), processor, ["raunku", "unra un"])
 
 
 def test_import_keeps_ids_and_adds_what_is_missing(tmp_path):

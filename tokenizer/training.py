@@ -249,11 +249,9 @@ def _sentencepiece_unigram(proto: Any) -> models.Unigram:
 def _sentencepiece_bpe(proto: Any) -> models.BPE:
     ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     # SentencePiece merges the pair that makes the piece of the best score; a merge's rank is its place in this list.
-    # Only normal pieces are merged; the scores of the others mean nothing.
-    others = {piece.piece for piece in proto.pieces if piece.type != piece.NORMAL}
     return models.BPE(
         ids,
-        generate_merges(ids, {piece.piece: piece.score for piece in proto.pieces}, skip_tokens=others),
+        generate_merges(ids, {piece.piece: piece.score for piece in proto.pieces}),
         unk_token=proto.trainer_spec.unk_piece,
         fuse_unk=True,
         byte_fallback=proto.trainer_spec.byte_fallback,
