@@ -80,8 +80,8 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
         raise ConfigError(f"training: {error}") from error
 
 
-def load_or_train_tokenizer(config: Config, rows: Rows, output_dir: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of `tokenizer.path`; else of this run's folder, where an earlier start trained it; else a new one.
+def load_or_train_tokenizer(config: Config, rows: Rows, output_dir: Path, is_fresh: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of `tokenizer.path`; else, on a fresh start, a new one; else the one in the run's folder.
 
     Raises:
         ConfigError: for a path that holds no tokenizer.
@@ -89,7 +89,7 @@ def load_or_train_tokenizer(config: Config, rows: Rows, output_dir: Path) -> Pre
     """
     path = config.tokenizer.path
     with PartialState().main_process_first():
-        if path is None and not (output_dir / "tokenizer.json").is_file():
+        if path is None and is_fresh and PartialState().is_main_process:
             texts = (text for row in rows for text in row.values() if isinstance(text, str))
             train_tokenizer(
                 texts,
@@ -208,8 +208,9 @@ def find_start(config: Config, args: Seq2SeqTrainingArguments) -> str | None:
     """
     chosen = args.resume_from_checkpoint
     folder = Path(args.output_dir)
+    checkpoint = get_last_checkpoint(folder) if folder.is_dir() and chosen is not False else None
     known = folder / CONFIG_FILE
-    if known.is_file():
+    if known.is_file() and (checkpoint or (folder / METRICS_FILE).is_file()):
         before, now = YAML(typ="safe", pure=True).load(known.read_text()), config.model_dump()
         keys = [
             f"{section}.{key}" if isinstance(now[section], dict) else section
@@ -222,9 +223,7 @@ def find_start(config: Config, args: Seq2SeqTrainingArguments) -> str | None:
                 f"training.output_dir: {folder} holds a run with other settings ({', '.join(keys)}); "
                 "choose another folder, or remove this one"
             )
-    if chosen and not isinstance(chosen, bool):
-        return str(chosen)
-    return get_last_checkpoint(folder) if folder.is_dir() and chosen is not False else None
+    return str(chosen) if chosen and not isinstance(chosen, bool) else checkpoint
 
 
 def _differences(before: Any, now: Any) -> list[str]:
@@ -304,7 +303,7 @@ def run(config: Config) -> Result:
     rows = read(config.data, config.data.train, config.data.columns)
     if config.data.test is not None:
         read(config.data, config.data.test, config.data.columns)  # to fail now rather than after the training
-    tokenizer = load_or_train_tokenizer(config, rows, output_dir)
+    tokenizer = load_or_train_tokenizer(config, rows, output_dir, is_fresh=checkpoint is None)
     task = entry.task(tokenizer)
     model = build_model(config, tokenizer, args.seed)
     model.generation_config = generation_config(config, model)

@@ -71,12 +71,20 @@ def read(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
         ConfigError: for a path, split or option that does not exist.
         DataError: for a missing column or an empty file, naming it.
     """
-    rows = _open(data, split, columns)
-    first = next(iter(rows.take(1)), None) if isinstance(rows, IterableDataset) else (rows[0] if len(rows) else None)
+    place = f"data.path: {data.path} ({split})"
+    try:
+        rows = _open(data, split, columns)
+        first = next(iter(rows.take(1)), None)
+    except (ConfigError, DataError):
+        raise
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+        raise ConfigError(f"{place}: {error}") from error
+    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
+        raise DataError(f"{place}: {error.__cause__ or error}") from error
     if first is None:
-        raise DataError(f"{data.path}: split {split!r} is empty: there is no row to read")
+        raise DataError(f"{place} is empty: there is no row to read")
     for name in columns.values():
-        _check_column(first, name, f"{data.path} ({split})")
+        _check_column(first, name, place)
 
     def pick(batch: dict[str, list]) -> dict[str, list]:
         return {agreed: _column(batch, name) for agreed, name in columns.items()}
@@ -95,29 +103,29 @@ def _open(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
         return rows.to_iterable_dataset() if data.streaming else rows
     path = Path(data.path)
     if path.is_file():
+        if split != "train" and not _is_file_pattern(split):
+            raise ConfigError(
+                f"data.path: {path} is one file, so it has no split {split!r}; "
+                "give data.validation and data.test as files beside it, or as null"
+            )
         path, split = path.parent, path.name if split == "train" else split
     if path.is_dir():
         _check_files(path, split)
     elif data.path.count("/") != 1 or data.path.startswith((".", "/", "~")):
         raise ConfigError(f"data.path: {data.path!r} is no local file or folder, nor of the form owner/name")
-    try:
-        if parallel := _parallel_files(path, split, columns):
-            return _read_parallel(parallel, data.streaming)
-        options: dict[str, Any] = dict(data.options)
-        if _is_file_pattern(split):
-            options["data_files"], split = {"train": split}, "train"
-        return datasets.load_dataset(
-            str(path) if path.is_dir() else data.path,
-            data.subset,
-            split=split,
-            revision=data.revision,
-            streaming=data.streaming,
-            **options,
-        )
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise ConfigError(f"data.path: {error}") from error
-    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
-        raise DataError(f"data.path: {data.path}, {split}: {error.__cause__ or error}") from error
+    if parallel := _parallel_files(path, split, columns):
+        return _read_parallel(parallel, data.streaming)
+    options: dict[str, Any] = dict(data.options)
+    if _is_file_pattern(split):
+        options["data_files"], split = {"train": split}, "train"
+    return datasets.load_dataset(
+        str(path) if path.is_dir() else data.path,
+        data.subset,
+        split=split,
+        revision=data.revision,
+        streaming=data.streaming,
+        **options,
+    )
 
 
 def _parallel_files(folder: Path, split: str, columns: dict[str, str]) -> dict[str, Path] | None:

@@ -97,14 +97,30 @@ def test_bad_input_is_named(tmp_path, streaming):
         open_split(tmp_path, "valid", streaming=streaming)
     with pytest.raises(ConfigError, match=r"no file .*none.jsonl"):
         open_split(tmp_path, "none.jsonl", streaming=streaming)
+    (tmp_path / "train.jsonl").write_text('{"en": "a", "fr": "b"}\n{"en": \n')
+    with pytest.raises(DataError, match=r"data.path: .* \(train\): "):
+        list(open_split(tmp_path, streaming=streaming))
     (tmp_path / "train.jsonl").write_text("")
     with pytest.raises(DataError, match=r"train.jsonl: the file is empty"):
         open_split(tmp_path, streaming=streaming)
 
 
+def test_one_file_has_no_other_split(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    write_jsonl(tmp_path / "b.jsonl", ROWS[:2])
+    assert list(open_split(tmp_path / "a.jsonl", "b.jsonl")) == EXPECTED[:2]
+    with pytest.raises(ConfigError, match=r"a.jsonl is one file, so it has no split 'validation'"):
+        open_split(tmp_path / "a.jsonl", "validation")
+
+
 def test_a_path_that_is_nothing_is_named():
     with pytest.raises(ConfigError, match=r"'no-such-thing' is no local file or folder, nor of the form owner/name"):
         open_split("no-such-thing")
+
+
+def test_a_hub_that_cannot_be_reached_is_named():
+    with pytest.raises(ConfigError, match=r"data.path: owner/name \(train\): Couldn't reach 'owner/name' on the Hub"):
+        open_split("owner/name", streaming=True)
 
 
 def test_reversal_is_split_without_overlap():
