@@ -142,9 +142,7 @@ def test_two_processes_are_one(make_config, make_pairs, tmp_path):
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     for config, launcher in ((one, (sys.executable,)), (two, torchrun)):
         folder = f"training.output_dir={tmp_path / config.stem}"
-        done = command(
-            "scripts/train.py", config, folder, launcher=launcher, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        done = subprocess_of("train.py", config, folder, launcher=launcher, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr
     expected, got = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, tensor in got.items():
