@@ -43,7 +43,7 @@ def load_metric(name: str) -> Metric:
     """
     if name in METRICS:
         return METRICS[name]
-    import evaluate  # imports pandas and scikit-learn-like weight that the built-in metrics do not need
+    import evaluate  # slow to import, and the built-in metrics do not need it
 
     try:
         module = evaluate.load(name)

@@ -1,6 +1,7 @@
 """Runs of seconds through `pipeline.run`: what they leave behind, and what is refused before the first step."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from pipeline.config import ConfigError, DataError
-from pipeline.run import run
+from pipeline.run import run, use_all_cores
 from tokenizer.checks import TokenizerError
 from tokenizer.training import train as train_tokenizer
 
@@ -131,7 +132,7 @@ def test_a_null_in_the_data_is_named(make_config, make_pairs, no_step):
             "use_cpu": True,
             "gradient_accumulation_steps": 2,
             "max_steps": 2,
-            "activation_checkpointing": True,
+            "gradient_checkpointing": True,
         },
         {"optim": "adamw_torch", "label_smoothing_factor": 0.1, "max_grad_norm": 0.5, "max_steps": 2},
     ],
@@ -140,6 +141,19 @@ def test_a_null_in_the_data_is_named(make_config, make_pairs, no_step):
 def test_recipes(make_config, training):
     scores = run(make_config(training=training)).scores
     assert scores["test"]["loss"] > 0
+
+
+def test_all_cores_are_used_under_accelerate(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    try:
+        for variable, expected in (("1", len(os.sched_getaffinity(0))), ("3", 1)):  # 3 is somebody's own choice
+            torch.set_num_threads(1)
+            monkeypatch.setenv("OMP_NUM_THREADS", variable)
+            use_all_cores()
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_epochs_and_their_strategies(make_config):
