@@ -12,15 +12,17 @@ PANELS = (
 )
 
 
-def training_curves(log_history: Sequence[dict[str, Any]], path: Path) -> None:
+def training_curves(log_history: Sequence[dict[str, Any]], path: Path, label_smoothing: float = 0.0) -> None:
     """Draws loss and accuracy over the steps, training and validation, as a PNG.
 
     Args:
         log_history: of `TrainerState`: one dict a log line, with "step".
+        label_smoothing: told beside the training loss, which it raises above that of validation.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, (title, train, validation) in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
-        for key, label in ((train, "train"), (validation, "validation")):
+        smoothed = f" (label smoothing {label_smoothing:g})" if label_smoothing and train == "loss" else ""
+        for key, label in ((train, f"train{smoothed}"), (validation, "validation")):
             points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
             if points:
                 # A single point makes no line: mark it.

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
 )
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import get_last_checkpoint
 
 from pipeline import hub, plots
@@ -168,10 +169,14 @@ def check_early(config: Config, args: Seq2SeqTrainingArguments) -> None:
     """What would otherwise fail at the first evaluation, or after the training.
 
     Raises:
-        ConfigError: for an evaluation without data, a best metric that is never scored, a push to nowhere.
+        ConfigError: for an evaluation without data, a logger that is not installed, a push to nowhere, or a best metric
+            that is never scored.
     """
     if args.eval_strategy != "no" and config.data.validation is None:
         raise ConfigError("training.eval_strategy: there is nothing to evaluate on; give data.validation, or say no")
+    for name in args.report_to:
+        if name not in get_available_reporting_integrations():
+            raise ConfigError(f"training.report_to: {name} is not installed; pip install {name}, or leave it out")
     if config.hub.push and config.hub.model_id is None:
         raise ConfigError("hub.model_id: name the repository to push to, as owner/name")
     name = config.training.get("metric_for_best_model", "loss").removeprefix("eval_")
@@ -345,7 +350,8 @@ def finish(config: Config, trainer: TeacherForcingTrainer, task: Task, output_di
             scores[name] = last.scores
     trainer.save_model(str(output_dir))
     if trainer.is_world_process_zero():
-        plots.training_curves(trainer.state.log_history, output_dir / CURVES_FILE)
+        smoothing = config.training.get("label_smoothing_factor", 0.0)
+        plots.training_curves(trainer.state.log_history, output_dir / CURVES_FILE, smoothing)
         (output_dir / "README.md").write_text(hub.card(config, trainer.model, trainer.state, scores), encoding="utf-8")
         # Last: this file says that the run is finished.
         (output_dir / METRICS_FILE).write_text(json.dumps(scores, indent=2), encoding="utf-8")

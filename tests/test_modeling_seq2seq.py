@@ -79,6 +79,16 @@ def test_static_cache(make_model, batch):
     assert model.generate(batch["input_ids"], cache_implementation="static", **options).tolist() == plain.tolist()
 
 
+def test_flex_attention_is_eager(make_model, batch):
+    logits = {}
+    for kernel in ("eager", "flex_attention"):
+        model = make_model(d_model=64)
+        model.set_attn_implementation(kernel)
+        with torch.no_grad():  # on the CPU the kernel has no backward pass
+            logits[kernel] = model(**batch).logits
+    torch.testing.assert_close(logits["flex_attention"], logits["eager"], atol=1e-5, rtol=0)
+
+
 def test_a_target_is_needed(make_model, batch):
     with pytest.raises(ValueError, match="labels or decoder_input_ids"):
         make_model()(batch["input_ids"])

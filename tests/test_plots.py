@@ -8,6 +8,8 @@ def test_training_curves(tmp_path):
     history += [{"step": 30, "eval_loss": 0.5, "eval_token_accuracy": 0.9}]
     training_curves(history, tmp_path / "both.png")
     training_curves(history[:59], tmp_path / "train.png")
+    training_curves(history, tmp_path / "smoothed.png", label_smoothing=0.1)
+    assert (tmp_path / "smoothed.png").read_bytes() != (tmp_path / "both.png").read_bytes()  # the legend says so
     both, train = (Image.open(tmp_path / name).convert("RGB") for name in ("both.png", "train.png"))
     assert both.size == train.size == (1200, 480)
     assert both.tobytes() != train.tobytes()  # the validation point is drawn

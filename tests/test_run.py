@@ -90,6 +90,7 @@ def test_a_start_that_failed_leaves_nothing_behind_that_counts(make_config):
         ({"training": {"load_best_model_at_end": True, "save_steps": 3}}, ConfigError, "training: .*saving steps"),
         ({"training": {"max_steps": -1}, "data": {"streaming": True}}, ConfigError, "training.max_steps: a streamed"),
         ({"data": {"validation": None}}, ConfigError, "training.eval_strategy: .*data.validation"),
+        ({"training": {"report_to": ["tensorboard", "swanlab"]}}, ConfigError, "report_to: swanlab is not installed"),
         ({"hub": {"push": True}}, ConfigError, "hub.model_id: name the repository"),
     ],
 )
