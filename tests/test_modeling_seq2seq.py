@@ -79,6 +79,7 @@ def test_static_cache(make_model, batch):
     assert model.generate(batch["input_ids"], cache_implementation="static", **options).tolist() == plain.tolist()
 
 
+@pytest.mark.slow  # compiles its kernel, for which the CPU needs a C++ compiler
 def test_flex_attention_is_eager(make_model, batch):
     logits = {}
     for kernel in ("eager", "flex_attention"):
