@@ -6,6 +6,7 @@ ranks, rank `r` takes every n-th batch. A position is where a window starts and 
 one window again, not what came before it.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
@@ -94,6 +95,10 @@ class BatchStream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[tuple[list[Feature], Position]]:
         worker = get_worker_info()
         num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
+        if worker and isinstance(self.rows, IterableDataset):
+            # A stream keeps its epoch in memory that all workers share, and one that is ahead would change it for all:
+            # https://github.com/huggingface/datasets/blob/5.2.0/src/datasets/iterable_dataset.py (set_epoch)
+            self.rows = copy.deepcopy(self.rows)
         begin = self.position.next_batch
         for position, batches in self._windows(self.position):
             for index, batch in enumerate(batches):
