@@ -64,7 +64,7 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
         warmup_steps = values.get("warmup_steps", 0)
         if warmup_steps < 1:
             raise ConfigError("training.warmup_steps: noam needs a number of steps, such as 4000")
-        d_model = find(config.task).config(**config.model).d_model
+        d_model = config.model.get("d_model", find(config.task).config().d_model)
         values |= noam(d_model, int(warmup_steps), values.get("learning_rate", 1.0))
     if values.get("max_steps", -1) <= 0 and config.data.streaming:
         raise ConfigError("training.max_steps: a streamed data set has no length; give the number of steps")

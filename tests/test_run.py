@@ -87,6 +87,11 @@ def test_a_start_that_failed_leaves_nothing_behind_that_counts(make_config):
         ({"training": {"metric_for_best_model": "bleu"}}, ConfigError, "metric_for_best_model: 'bleu' is not scored"),
         ({"training": {"optim": "adamm"}}, ConfigError, "training: .*adamm"),
         ({"training": {"lr_scheduler_type": "noam"}}, ConfigError, "training.warmup_steps: noam needs"),
+        (
+            {"training": {"lr_scheduler_type": "noam", "warmup_steps": 2}, "model": {"d_model": 30}},
+            ConfigError,
+            "model: d_model=30 is not divisible",
+        ),
         ({"training": {"load_best_model_at_end": True, "save_steps": 3}}, ConfigError, "training: .*saving steps"),
         ({"training": {"max_steps": -1}, "data": {"streaming": True}}, ConfigError, "training.max_steps: a streamed"),
         ({"data": {"validation": None}}, ConfigError, "training.eval_strategy: .*data.validation"),
