@@ -7,20 +7,28 @@ one window again, not what came before it.
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import takewhile
+from itertools import count, takewhile
+from multiprocessing import active_children
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
+from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import DataLoader, get_worker_info
 
-from pipeline.config import DataError
+from pipeline.config import DataError, RunError
+from pipeline.signals import ignore_in_worker
 
 Columns = dict[str, list]
 Feature = dict[str, Any]
+
+NAMED_BAD_ROWS = 3  # of a window, in the log
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,9 @@ class Position:
         first_row: rows of this pass before the window.
         first_batch: batches of all passes before the window.
         next_batch: batches of all passes that are consumed, over all ranks.
-        left_out: rows of all passes, up to this window's end, that gave no feature.
+        skipped_before: bad rows of all passes before the window.
+        skipped_in_pass: of this pass, before the window.
+        skipped_in_window: of the window.
         epoch: passes done, with the fraction of the current one where the number of rows is known.
     """
 
@@ -44,7 +54,9 @@ class Position:
     first_row: int = 0
     first_batch: int = 0
     next_batch: int = 0
-    left_out: int = 0
+    skipped_before: int = 0
+    skipped_in_pass: int = 0
+    skipped_in_window: int = 0
     epoch: float = 0.0
 
 
@@ -53,29 +65,32 @@ class BatchStream(torch.utils.data.IterableDataset):
 
     Args:
         rows: a data set or a stream; a data set is permuted whole for each pass, a stream has its shards permuted.
-        encode: columns of some rows, their numbers among them as "row" -> one feature a row, None to leave it out.
+        encode: columns of some rows, their numbers among them as "row" -> one feature a row, or what is wrong with it.
         lengths: tokens on each side of a feature; features are grouped by it.
         batch_rows: rows in a batch, where `batch_tokens` is None.
         batch_tokens: a batch holds as many rows as fit when each side is padded to its longest, and at least one.
         window: rows read at a time.
+        max_bad_rows: bad rows that a pass may have; they are skipped. None skips any number.
         rank, world_size: which batches of the global order are yielded here.
 
     Yields:
         (list of features, position): the batch, and the position from which the stream goes on behind it.
 
     Raises:
-        DataError: when a whole pass leaves no row to train on.
+        DataError: for one bad row too many, naming it; when a whole pass leaves no row to train on; when rows cannot be
+            read.
     """
 
     def __init__(
         self,
         rows: Dataset | IterableDataset,
-        encode: Callable[[Columns], list[Feature | None]],
+        encode: Callable[[Columns], list[Feature | str]],
         lengths: Callable[[Feature], tuple[int, ...]],
         *,
         batch_rows: int,
         batch_tokens: int | None = None,
         window: int = 10_000,
+        max_bad_rows: int | None = 0,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -84,7 +99,8 @@ class BatchStream(torch.utils.data.IterableDataset):
             rows = rows.shuffle(seed=seed, buffer_size=1)  # the order of the shards alone: rows are shuffled here
         self.rows, self.encode, self.lengths = rows, encode, lengths
         self.batch_rows, self.batch_tokens = batch_rows, batch_tokens
-        self.window, self.seed, self.rank, self.world_size = window, seed, rank, world_size
+        self.window, self.max_bad_rows = window, max_bad_rows
+        self.seed, self.rank, self.world_size = seed, rank, world_size
         self.position = Position()
 
     def count_batches(self) -> int:
@@ -117,27 +133,45 @@ class BatchStream(torch.utils.data.IterableDataset):
     def _windows(self, position: Position) -> Iterator[tuple[Position, list[list[Feature]]]]:
         """Every window from `position` on: the position of its beginning, and all its batches in order."""
         useful = position.first_batch > 0
+        bad: list[str] = []
         while True:
             for rows, columns in self._read(position):
-                features = [feature for feature in self.encode(columns) if feature is not None]
-                count = len(columns["row"])
-                left_out = position.left_out + count - len(features)
+                encoded = self.encode(columns)
+                features = [feature for feature in encoded if not isinstance(feature, str)]
+                if found := name_bad_rows(columns, encoded):
+                    bad = found
+                    self._complain(bad, position)
+                skipped = len(encoded) - len(features)
                 batches = self._cut(features, np.random.default_rng((self.seed, position.number, position.window)))
-                yield replace(position, rows=rows, left_out=left_out), batches
+                yield replace(position, rows=rows, skipped_in_window=skipped), batches
                 useful = useful or bool(batches)
                 position = replace(
                     position,
                     window=position.window + 1,
-                    first_row=position.first_row + count,
+                    first_row=position.first_row + len(encoded),
                     first_batch=position.first_batch + len(batches),
-                    left_out=left_out,
+                    skipped_before=position.skipped_before + skipped,
+                    skipped_in_pass=position.skipped_in_pass + skipped,
                 )
             if not useful:
-                raise DataError(
-                    f"none of the {position.left_out} training rows is left: all are longer than "
-                    "data.max_source_length or data.max_target_length; raise these"
-                )
-            position = replace(position, number=position.number + 1, window=0, rows=None, first_row=0)
+                raise DataError(f"none of the {position.first_row} training rows can be used; the last: {bad[-1]}")
+            position = replace(
+                position, number=position.number + 1, window=0, rows=None, first_row=0, skipped_in_pass=0
+            )
+
+    def _complain(self, bad: list[str], position: Position) -> None:
+        """Raises DataError for more bad rows than are allowed; else names some of them in the log, on one process."""
+        if self.max_bad_rows == 0:
+            raise DataError(f"{bad[0]}; mend or remove the row, or set data.on_bad_row=skip")
+        count = position.skipped_in_pass + len(bad)
+        if self.max_bad_rows is not None and count > self.max_bad_rows:
+            raise DataError(f"{count} bad rows in one pass, where data.max_bad_rows={self.max_bad_rows}; one: {bad[0]}")
+        worker = get_worker_info()
+        if position.number == 0 and self.rank == 0 and (worker is None or worker.id == 0):
+            for name in bad[:NAMED_BAD_ROWS]:
+                logger.warning("skipped: %s", name)
+            if len(bad) > NAMED_BAD_ROWS:
+                logger.warning("skipped: %d more rows of the same %d", len(bad) - NAMED_BAD_ROWS, self.window)
 
     def _read(self, position: Position) -> Iterator[tuple[Any, Columns]]:
         """The windows of the position's pass from there on: where each starts, and its columns."""
@@ -152,7 +186,16 @@ class BatchStream(torch.utils.data.IterableDataset):
             self.rows.load_state_dict(position.rows)
         state, first_row = position.rows, position.first_row
         # Not iter(rows): inside a loader worker that would read this worker's share of the shards alone.
-        for columns in self.rows.iter(batch_size=self.window):
+        windows = self.rows.iter(batch_size=self.window)
+        while True:
+            try:
+                columns = next(windows, None)
+            except (ValueError, DatasetGenerationError) as error:  # pyarrow's and pandas' are ValueErrors
+                if isinstance(error, DataError):
+                    raise
+                raise DataError(f"data: the rows behind row {first_row} cannot be read: {error}") from error
+            if columns is None:
+                return
             count = len(next(iter(columns.values())))
             yield state, {**columns, "row": list(range(first_row, first_row + count))}
             state, first_row = self.rows.state_dict(), first_row + count
@@ -185,14 +228,46 @@ class BatchStream(torch.utils.data.IterableDataset):
         return (position.first_row + share_of_window * rows) / len(self.rows)
 
 
+def name_bad_rows(columns: Columns, encoded: list[Feature | str]) -> list[str]:
+    """Where each bad row stands, by file and line or by number, and what is wrong with it.
+
+    Args:
+        columns: as given to `encode`; "place" and "problem" hold what the reader of a text file knows of each row.
+    """
+    places = columns.get("place") or [f"row {row}" for row in columns["row"]]
+    problems = columns.get("problem") or [None] * len(encoded)
+    return [
+        f"{place}: {problem or feature}"
+        for place, problem, feature in zip(places, problems, encoded, strict=True)
+        if isinstance(feature, str)
+    ]
+
+
 class BatchLoader:
     """What Trainer iterates over: collated batches of a `BatchStream`, and the position behind the one in use.
 
     It has no length: Trainer then counts steps alone, so no step is cut short where a pass over the data ends.
+
+    Args:
+        num_workers: processes that read and collate; 0 does it here.
+        timeout: seconds to wait for a worker.
+        options: of torch's DataLoader.
+
+    Raises:
+        DataError: the stream's own, from any worker.
+        RunError: when a worker hangs, naming it.
     """
 
-    def __init__(self, stream: BatchStream, collate: Callable[[list[Feature]], dict[str, torch.Tensor]], **options):
+    def __init__(
+        self,
+        stream: BatchStream,
+        collate: Callable[[list[Feature]], dict[str, torch.Tensor]],
+        num_workers: int = 0,
+        timeout: int = 1200,
+        **options,
+    ):
         self.stream, self.collate, self.options = stream, collate, options
+        self.num_workers, self.timeout = num_workers, timeout
 
     @property
     def position(self) -> Position:
@@ -205,13 +280,56 @@ class BatchLoader:
         self.stream.position = Position(**state)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        # Collating in the worker, beside the position, which stays untouched.
-        def collate(item: Any) -> tuple[dict[str, torch.Tensor], Position]:
-            features, position = item
-            return self.collate(features), position
+        others = set(active_children())
+        items: Any = iter(
+            DataLoader(
+                _Items(self.stream, self.collate),
+                batch_size=None,
+                # Of its own: DataLoader draws a seed at its start, which would shift a resumed run's dropout.
+                generator=torch.Generator(),
+                num_workers=self.num_workers,
+                timeout=self.timeout if self.num_workers else 0,
+                worker_init_fn=ignore_in_worker,
+                **self.options,
+            )
+        )
+        workers = set(active_children()) - others
+        try:
+            for turn in count():
+                item = self._next(items, turn)
+                if isinstance(item, Exception):
+                    raise item
+                batch, self.stream.position = item
+                yield batch
+        finally:
+            if workers:
+                items._shutdown_workers()  # as when DataLoader's iterator is collected, but now
+            for worker in workers:
+                worker.kill()  # one that hangs does not hear of the end
+                worker.join()
 
-        # A generator of its own: DataLoader draws a seed at its start, which would shift a resumed run's dropout.
-        options = {"collate_fn": collate, "generator": torch.Generator(), **self.options}
-        for batch, position in DataLoader(self.stream, batch_size=None, **options):
-            self.stream.position = position
-            yield batch
+    def _next(self, items: Iterator, turn: int) -> Any:
+        try:
+            return next(items)
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+        raise RunError(
+            f"loader worker {turn % self.num_workers} of {self.num_workers} gave no batch in {self.timeout} seconds, "
+            f"after row {self.position.first_row} of pass {self.position.number}; look at what it reads, or raise "
+            "data.worker_timeout"
+        )
+
+
+class _Items(torch.utils.data.IterableDataset):
+    """Collated batches with their positions; an error of the data is the last item, as DataLoader would garble it."""
+
+    def __init__(self, stream: BatchStream, collate: Callable[[list[Feature]], dict[str, torch.Tensor]]):
+        self.stream, self.collate = stream, collate
+
+    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Position] | DataError]:
+        try:
+            for features, position in self.stream:
+                yield self.collate(features), position
+        except DataError as error:
+            yield error

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -22,6 +22,10 @@ class ConfigError(ValueError):
 
 class DataError(ValueError):
     """Data that cannot be used; the message names the file, column or row, and the mend."""
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on for reasons outside its config and data; the message says what is safe, and the mend."""
 
 
 class Section(BaseModel):
@@ -39,14 +43,21 @@ class DataConfig(Section):
     target: str = Field("target", description="column of the target text")
     streaming: bool = Field(False, description="read while training instead of downloading first")
     options: dict[str, Any] = Field({}, description="further arguments of the generated set or of load_dataset")
-    max_source_length: int = Field(128, ge=2, description="tokens; longer training rows are left out and counted")
+    max_source_length: int = Field(128, ge=2, description="tokens; a longer training row is a bad row")
     max_target_length: int = Field(128, ge=2, description="tokens; likewise, and the bound when generating")
+    on_bad_row: Literal["error", "skip"] = Field(
+        "error", description="error or skip; of training rows that are null, not text, empty, too long or undecodable"
+    )
+    max_bad_rows: int | None = Field(
+        1000, ge=0, description="rows to skip in one pass over the data at most; null: no bound"
+    )
     batch_tokens: int | None = Field(
         None,
         ge=1,
         description="padded source and target tokens a batch and device; null: per_device_train_batch_size rows",
     )
     shuffle_window: int = Field(10_000, ge=1, description="rows shuffled and grouped by length at a time")
+    worker_timeout: int = Field(1200, ge=1, description="seconds to wait for a batch from a loader worker")
 
     @property
     def columns(self) -> dict[str, str]:
@@ -103,6 +114,10 @@ RESERVED_TRAINING_KEYS = {
     "generation_num_beams": "evaluation.num_beams",
     "generation_max_length": "generation.max_new_tokens",
     "remove_unused_columns": "data.source and data.target",
+    "ignore_data_skip": "this project: a run goes on at its row, without replaying",
+    "restore_callback_states_from_checkpoint": "this project: they always are",
+    "enable_jit_checkpoint": "this project: SIGTERM always saves",
+    "save_only_model": "this project: a checkpoint always holds the whole state",
 }
 
 
@@ -233,7 +248,7 @@ def _check_training(values: dict[str, Any], place: typing.Callable[[tuple[str, .
     for name, value in values.items():
         where = f"{place(('training', name))}: training.{name}"
         if name in RESERVED_TRAINING_KEYS:
-            raise ConfigError(f"{where} is set by {RESERVED_TRAINING_KEYS[name]}; give that instead")
+            raise ConfigError(f"{where} is set by {RESERVED_TRAINING_KEYS[name]}")
         if name not in names:
             raise ConfigError(f"{where} is not one of Seq2SeqTrainingArguments{nearest(name, names)}")
         try:

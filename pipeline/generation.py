@@ -22,8 +22,8 @@ def generate(
     """
     numbers = [number for number, text in enumerate(texts) if text.strip()]
     sources = [texts[number] for number in numbers]
-    features = task.encode({"source": sources, "target": [""] * len(sources), "row": numbers}) if numbers else []
-    ordered = sorted((feature for feature in features if feature is not None), key=task.lengths, reverse=True)
+    features = task.encode({"source": sources, "row": numbers})
+    ordered = sorted((each for each in features if not isinstance(each, str)), key=task.lengths, reverse=True)
     answers = [""] * len(texts)
     model.eval()
     for start in range(0, len(ordered), batch_size):

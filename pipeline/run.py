@@ -1,8 +1,10 @@
 """One run, from a config to a finished model: checks first, then training, then scores, curves and a card."""
 
 import json
+import logging
 import math
 import os
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,9 @@ from typing import Any
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
-from ruamel.yaml import YAML
 from transformers import (
     AutoTokenizer,
     EarlyStoppingCallback,
@@ -22,11 +24,11 @@ from transformers import (
     Seq2SeqTrainingArguments,
 )
 from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer_utils import get_last_checkpoint
 
-from pipeline import hub, plots
-from pipeline.batching import BatchLoader, BatchStream
-from pipeline.config import Config, ConfigError, nearest
+from pipeline import checkpointing, hub, plots
+from pipeline.batching import BatchLoader, BatchStream, name_bad_rows
+from pipeline.checkpointing import METRICS_FILE
+from pipeline.config import Config, ConfigError, DataError, RunError, nearest
 from pipeline.evaluation import Evaluation
 from pipeline.metrics import Metric, load_metric
 from pipeline.optimization import noam
@@ -37,10 +39,10 @@ from pipeline.training import TeacherForcingTrainer
 from tokenizer.checks import check
 from tokenizer.training import train as train_tokenizer
 
-CONFIG_FILE = "run.yaml"
-METRICS_FILE = "metrics.json"
 CURVES_FILE = "training_curves.png"
 ALWAYS_SCORED = ("loss", "perplexity", "token_accuracy")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,22 +78,27 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
             **values,
             remove_unused_columns=False,
             ignore_data_skip=True,  # the loader goes on where it was, without replaying
+            restore_callback_states_from_checkpoint=True,  # the patience of early stopping
+            logging_nan_inf_filter=False,  # it hides what our trainer counts and skips
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"training: {error}") from error
 
 
-def load_or_train_tokenizer(config: Config, rows: Rows, output_dir: Path, is_fresh: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer of `tokenizer.path`; else, on a fresh start, a new one; else the one in the run's folder.
+def load_or_train_tokenizer(
+    config: Config, rows: Rows, output_dir: Path, checkpoint: Path | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of the checkpoint to go on from; else of `tokenizer.path`; else a new one.
 
     Raises:
         ConfigError: for a path that holds no tokenizer.
         tokenizer.training.TokenizerError: when it cannot be trained, or does not keep what a tokenizer promises.
     """
-    path = config.tokenizer.path
+    path = checkpoint or config.tokenizer.path
     with PartialState().main_process_first():
-        if path is None and is_fresh and PartialState().is_main_process:
-            texts = (text for row in rows for text in row.values() if isinstance(text, str))
+        if path is None and PartialState().is_main_process:
+            columns = config.data.columns
+            texts = (row[name] for row in rows for name in columns if isinstance(row[name], str))
             train_tokenizer(
                 texts,
                 config.tokenizer.kind,
@@ -193,61 +200,66 @@ def load_metrics(config: Config) -> list[Metric]:
         raise ConfigError(str(error)) from error
 
 
-def find_config(checkpoint: Path) -> Path:
-    """The config that a checkpoint, or the run that it lies in, was trained with.
+def find_start(config: Config, args: Seq2SeqTrainingArguments, accept_changes: bool) -> tuple[Path | None, bool]:
+    """Looks into the output folder, on the main process.
+
+    Returns:
+        The checkpoint to go on from, None for a fresh start; and whether the run is finished.
 
     Raises:
-        ConfigError: where neither folder holds one.
+        ConfigError: when the folder holds a run of another config, unless changes are accepted.
+        RunError: when there are checkpoints, and none is whole.
     """
-    for folder in (checkpoint, checkpoint.parent):
-        if (folder / CONFIG_FILE).is_file():
-            return folder / CONFIG_FILE
-    raise ConfigError(f"{checkpoint}: there is no {CONFIG_FILE} in it, nor beside it; name a config with --config")
+    found: list[Any] = [None]
+    if PartialState().is_main_process:
+        try:
+            found = [_find_start(config, Path(args.output_dir), args.resume_from_checkpoint, accept_changes)]
+        except (ConfigError, RunError) as error:
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
 
 
-def find_start(config: Config, args: Seq2SeqTrainingArguments) -> str | None:
-    """The checkpoint to go on from in the output folder, or None for a fresh start.
-
-    Raises:
-        ConfigError: when the folder holds a run of another config.
-    """
-    chosen = args.resume_from_checkpoint
-    folder = Path(args.output_dir)
-    checkpoint = get_last_checkpoint(folder) if folder.is_dir() and chosen is not False else None
-    known = folder / CONFIG_FILE
-    if known.is_file() and (checkpoint or (folder / METRICS_FILE).is_file()):
-        before, now = YAML(typ="safe", pure=True).load(known.read_text()), config.model_dump()
-        keys = [
-            f"{section}.{key}" if isinstance(now[section], dict) else section
-            for section in now
-            for key in _differences(before.get(section), now[section])
-            if key != "output_dir"  # a folder may be moved
-        ]
-        if keys:
-            raise ConfigError(
-                f"training.output_dir: {folder} holds a run with other settings ({', '.join(keys)}); "
-                "choose another folder, or remove this one"
-            )
-    return str(chosen) if chosen and not isinstance(chosen, bool) else checkpoint
-
-
-def _differences(before: Any, now: Any) -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    return [] if before == now else [""]
+def _find_start(
+    config: Config, folder: Path, chosen: str | bool | None, accept_changes: bool
+) -> tuple[Path | None, bool]:
+    keys = checkpointing.changed_keys(config, folder)
+    if keys and not accept_changes:
+        raise ConfigError(
+            f"training.output_dir: {folder} holds a run with other settings ({', '.join(keys)}); "
+            "choose another folder, remove this one, or go on with the new settings by --accept-changes"
+        )
+    is_finished = (folder / METRICS_FILE).is_file() and not keys
+    if chosen is False or is_finished:
+        return None, is_finished
+    if chosen in (None, True):
+        return checkpointing.find_newest(folder), False
+    checkpoint = Path(str(chosen))
+    if problem := checkpointing.damage(checkpoint):
+        raise RunError(f"training.resume_from_checkpoint: {checkpoint} is not a whole checkpoint: {problem}")
+    return checkpoint, False
 
 
 def encode_split(config: Config, task: Task, split: str | None, max_rows: int | None = None) -> list[Feature]:
-    """All rows of a split as features, none left out for its length."""
+    """All rows of a split as features, none left out for its length.
+
+    Raises:
+        DataError: for a bad row, unless they are to be skipped.
+    """
     if split is None:
         return []
     rows = read(config.data, split, config.data.columns)
-    columns: dict[str, list] = {name: [] for name in config.data.columns}
-    for row in rows if max_rows is None else rows.take(max_rows):
-        for name, values in columns.items():
-            values.append(row[name])
-    columns["row"] = list(range(len(next(iter(columns.values())))))
-    return [feature for feature in task.encode(columns) if feature is not None]
+    chosen = list(rows if max_rows is None else rows.take(max_rows))
+    columns = {name: [row[name] for row in chosen] for name in chosen[0]} | {"row": list(range(len(chosen)))}
+    encoded = task.encode(columns)
+    bad = name_bad_rows(columns, encoded)
+    if bad and config.data.on_bad_row == "error":
+        raise DataError(f"data: {split}: {bad[0]}; mend or remove the row, or set data.on_bad_row=skip")
+    if bad:
+        logger.warning("%s: %d bad rows are left out, such as %s", split, len(bad), bad[0])
+    return [feature for feature in encoded if not isinstance(feature, str)]
 
 
 def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, rows: Rows) -> BatchLoader:
@@ -260,6 +272,7 @@ def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, row
         batch_rows=args.per_device_train_batch_size,
         batch_tokens=config.data.batch_tokens,
         window=config.data.shuffle_window,
+        max_bad_rows=config.data.max_bad_rows if config.data.on_bad_row == "skip" else 0,
         seed=args.seed if args.data_seed is None else args.data_seed,
         rank=state.process_index,
         world_size=state.num_processes,
@@ -272,6 +285,7 @@ def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, row
         stream,
         task.collate,
         num_workers=args.dataloader_num_workers,
+        timeout=config.data.worker_timeout,
         prefetch_factor=args.dataloader_prefetch_factor,
         pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
     )
@@ -289,27 +303,44 @@ def use_all_cores() -> None:
         torch.set_num_threads(max(1, cores // processes))
 
 
-def run(config: Config) -> Result:
+def run(config: Config, accept_changes: bool = False) -> Result:
     """Trains, scores and saves; the finished model lies in `training.output_dir`, checkpoints below it.
 
-    Called again on its own output folder it goes on from the newest checkpoint; a finished run is only reported.
+    Called again on its own output folder it goes on from the newest whole checkpoint; a finished run is only reported.
+
+    Args:
+        accept_changes: go on with this config in a folder that holds a run of another.
 
     Raises:
-        ConfigError, DataError, TokenizerError: before the first step, for whatever cannot work.
+        ConfigError, DataError, TokenizerError: for whatever cannot work, before the first step where it can be known.
+        Stopped: after SIGTERM or SIGINT, with everything saved.
+        RunError: when the run cannot go on; what was saved before is whole.
     """
     use_all_cores()
-    entry = find(config.task)
     args = training_arguments(config)
     output_dir = Path(args.output_dir)
-    checkpoint = find_start(config, args)
-    if (output_dir / METRICS_FILE).is_file():
+    with ExitStack() as stack:
+        if PartialState().is_main_process:
+            stack.enter_context(checkpointing.lock(output_dir))
+        try:
+            return _run(config, args, output_dir, accept_changes)
+        except OSError as error:
+            if error.errno in checkpointing.STORAGE_ERRORS:
+                raise RunError(checkpointing.explain_storage(output_dir, error)) from error
+            raise
+
+
+def _run(config: Config, args: Seq2SeqTrainingArguments, output_dir: Path, accept_changes: bool) -> Result:
+    checkpoint, is_finished = find_start(config, args, accept_changes)
+    if is_finished:
         return Result(output_dir, json.loads((output_dir / METRICS_FILE).read_text()), was_finished=True)
+    entry = find(config.task)
     check_early(config, args)
     metrics = load_metrics(config)
     rows = read(config.data, config.data.train, config.data.columns)
     if config.data.test is not None:
         read(config.data, config.data.test, config.data.columns)  # to fail now rather than after the training
-    tokenizer = load_or_train_tokenizer(config, rows, output_dir, is_fresh=checkpoint is None)
+    tokenizer = load_or_train_tokenizer(config, rows, output_dir, checkpoint)
     task = entry.task(tokenizer)
     model = build_model(config, tokenizer, args.seed)
     model.generation_config = generation_config(config, model)
@@ -327,10 +358,10 @@ def run(config: Config) -> Result:
         show=config.evaluation.show,
         callbacks=early_stopping(config),
     )
-    if trainer.is_world_process_zero():
-        output_dir.mkdir(parents=True, exist_ok=True)
-        YAML().dump(config.model_dump(), output_dir / CONFIG_FILE)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.write(lambda: checkpointing.begin(config, output_dir), main_only=True)
+    if checkpoint:
+        logger.info("going on from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return finish(config, trainer, task, output_dir)
 
 
@@ -348,14 +379,20 @@ def finish(config: Config, trainer: TeacherForcingTrainer, task: Task, output_di
         if features:
             last = trainer.score(features, trainer.model.generation_config if config.evaluation.metrics else None)
             scores[name] = last.scores
-    trainer.save_model(str(output_dir))
-    if trainer.is_world_process_zero():
-        smoothing = config.training.get("label_smoothing_factor", 0.0)
-        plots.training_curves(trainer.state.log_history, output_dir / CURVES_FILE, smoothing)
-        (output_dir / "README.md").write_text(hub.card(config, trainer.model, trainer.state, scores), encoding="utf-8")
-        # Last: this file says that the run is finished.
-        (output_dir / METRICS_FILE).write_text(json.dumps(scores, indent=2), encoding="utf-8")
-        if config.hub.push:
-            hub.publish(output_dir, config.hub)
+    scores["training"] = trainer.skipped
+    trainer.write(lambda: trainer.save_model(str(output_dir)))
+    trainer.write(lambda: _write_report(config, trainer, output_dir, scores), main_only=True)
+    if trainer.is_world_process_zero() and config.hub.push:
+        hub.publish(output_dir, config.hub)
     trainer.accelerator.wait_for_everyone()
     return Result(output_dir, scores, last)
+
+
+def _write_report(
+    config: Config, trainer: TeacherForcingTrainer, output_dir: Path, scores: dict[str, dict[str, Any]]
+) -> None:
+    smoothing = config.training.get("label_smoothing_factor", 0.0)
+    plots.training_curves(trainer.state.log_history, output_dir / CURVES_FILE, smoothing)
+    (output_dir / "README.md").write_text(hub.card(config, trainer.model, trainer.state, scores), encoding="utf-8")
+    # Last: this file says that the run is finished.
+    checkpointing.write_text(output_dir / METRICS_FILE, json.dumps(scores, indent=2))

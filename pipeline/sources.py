@@ -1,9 +1,10 @@
 """From a path in the config to rows with agreed columns, streamed or not.
 
-Everything is a `datasets.Dataset` or `datasets.IterableDataset`; only generated sets and parallel text files, which
-`datasets` does not know, are made here.
+Everything is a `datasets.Dataset` or `datasets.IterableDataset`. Files of JSON lines and parallel text files are read
+here by the line, as the readers of `datasets` end at the first line that is no JSON or no UTF-8, without its number.
 """
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,11 +13,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
-from datasets import Dataset, IterableDataset
+import fsspec
+from datasets import Dataset, Features, IterableDataset, List, Value
 
 from pipeline.config import ConfigError, DataConfig, DataError, nearest
 
 Rows: TypeAlias = Dataset | IterableDataset
+
+JSON_LINES = (".jsonl", ".ndjson")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+FIRST_ROWS = 100  # are looked at before anything starts
 
 
 def reversal(
@@ -65,33 +71,38 @@ def read(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
         columns: agreed name -> name in the data, where dots reach into nested columns.
 
     Returns:
-        Rows with exactly the agreed columns.
+        Rows with exactly the agreed columns. Rows of text files also have "place", file and line, and "problem", what
+        is wrong with a line from which they could not be read.
 
     Raises:
         ConfigError: for a path, split or option that does not exist.
-        DataError: for a missing column or an empty file, naming it.
+        DataError: for a missing column, an empty file, or one that cannot be read, naming it.
     """
     place = f"data.path: {data.path} ({split})"
     try:
         rows = _open(data, split, columns)
-        first = next(iter(rows.take(1)), None)
+        first = list(rows.take(FIRST_ROWS))
     except (ConfigError, DataError):
         raise
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise ConfigError(f"{place}: {error}") from error
     except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
         raise DataError(f"{place}: {error.__cause__ or error}") from error
-    if first is None:
+    if not first:
         raise DataError(f"{place} is empty: there is no row to read")
+    if "place" in first[0]:
+        if all(row["problem"] for row in first):
+            raise DataError(f"{first[0]['place']}: {first[0]['problem']}")
+        return rows
     for name in columns.values():
-        _check_column(first, name, place)
+        _check_column(first[0], name, place)
 
     def pick(batch: dict[str, list]) -> dict[str, list]:
         return {agreed: _column(batch, name) for agreed, name in columns.items()}
 
     if isinstance(rows, Dataset):
-        return rows.select_columns(sorted({_head(first, name) for name in columns.values()})).with_transform(pick)
-    return rows.map(pick, batched=True, remove_columns=list(first))
+        return rows.select_columns(sorted({_head(first[0], name) for name in columns.values()})).with_transform(pick)
+    return rows.map(pick, batched=True, remove_columns=list(first[0]))
 
 
 def _open(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
@@ -114,24 +125,36 @@ def _open(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
     elif data.path.count("/") != 1 or data.path.startswith((".", "/", "~")):
         raise ConfigError(f"data.path: {data.path!r} is no local file or folder, nor of the form owner/name")
     if parallel := _parallel_files(path, split, columns):
-        return _read_parallel(parallel, data.streaming)
-    options: dict[str, Any] = dict(data.options)
+        return _read_lines([parallel], _parse_parallel(list(columns)), data.streaming)
+    options: dict[str, Any] = {"name": data.subset, "revision": data.revision, **data.options}
     if _is_file_pattern(split):
         options["data_files"], split = {"train": split}, "train"
+    builder = datasets.load_dataset_builder(str(path) if path.is_dir() else data.path, **options)
+    files = [str(file) for file in (builder.config.data_files or {}).get(split, [])]
+    if files and not data.options and all(_is_json_lines(file) for file in files):
+        return _read_lines([[file] for file in files], _parse_json(columns), data.streaming)
+    if builder.name == "csv":
+        # A text may be "NA", and bytes that are not UTF-8 make a bad row rather than an end.
+        options = {"keep_default_na": False, "encoding_errors": "replace"} | options
     return datasets.load_dataset(
-        str(path) if path.is_dir() else data.path,
-        data.subset,
-        split=split,
-        revision=data.revision,
-        streaming=data.streaming,
-        **options,
+        str(path) if path.is_dir() else data.path, split=split, streaming=data.streaming, **options
     )
 
 
-def _parallel_files(folder: Path, split: str, columns: dict[str, str]) -> dict[str, Path] | None:
+def _parallel_files(folder: Path, split: str, columns: dict[str, str]) -> list[str] | None:
     """train.en and train.fr, for columns en and fr, where all of them are there."""
-    files = {name: folder / f"{split}.{name}" for name in columns.values()}
-    return files if all(file.is_file() for file in files.values()) else None
+    files = [folder / f"{split}.{name}" for name in columns.values()]
+    if not all(file.is_file() for file in files):
+        return None
+    for file in files:
+        if file.stat().st_size == 0:
+            raise DataError(f"{file}: the file is empty")
+    return [str(file) for file in files]
+
+
+def _is_json_lines(file: str) -> bool:
+    path = Path(file)
+    return (path.with_suffix("") if path.suffix in COMPRESSED else path).suffix in JSON_LINES
 
 
 def _is_file_pattern(split: str) -> bool:
@@ -147,26 +170,74 @@ def _check_files(folder: Path, split: str) -> None:
             raise DataError(f"{file}: the file is empty")
 
 
-def _read_parallel(files: dict[str, Path], streaming: bool) -> Rows:
-    """Line n of every file is row n; lines end at a newline alone, so that U+2028 and the like misalign nothing."""
-    for file in files.values():
-        if file.stat().st_size == 0:
-            raise DataError(f"{file}: the file is empty")
+Parse: TypeAlias = Callable[[dict[str, list]], dict[str, list]]
+
+
+def _read_lines(shards: list[list[str]], parse: Parse, streaming: bool) -> Rows:
+    """Rows of text files: a shard is one file, or several whose n-th lines belong together.
+
+    The lines are kept as they are and parsed where they are used, so that a bad one ends nothing.
+    """
     # The time of change is an argument so that the cache of `from_generator` does not outlive the files.
-    arguments = {name: {"path": str(file), "changed": file.stat().st_mtime_ns} for name, file in files.items()}
-    maker = IterableDataset if streaming else Dataset
-    return maker.from_generator(_parallel_lines, gen_kwargs={"files": arguments})
+    changed = [[Path(file).stat().st_mtime_ns if Path(file).is_file() else 0 for file in shard] for shard in shards]
+    arguments = {"shards": shards, "changed": changed}
+    if streaming:
+        return IterableDataset.from_generator(_lines, gen_kwargs=arguments).map(
+            parse, batched=True, remove_columns=["lines", "place"]
+        )
+    features = Features({"lines": List(Value("binary")), "place": Value("string")})
+    return Dataset.from_generator(_lines, gen_kwargs=arguments, features=features).with_transform(parse)
 
 
-def _parallel_lines(files: dict[str, dict[str, Any]]) -> Iterator[dict[str, str]]:
-    paths = [file["path"] for file in files.values()]
-    with ExitStack() as stack:
-        streams = [stack.enter_context(open(path, encoding="utf-8", newline="\n")) for path in paths]
-        for number, lines in enumerate(zip_longest(*streams), start=1):
-            if None in lines:
-                short = paths[lines.index(None)]
-                raise DataError(f"{short} has no line {number}, but its parallel file has; make them equally long")
-            yield dict(zip(files, (line.removesuffix("\n").removesuffix("\r") for line in lines), strict=True))
+def _lines(shards: list[list[str]], changed: list[list[int]]) -> Iterator[dict[str, Any]]:
+    """Lines end at a newline byte alone, so that U+2028 and the like misalign nothing; blank lines of one file go."""
+    for files in shards:
+        with ExitStack() as stack:
+            streams = [stack.enter_context(fsspec.open(file, "rb", compression="infer")) for file in files]
+            for number, lines in enumerate(zip_longest(*streams), start=1):
+                if None in lines:
+                    short = files[lines.index(None)]
+                    raise DataError(f"{short} has no line {number}, but its parallel file has; make them equally long")
+                if len(files) > 1 or lines[0].strip():
+                    yield {"lines": list(lines), "place": f"{' and '.join(files)}:{number}"}
+
+
+def _parse_parallel(names: list[str]) -> Parse:
+    def parse(batch: dict[str, list]) -> dict[str, list]:
+        texts = [[_decode(line) for line in lines] for lines in batch["lines"]]
+        columns = dict(zip(names, map(list, zip(*texts, strict=True)), strict=True))
+        return {**columns, "place": batch["place"], "problem": [None] * len(texts)}
+
+    return parse
+
+
+def _decode(line: bytes) -> str:
+    return line.decode("utf-8", "replace").removesuffix("\n").removesuffix("\r")
+
+
+def _parse_json(columns: dict[str, str]) -> Parse:
+    def parse(batch: dict[str, list]) -> dict[str, list]:
+        parsed: dict[str, list] = {name: [] for name in (*columns, "problem")}
+        for [line] in batch["lines"]:
+            values, problem = _parse_json_line(line, columns)
+            for name in columns:
+                parsed[name].append(values.get(name))
+            parsed["problem"].append(problem)
+        return {**parsed, "place": batch["place"]}
+
+    return parse
+
+
+def _parse_json_line(line: bytes, columns: dict[str, str]) -> tuple[dict[str, Any], str | None]:
+    try:
+        row = json.loads(line.decode("utf-8"))
+        return {agreed: _value(row, name) for agreed, name in columns.items()}, None
+    except UnicodeDecodeError as error:
+        return {}, f"byte {error.start + 1} of the line is not UTF-8"
+    except json.JSONDecodeError as error:
+        return {}, f"the line is not JSON: {error.msg} at character {error.pos + 1}"
+    except DataError as error:
+        return {}, str(error)
 
 
 def _head(row: dict[str, Any], name: str) -> str:
@@ -174,14 +245,23 @@ def _head(row: dict[str, Any], name: str) -> str:
 
 
 def _check_column(row: dict[str, Any], name: str, place: str) -> None:
-    if name in row:  # a dot may also be part of a name
-        return
-    value: Any = row
+    try:
+        _value(row, name)
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
+
+
+def _value(row: Any, name: str) -> Any:
+    """Raises DataError where there is no such column; a dot may be part of its name, or reach into another."""
+    if isinstance(row, dict) and name in row:
+        return row[name]
+    value = row
     for part in name.split("."):
         if not isinstance(value, dict) or part not in value:
             known = value if isinstance(value, dict) else {}
-            raise DataError(f"{place}: there is no column {name!r}{nearest(part, known)}")
+            raise DataError(f"there is no column {name!r}{nearest(part, known)}")
         value = value[part]
+    return value
 
 
 def _column(batch: dict[str, list], name: str) -> list:

@@ -1,22 +1,37 @@
-"""Seq2SeqTrainer with a loader that knows its position, and with evaluation that counts every sample once."""
+"""Seq2SeqTrainer that is hard to break: exact positions, whole checkpoints, guarded steps, a stop that saves first."""
 
 import json
-from collections.abc import Sequence
+import logging
+import math
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import GenerationConfig, Seq2SeqTrainer, TrainerCallback, TrainerControl
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_callback import DefaultFlowCallback
+from transformers import GenerationConfig, Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
+from pipeline import checkpointing
 from pipeline.batching import BatchLoader
+from pipeline.config import RunError
 from pipeline.evaluation import Evaluation, Prediction, evaluate
 from pipeline.metrics import Metric
+from pipeline.signals import StopRequest
 from pipeline.tasks.task import Feature, Task
 
-POSITION_FILE = "data_position.json"
+STATE_FILE = "run_state.json"
+MAX_NOT_FINITE = 10  # steps in a row without a finite loss and gradient, before the run goes back to a checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class Stopped(RunError):
+    """A run that a signal stopped, and that is saved: the same command goes on."""
 
 
 class PassEnd(TrainerCallback):
@@ -32,6 +47,26 @@ class PassEnd(TrainerCallback):
         if self.loader.position.number > self.number:
             self.number = self.loader.position.number
             return DefaultFlowCallback().on_epoch_end(args, state, control, **kwargs)
+
+
+class Guard(TrainerCallback):
+    """Acts on a stop request, and on steps that were skipped, where a step ends."""
+
+    def __init__(self, trainer: "TeacherForcingTrainer"):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.skipped_in_a_row:
+            control.should_save = False  # a checkpoint to go back to must lie before the trouble
+        if self.trainer.skipped_in_a_row >= MAX_NOT_FINITE:
+            self.trainer.roll_back()
+            control.should_training_stop = False  # this was not the last step
+        if self.trainer.is_stop_requested():
+            control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.trainer.is_stopped:  # Trainer takes the stop for the end of a pass
+            control.should_log = control.should_evaluate = control.should_save = False
 
 
 class TeacherForcingTrainer(Seq2SeqTrainer):
@@ -64,36 +99,133 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             train_dataset=loader.stream,
             eval_dataset=validation or None,
             processing_class=task.tokenizer,
-            callbacks=[*callbacks, PassEnd(loader)],
+            callbacks=[*callbacks, PassEnd(loader), Guard(self)],
             **kwargs,
         )
         self._counts = torch.zeros(2, device=self.args.device)  # target tokens since the last log, and right ones
+        self._loss = torch.zeros((), device=self.args.device)  # of the step in hand
+        self._steps_since_log = self._skipped_since_log = 0
+        self.skipped_steps = self.skipped_in_a_row = 0
+        self._rolled_back_to: Path | None = None
+        self.stop_request = StopRequest()
+        self.is_stopped = False
 
     def get_train_dataloader(self) -> BatchLoader:
         """The loader as it is: it deals out batches to the ranks itself, and Trainer moves them to the device."""
         return self.loader
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs):
-        """As `Trainer.train`, going on at the very row where the checkpoint was written."""
+        """As `Trainer.train`, going on at the very row where the checkpoint was written.
+
+        Raises:
+            Stopped: after SIGTERM or SIGINT, when the step in hand is finished and saved.
+            RunError: when loss or gradients stay without finite values, a checkpoint cannot be written, or a loader
+                worker hangs.
+        """
         if resume_from_checkpoint:
-            self.loader.load_state_dict(json.loads(Path(resume_from_checkpoint, POSITION_FILE).read_text()))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            state = json.loads(Path(resume_from_checkpoint, STATE_FILE).read_text())
+            self.loader.load_state_dict(state["data"])
+            self.skipped_steps = state["skipped_steps"]
+        with self.stop_request:
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.is_stopped:
+            raise Stopped(f"stopped and saved after step {self.state.global_step}; the same command goes on from there")
+        return output
+
+    def _init_training_state(self, *args):
+        result = super()._init_training_state(*args)
+        self._find_best()  # the state knows its path, and the folder may have been moved
+        return result
+
+    def _run_epoch(self, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # killed between the last step and the result
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         with torch.no_grad():
             self._counts += torch.stack([count.sum() for count in self.task.count(outputs, inputs)])
+            self._loss += loss
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        return torch.where(loss.isfinite(), loss, torch.zeros_like(loss))  # `log` leaves the step out of the mean
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The norm; a step whose loss or gradient is not finite on any rank loses its gradients, so changes nothing."""
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # fp16 finds its loss scale by gradients that overflow, and its scaler skips those steps itself.
+        norm = 0.0 if self.accelerator.scaler is not None else float(grad_norm or 0.0)
+        is_finite = math.isfinite(self._sum_over_ranks(self._loss)) and math.isfinite(norm)
+        self._loss.zero_()
+        self._steps_since_log += 1
+        if is_finite:
+            self.skipped_in_a_row = 0
+        else:
+            model.zero_grad()
+            self.skipped_steps += 1
+            self.skipped_in_a_row += 1
+            self._skipped_since_log += 1
+            logger.warning("step %d: the loss or its gradient is not finite; skipped", self.state.global_step + 1)
+        return grad_norm
+
+    def _sum_over_ranks(self, value: torch.Tensor) -> float:
+        return float(self.accelerator.reduce(value.clone()))
+
+    def is_stop_requested(self) -> bool:
+        """Whether any rank got a signal; all ranks must ask."""
+        flag = torch.tensor(self.stop_request.received is not None, dtype=torch.float, device=self.args.device)
+        self.is_stopped = self._sum_over_ranks(flag) > 0
+        return self.is_stopped
+
+    def roll_back(self) -> None:
+        """Puts weights, optimizer and schedule back to the newest checkpoint, and goes on with the rows that follow.
+
+        To go back and skip the rows that led to the trouble is the remedy of PaLM (https://arxiv.org/abs/2204.02311,
+        section 5.1). A second time without a checkpoint in between is the end.
+
+        Raises:
+            RunError: when there is nothing to go back to, or it did not help.
+        """
+        problem = f"the loss or its gradient was not finite in {MAX_NOT_FINITE} steps in a row"
+        mend = "lower training.learning_rate, set training.max_grad_norm, or look at the data"
+        checkpoint = next(iter(checkpointing.list_checkpoints(Path(self.args.output_dir))), None)
+        if checkpoint is None or checkpoint == self._rolled_back_to or self.is_deepspeed_enabled:
+            why = "again after going back to" if checkpoint == self._rolled_back_to else "with"
+            raise RunError(f"{problem}, {why} {checkpoint or 'no checkpoint to go back to'}; {mend}")
+        logger.warning("%s; going back to %s, and on with the rows that follow", problem, checkpoint)
+        self._load_from_checkpoint(str(checkpoint), self.model_wrapped if self.is_fsdp_enabled else self.model)
+        self._load_optimizer_and_scheduler(str(checkpoint))
+        self._load_scaler(str(checkpoint))
+        before = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        for name in ("global_step", "log_history", "best_metric", "best_global_step"):
+            setattr(self.state, name, getattr(before, name))
+        self._find_best()
+        self._tr_loss.zero_()
+        self._globalstep_last_logged = self.state.global_step
+        self._rolled_back_to, self.skipped_in_a_row = checkpoint, 0
+        self._steps_since_log = self._skipped_since_log = 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             items, correct = self.accelerator.reduce(self._counts).tolist()
             logs["token_accuracy"] = correct / max(items, 1)
             self._counts.zero_()
+            done = self._steps_since_log - self._skipped_since_log
+            logs["loss"] = logs["loss"] * self._steps_since_log / done if done else math.nan
+            self._steps_since_log = self._skipped_since_log = 0
         self.state.epoch = self.loader.position.epoch
-        if self.loader.position.left_out:
-            logs["rows_left_out"] = self.loader.position.left_out
-        super().log(logs, start_time)
+        super().log(logs | {name: count for name, count in self.skipped.items() if count}, start_time)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """What was left out so far: bad rows, over all passes, and steps that were not finite."""
+        position = self.loader.position
+        skipped_rows = position.skipped_before + position.skipped_in_window
+        return {"skipped_rows": skipped_rows, "skipped_steps": self.skipped_steps}
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
         """Scores the validation features; see `pipeline.evaluation.evaluate`."""
@@ -117,12 +249,78 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         )
 
     def _save_checkpoint(self, model, trial) -> None:
-        # Before Trainer writes: it deletes older checkpoints last, and must find this one complete.
+        """Trainer's, by way of a staging folder: the checkpoint is there as a whole or not at all.
+
+        Raises:
+            RunError: on every rank, when a file cannot be written on any of them.
+        """
+        output_dir = Path(self.args.output_dir)
+        staging = output_dir / checkpointing.STAGING_FOLDER
+        checkpoint = output_dir / f"checkpoint-{self.state.global_step}"
+        self.store_flos()
+        try:
+            self.write(lambda: _make_empty(staging), main_only=True)
+            self.write(lambda: self._write_state(staging))
+            self.write(lambda: checkpointing.commit(staging, checkpoint), main_only=True)
+        except RunError:
+            if self.is_world_process_zero():
+                shutil.rmtree(staging, ignore_errors=True)  # makes room
+            raise
+        self._find_best()
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / POSITION_FILE).write_text(json.dumps(self.loader.state_dict()))
-        super()._save_checkpoint(model, trial)
+            keep = {checkpoint, Path(self.state.best_model_checkpoint or checkpoint)}
+            checkpointing.rotate(output_dir, self.args.save_total_limit, keep)
+
+    def _write_state(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise RunError(
+                f"{folder} is not there on rank {self.args.process_index}: training.output_dir must lie on "
+                "a file system that all machines share"
+            )
+        self.save_model(str(folder), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        if self.is_world_process_zero():
+            for callback in (*self.callback_handler.callbacks, self.control):
+                if isinstance(callback, ExportableState):
+                    self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+            state = {"data": self.loader.state_dict(), "skipped_steps": self.skipped_steps}
+            (folder / STATE_FILE).write_text(json.dumps(state))
+
+    def write(self, action: Callable[[], Any], main_only: bool = False) -> None:
+        """Writes files on every rank, or on the main one alone, and waits for all.
+
+        Raises:
+            RunError: on every rank, when it fails on any of them; names path and space.
+        """
+        problem = None
+        if self.is_world_process_zero() or not main_only:
+            try:
+                action()
+            except RunError as error:
+                problem = str(error)
+            except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+                problem = checkpointing.explain_storage(Path(self.args.output_dir), error)
+        problems = [each for each in gather_object([problem]) if each]
+        if problems:
+            raise RunError(problems[0])
+
+    def _find_best(self) -> None:
+        best = Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
+        self.state.best_model_checkpoint = str(best) if self.state.best_global_step and best.is_dir() else None
+
+    def _load_best_model(self) -> None:
+        if self.is_stopped:
+            return
+        best = Path(self.state.best_model_checkpoint)
+        if problem := checkpointing.damage(best):
+            raise RunError(
+                f"{best}, the best checkpoint, is damaged: {problem}; training.load_best_model_at_end=false with "
+                "--accept-changes takes the last one instead"
+            )
+        super()._load_best_model()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -130,6 +328,11 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         # https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/trainer.py
         if self.args.should_save:
             Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def describe(prediction: Prediction) -> str:

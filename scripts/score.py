@@ -10,9 +10,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether 
 from transformers.utils import logging
 
 from pipeline import config as configuration
+from pipeline.checkpointing import find_config
 from pipeline.evaluation import evaluate
 from pipeline.metrics import load_metric
-from pipeline.run import encode_split, find_config
+from pipeline.run import encode_split
 from pipeline.tasks.tables import load
 
 

@@ -1,36 +1,59 @@
 """Trains the model that a config describes: accelerate launch scripts/train.py CONFIG [section.key=value ...]"""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether installed or not
 
 from accelerate import PartialState
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from pipeline import config as configuration
 from pipeline.run import Result, run
+from pipeline.signals import stop_with_launcher
+from pipeline.training import Stopped
 from tokenizer.training import TokenizerError
 
 TABLE_ROWS = 10
+
+EXIT_CODES = """Exit codes:
+  0    finished
+  2    wrong config or data
+  3    the run cannot go on (disk full, values that are not finite, a hung worker); what was saved before is whole
+  75   stopped by SIGTERM or SIGINT, and saved: the same command goes on
+  130  interrupted before or after the training"""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog=f"Keys of a config:\n\n{configuration.describe()}",
+        epilog=f"{EXIT_CODES}\n\nKeys of a config:\n\n{configuration.describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", help="YAML file, such as configs/reversal.yaml")
     parser.add_argument("overrides", nargs="*", help="section.key=value, the value in YAML")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="go on with other settings in a folder that holds a run"
+    )
     arguments = parser.parse_args()
-    logging.disable_progress_bar()  # of loading and saving; the training's own stays
+    stop_with_launcher()
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pipeline").setLevel(logging.INFO)
+    transformers_logging.disable_progress_bar()  # of loading and saving; the training's own stays
     try:
-        result = run(configuration.load(arguments.config, arguments.overrides))
+        result = run(configuration.load(arguments.config, arguments.overrides), arguments.accept_changes)
     except (configuration.ConfigError, configuration.DataError, TokenizerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        if PartialState().is_main_process:
+            print(f"\n{stopped}", file=sys.stderr)
+        return 75
+    except configuration.RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the newest checkpoint, where there is one", file=sys.stderr)
         return 130

@@ -12,8 +12,8 @@ LAYERS = [  # each may import from those behind it, never from its own or an ear
     {"pipeline.training", "pipeline.hub", "pipeline.plots"},
     {"pipeline.evaluation", "pipeline.generation"},
     {"pipeline.tasks"},
-    {"pipeline.sources", "pipeline.batching", "pipeline.optimization"},
-    {"pipeline.config", "pipeline.metrics", "pipeline.models", "tokenizer"},
+    {"pipeline.sources", "pipeline.batching", "pipeline.optimization", "pipeline.checkpointing"},
+    {"pipeline.config", "pipeline.signals", "pipeline.metrics", "pipeline.models", "tokenizer"},
 ]
 SOURCES = [path for folder in ("pipeline", "tokenizer", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
 TOP_LEVEL = {"pipeline", "tokenizer", "configs", "scripts", "tests", "README.md", "pyproject.toml"}

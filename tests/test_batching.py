@@ -1,13 +1,16 @@
 import json
+import time
 from collections import Counter
 from dataclasses import asdict
 from itertools import islice
+from multiprocessing import active_children
 
 import pytest
 from datasets import Dataset, IterableDataset
+from torch.utils.data import get_worker_info
 
 from pipeline.batching import BatchLoader, BatchStream
-from pipeline.config import DataError
+from pipeline.config import DataError, RunError
 
 LENGTHS = [(1 + 7 * index % 13, 1 + 5 * index % 11) for index in range(100)]
 
@@ -113,22 +116,56 @@ def test_a_row_over_the_budget_is_a_batch_of_its_own():
     assert sizes[1] > 0
 
 
-@KINDS
-def test_rows_left_out_are_counted(kind):
-    def odd(columns):
-        return [each if each["value"] % 2 else None for each in encode(columns)]
-
-    stream = make_stream(kind, encode=odd)
-    batches = [item for item in islice(iter(stream), 60) if item[1].number == 0]
-    assert sorted(each["value"] for batch, _ in batches for each in batch) == list(range(1, 100, 2))
-    assert batches[-1][1].left_out == 50
+def odd(columns):
+    return [each if each["value"] % 2 else "even" for each in encode(columns)]
 
 
 @KINDS
-def test_nothing_left_to_train_on(kind):
-    stream = make_stream(kind, encode=lambda columns: [None] * len(columns["row"]))
-    with pytest.raises(DataError, match="none of the 100 training rows is left"):
-        next(iter(stream))
+def test_bad_rows_are_named_or_skipped_and_counted(kind):
+    """A pass has 50; the count goes on over passes and through a position, the bound is that of one pass."""
+    stream = make_stream(kind, encode=odd, max_bad_rows=50)
+    items = list(islice(iter(stream), 60))
+    first = [item for item in items if item[1].number == 0]
+    assert sorted(each["value"] for batch, _ in first for each in batch) == list(range(1, 100, 2))
+    for number in (0, 1, 2):
+        last = [position for _, position in items if position.number == number][-1]
+        assert last.skipped_before + last.skipped_in_window == 50 * (number + 1)
+        assert last.skipped_in_pass + last.skipped_in_window == 50
+    stream = make_stream(kind, encode=odd, max_bad_rows=None)
+    stream.position = items[20][1]
+    assert [item[1] for item in islice(iter(stream), 30)] == [position for _, position in items[21:51]]
+    with pytest.raises(DataError, match=r"bad rows in one pass, where data.max_bad_rows=49; one: row \d+: even"):
+        take(make_stream(kind, encode=odd, max_bad_rows=49), 60)
+    with pytest.raises(DataError, match=r"row \d+: even; mend or remove the row, or set data.on_bad_row=skip"):
+        take(make_stream(kind, encode=odd), 1)
+
+
+@KINDS
+def test_skipped_rows_are_named_in_the_log(kind, caplog):
+    take(make_stream(kind, encode=odd, max_bad_rows=None, window=100), 1)
+    named = [record.message for record in caplog.records]
+    assert len(named) == 4 and named[0].startswith("skipped: row ") and named[-1].startswith("skipped: 47 more rows")
+
+
+@KINDS
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_left_to_train_on(kind, workers):
+    """The message is the same from a worker: it travels as it is."""
+    stream = make_stream(kind, encode=lambda columns: ["too long"] * len(columns["row"]), max_bad_rows=None)
+    with pytest.raises(DataError, match=r"^none of the 100 training rows can be used; the last: row \d+: too long$"):
+        next(iter(BatchLoader(stream, list, num_workers=workers)))
+
+
+def test_a_hung_worker_is_named():
+    def hang(columns):
+        if get_worker_info().id == 1:
+            time.sleep(60)
+        return encode(columns)
+
+    loader = BatchLoader(make_stream("dataset", encode=hang), list, num_workers=2, timeout=2)
+    with pytest.raises(RunError, match=r"loader worker 1 of 2 gave no batch in 2 seconds, after row 0 of pass 0"):
+        list(islice(iter(loader), 2))
+    assert not active_children()
 
 
 def test_epoch_is_the_share_of_the_pass():

@@ -1,6 +1,5 @@
 import pytest
 
-from pipeline.config import DataError
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from tokenizer.training import train
 
@@ -23,13 +22,33 @@ def test_encode_and_collate(tokenizer):
     }
 
 
-def test_long_rows_are_left_out(tokenizer):
+def test_long_rows_are_bad(tokenizer):
     columns = {"source": ["a b c", "a", "a b"], "target": ["a", "a b c", "a"], "row": [0, 1, 2]}
-    kept = SequenceToSequence(tokenizer, max_source_length=3, max_target_length=3).encode(columns)
-    assert [feature and feature["sample_id"] for feature in kept] == [None, None, 2]
+    task = SequenceToSequence(tokenizer, max_source_length=3, max_target_length=3)
+    one, two, three = task.encode(columns)
+    assert one == "source has 4 tokens, where data.max_source_length=3"
+    assert two == "target has 4 tokens, where data.max_target_length=3"
+    assert three["sample_id"] == 2
 
 
-@pytest.mark.parametrize("value", [None, 7, ["a"]])
-def test_what_is_no_text_is_named(tokenizer, value):
-    with pytest.raises(DataError, match=r"row 31: target is .*, where a text is needed"):
-        SequenceToSequence(tokenizer).encode({"source": ["a", "b"], "target": ["a", value], "row": [7, 31]})
+@pytest.mark.parametrize(
+    "value, reason",
+    [
+        (None, "target is None, where a text is needed"),
+        (7, "target is 7, where a text is needed"),
+        (["a"], r"target is ['a'], where a text is needed"),
+        (" \t", "target is empty"),
+        ("a \ufffd", "target holds U+FFFD, the mark of bytes that are not UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_a_row(tokenizer, value, reason):
+    columns = {"source": ["a", "b", "c"], "target": ["a", value, "d"], "row": [7, 31, 8]}
+    first, bad, last = SequenceToSequence(tokenizer).encode(columns)
+    assert bad == reason and first["sample_id"] == 7 and last["sample_id"] == 8
+    assert tokenizer.decode(last["labels"], skip_special_tokens=True) == "d"
+
+
+def test_sources_alone(tokenizer):
+    """As for prediction: any text goes."""
+    features = SequenceToSequence(tokenizer).encode({"source": ["a \ufffd", "b"], "row": [0, 1]})
+    assert [feature["labels"] for feature in features] == [[], []] and len(features[1]["input_ids"]) == 2

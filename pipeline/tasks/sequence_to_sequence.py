@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
-from pipeline.config import DataError
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.tasks.task import Batch, Columns, Feature
+
+UNDECODABLE = "\ufffd"  # what Unicode decoders put where bytes are no text
 
 
 @dataclass
@@ -17,37 +18,48 @@ class SequenceToSequence:
     """Pairs of texts over one vocabulary; the columns are `source` and `target`.
 
     Args:
-        max_source_length, max_target_length: in tokens, `</s>` included. Rows over it are left out; None keeps all.
+        max_source_length, max_target_length: in tokens, `</s>` included. Rows over it are bad rows; None keeps all.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_source_length: int | None = None
     max_target_length: int | None = None
 
-    def encode(self, columns: Columns) -> list[Feature | None]:
-        """Texts to ids, each ending in `</s>`.
+    def encode(self, columns: Columns) -> list[Feature | str]:
+        """Texts to ids, each ending in `</s>`; what is wrong with a row where no good pair can be made of it.
 
-        Raises:
-            DataError: for a value that is not text, naming row and column.
+        Without a target column, as for prediction, any text goes, and labels are empty.
         """
-        for name in ("source", "target"):
-            for row, text in zip(columns["row"], columns[name], strict=True):
-                if not isinstance(text, str):
-                    raise DataError(f"row {row}: {name} is {text!r}, where a text is needed; mend or remove the row")
-        sources = self.tokenizer(columns["source"], return_attention_mask=False)["input_ids"]
-        targets = self.tokenizer(text_target=columns["target"], return_attention_mask=False)["input_ids"]
-        return [
-            {"sample_id": row, "source": source, "target": target, "input_ids": input_ids, "labels": labels}
-            if self._fits(input_ids, labels)
-            else None
-            for row, source, target, input_ids, labels in zip(
-                columns["row"], columns["source"], columns["target"], sources, targets, strict=True
-            )
-        ]
+        sources, targets = columns["source"], columns.get("target")
+        if targets is None:
+            reasons: list[str | None] = [None] * len(sources)
+            good = list(range(len(sources)))
+        else:
+            pairs = zip(sources, targets, strict=True)
+            reasons = [_what_is_wrong("source", source) or _what_is_wrong("target", target) for source, target in pairs]
+            good = [index for index, reason in enumerate(reasons) if reason is None]
+        features: list[Feature | str] = [reason or "" for reason in reasons]
+        inputs = self._tokenize(text=[sources[index] for index in good])
+        labels = [[]] * len(good) if targets is None else self._tokenize(text_target=[targets[index] for index in good])
+        for index, *ids in zip(good, inputs, labels, strict=True):
+            features[index] = self._too_long(*ids) or {
+                "sample_id": columns["row"][index],
+                "source": sources[index],
+                "target": targets[index] if targets else "",
+                "input_ids": ids[0],
+                "labels": ids[1],
+            }
+        return features
 
-    def _fits(self, input_ids: list[int], labels: list[int]) -> bool:
-        bounds = (self.max_source_length, self.max_target_length)
-        return all(bound is None or len(ids) <= bound for bound, ids in zip(bounds, (input_ids, labels), strict=True))
+    def _tokenize(self, **texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(**texts, return_attention_mask=False)["input_ids"] if any(texts.values()) else []
+
+    def _too_long(self, input_ids: list[int], labels: list[int]) -> str | None:
+        for name, ids in (("source", input_ids), ("target", labels)):
+            bound = getattr(self, f"max_{name}_length")
+            if bound is not None and len(ids) > bound:
+                return f"{name} has {len(ids)} tokens, where data.max_{name}_length={bound}"
+        return None
 
     def lengths(self, feature: Feature) -> tuple[int, int]:
         return len(feature["input_ids"]), len(feature["labels"])
@@ -62,7 +74,7 @@ class SequenceToSequence:
             labels         [[9, 2, -100], [8, 9, 2]]
         """
         sources = [torch.tensor(feature["input_ids"]) for feature in features]
-        targets = [torch.tensor(feature["labels"]) for feature in features]
+        targets = [torch.tensor(feature["labels"], dtype=torch.long) for feature in features]
         masks = [torch.ones_like(source) for source in sources]
         pad = nn.utils.rnn.pad_sequence
         return {
@@ -87,3 +99,13 @@ class SequenceToSequence:
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig) -> list[str]:
         ids = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=generation)
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def _what_is_wrong(name: str, text: object) -> str | None:
+    if not isinstance(text, str):
+        return f"{name} is {text!r}, where a text is needed"
+    if not text.strip():
+        return f"{name} is empty"
+    if UNDECODABLE in text:
+        return f"{name} holds U+FFFD, the mark of bytes that are not UTF-8"
+    return None

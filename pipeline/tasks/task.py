@@ -19,8 +19,8 @@ class Task(Protocol):
 
     tokenizer: PreTrainedTokenizerBase
 
-    def encode(self, columns: Columns) -> list[Feature | None]:
-        """Rows, with their numbers as column "row", to one feature each; None for a row to be left out."""
+    def encode(self, columns: Columns) -> list[Feature | str]:
+        """Rows, with their numbers as column "row", to one feature each; for a bad row, to what is wrong with it."""
         ...
 
     def lengths(self, feature: Feature) -> tuple[int, ...]:

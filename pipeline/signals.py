@@ -1,0 +1,51 @@
+"""SIGTERM and SIGINT as a request to stop behind the step in hand, instead of an end in the middle of it."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl(2)
+
+
+class StopRequest:
+    """A context in which SIGTERM and SIGINT set `received` and do nothing else.
+
+    Further ones change nothing: `torchrun` passes on a Ctrl-C that the terminal has sent to every process already.
+    Ctrl-\\ (SIGQUIT) still ends a process at once. Outside the main thread Python allows no handlers: inert.
+    """
+
+    received: signal.Signals | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            os.write(2, b"\nstopping: the step in hand is finished and saved (Ctrl-\\ ends at once, without saving)\n")
+        self.received = signal.Signals(number)
+
+
+def ignore_in_worker(_: int = 0) -> None:
+    """For a loader worker, which a terminal or a job scheduler signals too: its trainer still needs it for the step."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def stop_with_launcher() -> None:
+    """Lets `accelerate launch` of one process be stopped: it passes no signal on, and would leave us an orphan.
+
+    https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/commands/launch.py (simple_launcher)
+    """
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "LOCAL_RANK" not in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
