@@ -31,7 +31,7 @@ STAGING_FOLDER = "staging"
 LOCK_FILE = ".lock"
 LOCK_PATIENCE = 10.0  # seconds; a run whose launcher was killed needs a moment to notice
 
-# Settings that may change between a run and its continuation, as no result depends on them.
+# Settings that may change between a run and its continuation, as no result so far depends on them.
 FREE_KEYS = {
     "training.output_dir",  # a folder may be moved
     "training.resume_from_checkpoint",
@@ -41,6 +41,8 @@ FREE_KEYS = {
     "training.disable_tqdm",
     "training.report_to",
     "data.worker_timeout",
+    "data.on_bad_row",  # skip, after a bad row was an error
+    "data.max_bad_rows",
 }
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -193,9 +193,10 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         problem = f"the loss or its gradient was not finite in {MAX_NOT_FINITE} steps in a row"
         mend = "lower training.learning_rate, set training.max_grad_norm, or look at the data"
         checkpoint = next(iter(checkpointing.list_checkpoints(Path(self.args.output_dir))), None)
-        if checkpoint is None or checkpoint == self._rolled_back_to or self.is_deepspeed_enabled:
-            why = "again after going back to" if checkpoint == self._rolled_back_to else "with"
-            raise RunError(f"{problem}, {why} {checkpoint or 'no checkpoint to go back to'}; {mend}")
+        if checkpoint is None:
+            raise RunError(f"{problem}, with no checkpoint to go back to; {mend}")
+        if checkpoint == self._rolled_back_to or self.is_deepspeed_enabled:
+            raise RunError(f"{problem}, after going on from {checkpoint}; {mend}")
         logger.warning("%s; going back to %s, and on with the rows that follow", problem, checkpoint)
         self._load_from_checkpoint(str(checkpoint), self.model_wrapped if self.is_fsdp_enabled else self.model)
         self._load_optimizer_and_scheduler(str(checkpoint))

@@ -95,9 +95,7 @@ def test_no_whole_checkpoint_is_refused(save, tmp_path):
     assert find_newest(tmp_path) is None
     (save(4) / "weights").unlink()
     (tmp_path / "checkpoint-6").mkdir()
-    with pytest.raises(
-        RunError, match=r"no checkpoint is whole \(checkpoint-6: it has no .*; checkpoint-4: weights"
-    ):
+    with pytest.raises(RunError, match=r"no checkpoint is whole \(checkpoint-6: it has no .*; checkpoint-4: weights"):
         find_newest(tmp_path)
 
 
@@ -150,8 +148,8 @@ def test_changed_keys(make_config, save, tmp_path):
     assert changed_keys(config, tmp_path) == []
     free = {"output_dir": "elsewhere", "dataloader_num_workers": 2, "report_to": "none"}
     assert changed_keys(make_config(training=free), tmp_path) == []
-    changed = make_config(model={"d_model": 32}, training={"max_steps": 8}, data={"on_bad_row": "skip"})
-    assert changed_keys(changed, tmp_path) == ["data.on_bad_row", "model.d_model", "training.max_steps"]
+    changed = make_config(model={"d_model": 32}, training={"max_steps": 8}, data={"streaming": True})
+    assert changed_keys(changed, tmp_path) == ["data.streaming", "model.d_model", "training.max_steps"]
 
 
 def test_one_run_in_a_folder(tmp_path, monkeypatch):

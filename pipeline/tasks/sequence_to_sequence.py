@@ -52,7 +52,9 @@ class SequenceToSequence:
         return features
 
     def _tokenize(self, **texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(**texts, return_attention_mask=False)["input_ids"] if any(texts.values()) else []
+        if not any(texts.values()):
+            return []
+        return self.tokenizer(**texts, return_attention_mask=False, verbose=False)["input_ids"]  # too long: said here
 
     def _too_long(self, input_ids: list[int], labels: list[int]) -> str | None:
         for name, ids in (("source", input_ids), ("target", labels)):
