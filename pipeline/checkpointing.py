@@ -187,6 +187,12 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_storage_error(error: BaseException) -> bool:
+    """Whether there was no room; libraries written in Rust say so in the text alone."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in STORAGE_ERRORS or any(f"(os error {each})" in str(error) for each in STORAGE_ERRORS)
+
+
 def explain_storage(folder: Path, error: BaseException | str) -> str:
     """What could not be written, beside the space that there is."""
     size_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]

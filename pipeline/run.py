@@ -324,8 +324,8 @@ def run(config: Config, accept_changes: bool = False) -> Result:
             stack.enter_context(checkpointing.lock(output_dir))
         try:
             return _run(config, args, output_dir, accept_changes)
-        except OSError as error:
-            if error.errno in checkpointing.STORAGE_ERRORS:
+        except Exception as error:
+            if checkpointing.is_storage_error(error):
                 raise RunError(checkpointing.explain_storage(output_dir, error)) from error
             raise
 
