@@ -4,19 +4,28 @@ import importlib.util
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from pipeline import checkpointing
 from pipeline.run import run
 from tests.conftest import ROOT
 
+PYTHON = (sys.executable,)
+ACCELERATE = (str(Path(sys.executable).with_name("accelerate")), "launch")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+SLOW = pytest.mark.slow
 
-def subprocess_of(script: str, *arguments, launcher=(sys.executable,), **options) -> subprocess.CompletedProcess:
+
+def subprocess_of(script: str, *arguments, launcher=PYTHON, **options) -> subprocess.CompletedProcess:
     words = [*launcher, f"scripts/{script}", *map(str, arguments)]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False, **options)
 
@@ -139,8 +148,7 @@ def test_two_processes_are_one(make_config, make_pairs, tmp_path):
         make_config, tmp_path / "one.yaml", training={**training, "gradient_accumulation_steps": 2}, **changes
     )
     two = write_config(make_config, tmp_path / "two.yaml", training=training, **changes)
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    for config, launcher in ((one, (sys.executable,)), (two, torchrun)):
+    for config, launcher in ((one, PYTHON), (two, TORCHRUN)):
         folder = f"training.output_dir={tmp_path / config.stem}"
         done = subprocess_of("train.py", config, folder, launcher=launcher, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr
@@ -157,3 +165,47 @@ def test_two_processes_are_one(make_config, make_pairs, tmp_path):
     for expected_log, log in zip(*histories, strict=True):
         for key in ("loss", "token_accuracy", "eval_loss", "grad_norm"):
             assert log.get(key) == (None if key not in expected_log else pytest.approx(expected_log[key], rel=1e-4))
+
+
+def wait_until(condition, patience: float = 120) -> None:
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "launcher, number, code",
+    [
+        (PYTHON, signal.SIGTERM, 75),
+        pytest.param(PYTHON, signal.SIGINT, 75, marks=SLOW),
+        (ACCELERATE, signal.SIGTERM, -signal.SIGTERM),
+        pytest.param(ACCELERATE, signal.SIGINT, -signal.SIGINT, marks=SLOW),
+        pytest.param(ACCELERATE, signal.SIGKILL, -signal.SIGKILL, marks=SLOW),
+        (TORCHRUN, signal.SIGTERM, 1),
+        pytest.param(TORCHRUN, signal.SIGINT, 1, marks=SLOW),
+    ],
+)
+def test_a_signal_to_the_launcher_stops_and_saves(make_config, tmp_path, launcher, number, code):
+    """The launcher has an exit code of its own; what counts is that the run behind it is saved."""
+    training = {"max_steps": 10**6, "save_steps": 10**6, "save_total_limit": 1, "eval_strategy": "no", "use_cpu": True}
+    training |= {"logging_steps": 5, "report_to": "none"}
+    config = write_config(make_config, tmp_path / "run.yaml", training=training)
+    log, folder = tmp_path / "log", tmp_path / "run"
+    with log.open("w") as stream:
+        started = subprocess.Popen(
+            [*launcher, "scripts/train.py", str(config)],
+            cwd=ROOT,
+            stdout=stream,
+            stderr=stream,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        try:
+            wait_until(lambda: "'loss'" in log.read_text() or started.poll() is not None)
+            started.send_signal(number)
+            assert started.wait(120) == code, log.read_text()
+            wait_until(lambda: "stopped and saved after step" in log.read_text())
+        finally:
+            started.kill()
+    assert checkpointing.find_newest(folder), log.read_text()
+    assert not (folder / "metrics.json").exists()
