@@ -6,7 +6,6 @@ ranks, rank `r` takes every n-th batch. A position is where a window starts and 
 one window again, not what came before it.
 """
 
-import copy
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ Columns = dict[str, list]
 Feature = dict[str, Any]
 
 NAMED_BAD_ROWS = 3  # of a window, in the log
+PARTS_OF_WINDOW = 10  # a stream's windows end at a multiple of these parts, as a shard may end anywhere
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class Position:
     Attributes:
         number: of the pass over the rows, from 0.
         window: of the window in its pass, from 0.
-        rows: where the window starts: a row count, or a stream's own state; None at the beginning of a pass.
+        rows: where the window starts in a stream: the turn of its shard and the state inside that; None at the
+            beginning of a pass.
         first_row: rows of this pass before the window.
         first_batch: batches of all passes before the window.
         next_batch: batches of all passes that are consumed, over all ranks.
@@ -69,7 +70,7 @@ class BatchStream(torch.utils.data.IterableDataset):
         lengths: tokens on each side of a feature; features are grouped by it.
         batch_rows: rows in a batch, where `batch_tokens` is None.
         batch_tokens: a batch holds as many rows as fit when each side is padded to its longest, and at least one.
-        window: rows read at a time.
+        window: rows read at a time; of a stream up to a tenth more.
         max_bad_rows: bad rows that a pass may have; they are skipped. None skips any number.
         rank, world_size: which batches of the global order are yielded here.
 
@@ -95,8 +96,6 @@ class BatchStream(torch.utils.data.IterableDataset):
         rank: int = 0,
         world_size: int = 1,
     ):
-        if isinstance(rows, IterableDataset) and rows.num_shards > 1:
-            rows = rows.shuffle(seed=seed, buffer_size=1)  # the order of the shards alone: rows are shuffled here
         self.rows, self.encode, self.lengths = rows, encode, lengths
         self.batch_rows, self.batch_tokens = batch_rows, batch_tokens
         self.window, self.max_bad_rows = window, max_bad_rows
@@ -111,10 +110,6 @@ class BatchStream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[tuple[list[Feature], Position]]:
         worker = get_worker_info()
         num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
-        if worker and isinstance(self.rows, IterableDataset):
-            # A stream keeps its epoch in memory that all workers share, and one that is ahead would change it for all:
-            # https://github.com/huggingface/datasets/blob/5.2.0/src/datasets/iterable_dataset.py (set_epoch)
-            self.rows = copy.deepcopy(self.rows)
         begin = self.position.next_batch
         for position, batches in self._windows(self.position):
             for index, batch in enumerate(batches):
@@ -181,24 +176,43 @@ class BatchStream(torch.utils.data.IterableDataset):
                 rows = order[start : start + self.window]
                 yield None, {**self.rows[rows], "row": rows.tolist()}
             return
-        self.rows.set_epoch(position.number)
-        if position.rows is not None:
-            self.rows.load_state_dict(position.rows)
-        state, first_row = position.rows, position.first_row
-        # Not iter(rows): inside a loader worker that would read this worker's share of the shards alone.
-        windows = self.rows.iter(batch_size=self.window)
-        while True:
+        start, first_row = position.rows, position.first_row
+        columns: Columns = {"row": []}
+        for end, part in self._read_shards(position):
+            row = first_row + len(columns["row"])
+            columns["row"] += range(row, row + len(next(iter(part.values()))))
+            for name, values in part.items():
+                columns.setdefault(name, []).extend(values)
+            if len(columns["row"]) >= self.window:
+                yield start, columns
+                start, columns, first_row = end, {"row": []}, first_row + len(columns["row"])
+        if columns["row"]:
+            yield start, columns
+
+    def _read_shards(self, position: Position) -> Iterator[tuple[Any, Columns]]:
+        """Columns of some rows at a time, and the place behind them: a shard's turn and the state inside it.
+
+        The shards are permuted here, as `IterableDataset.shuffle` reads ten of them at once, and a resume would
+        open all of them: https://github.com/huggingface/datasets/blob/5.2.0/src/datasets/iterable_dataset.py
+        """
+        count = self.rows.num_shards
+        order = np.random.default_rng((self.seed, position.number)).permutation(count).tolist()
+        first, state = position.rows or (0, None)
+        rows_read = position.first_row
+        for turn in range(first, count):
+            shard = self.rows.shard(count, order[turn])
+            if state is not None:
+                shard.load_state_dict(state)
+                state = None
             try:
-                columns = next(windows, None)
+                # Not iter(shard): inside a loader worker that would read this worker's share of the shards alone.
+                for columns in shard.iter(batch_size=max(1, self.window // PARTS_OF_WINDOW)):
+                    yield (turn, shard.state_dict()), columns
+                    rows_read += len(next(iter(columns.values())))
             except (ValueError, DatasetGenerationError) as error:  # pyarrow's and pandas' are ValueErrors
                 if isinstance(error, DataError):
                     raise
-                raise DataError(f"data: the rows behind row {first_row} cannot be read: {error}") from error
-            if columns is None:
-                return
-            count = len(next(iter(columns.values())))
-            yield state, {**columns, "row": list(range(first_row, first_row + count))}
-            state, first_row = self.rows.state_dict(), first_row + count
+                raise DataError(f"data: the rows behind row {rows_read} cannot be read: {error}") from error
 
     def _cut(self, features: list[Feature], generator: np.random.Generator) -> list[list[Feature]]:
         shuffled = [features[index] for index in generator.permutation(len(features))]

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, IterableDataset
 from torch.utils.data import get_worker_info
 
-from pipeline.batching import BatchLoader, BatchStream
+from pipeline.batching import BatchLoader, BatchStream, Position
 from pipeline.config import DataError, RunError
 
 LENGTHS = [(1 + 7 * index % 13, 1 + 5 * index % 11) for index in range(100)]
@@ -82,6 +82,65 @@ def test_ranks_share_one_order(kind):
     stream = make_stream(kind)
     stream.position = position  # two ranks, ten batches each, go on as one
     assert take(stream, 5) == whole[20:25]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@KINDS
+def test_no_row_twice_or_never(kind, ranks):
+    """Four shards and 25 batches a pass, divided by two or three ranks that take equally many steps."""
+    taken = [list(islice(iter(make_stream(kind, rank=rank, world_size=ranks)), 36)) for rank in range(ranks)]
+    items = [item for turn in zip(*taken, strict=True) for item in turn]
+    for number in (0, 1):
+        rows = [each["value"] for batch, position in items if position.number == number for each in batch]
+        assert sorted(rows) == list(range(100))
+
+
+@pytest.mark.parametrize("before, after", [((1, 0), (2, 2)), ((2, 2), (1, 4)), ((2, 4), (3, 0)), ((1, 4), (1, 2))])
+@KINDS
+def test_other_ranks_and_workers_go_on_with_the_same_order(kind, before, after):
+    """(ranks, loader workers) before and after a resume at the end of a step, in the second pass."""
+    whole = [[each["value"] for each in batch] for batch in take_whole(kind)]
+
+    def train(ranks: int, workers: int, steps: int, position: Position) -> tuple[list, Position]:
+        taken = []
+        for rank in range(ranks):
+            stream = make_stream(kind, rank=rank, world_size=ranks)
+            stream.position = position
+            loader = BatchLoader(stream, list, num_workers=workers)
+            taken.append(list(islice(iter(loader), steps)))
+        batches = [[each["value"] for each in batch] for turn in zip(*taken, strict=True) for batch in turn]
+        return batches, loader.position
+
+    first, position = train(*before, 15, Position())
+    second, _ = train(*after, 20, position)
+    assert first + second == whole[: len(first) + len(second)]
+
+
+def take_whole(kind: str) -> list[list]:
+    return [batch for batch, _ in islice(iter(make_stream(kind)), 100)]
+
+
+def test_resuming_reads_one_shard_and_one_window():
+    """And not what came before, as stock streams do."""
+    read = []
+
+    def shards_of_250(shards):
+        for number in shards:
+            for index in range(250):
+                read.append(number)
+                yield {"value": index % 100}
+
+    def make():
+        rows = IterableDataset.from_generator(shards_of_250, gen_kwargs={"shards": list(range(40))})
+        return BatchStream(rows, encode, lambda each: each["lengths"], batch_rows=10, window=100)
+
+    *_, (_, position) = islice(iter(make()), 800)
+    before = len(read)
+    assert before >= 8000
+    stream = make()
+    stream.position = position
+    next(iter(stream))
+    assert len(read) - before <= 250 + 2 * 110  # the window of the last batch, and the next, which has the first
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

@@ -289,19 +289,20 @@ def test_micro_batches_change_nothing(make_config, make_pairs, tmp_path, rows, a
         torch.testing.assert_close(tensor, reference[name], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_resume_is_the_uninterrupted_run(make_config, streaming):
-    """Bit by bit on the CPU, dropout included, with 16 steps over passes of 8."""
-    config = make_config(
-        data={"streaming": streaming, "shuffle_window": 24},
-        training={"max_steps": 16, "save_steps": 5, "eval_strategy": "no", "gradient_accumulation_steps": 2},
-    )
-    folder = run(config).output_dir
-    expected = weights(folder)
+@pytest.mark.parametrize("streaming, workers", [(False, (0, 0)), (True, (0, 0)), (True, (2, 4)), (False, (4, 0))])
+def test_resume_is_the_uninterrupted_run(make_config, tmp_path, streaming, workers):
+    """Bit by bit on the CPU, dropout included, with 16 steps over passes of 8, and other loader workers than before."""
+
+    def config(folder: str, workers: int):
+        training = {"max_steps": 16, "save_steps": 5, "eval_strategy": "no", "gradient_accumulation_steps": 2}
+        training |= {"output_dir": str(tmp_path / folder), "dataloader_num_workers": workers}
+        return make_config(data={"streaming": streaming, "shuffle_window": 24}, training=training)
+
+    expected = weights(run(config("reference", 0)).output_dir)
+    folder = run(config("resumed", workers[0])).output_dir
     for leftover in ("metrics.json", "model.safetensors", "checkpoint-16", "checkpoint-15", "checkpoint-10"):
-        path = folder / leftover
-        subprocess.run(["rm", "-r", str(path)], check=True)
-    assert not run(config).was_finished
+        subprocess.run(["rm", "-r", str(folder / leftover)], check=True)
+    assert not run(config("resumed", workers[1])).was_finished
     for name, tensor in weights(folder).items():
         assert torch.equal(tensor, expected[name]), name
 

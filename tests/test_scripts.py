@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -22,6 +24,7 @@ from tests.conftest import ROOT
 PYTHON = (sys.executable,)
 ACCELERATE = (str(Path(sys.executable).with_name("accelerate")), "launch")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ACCELERATE_TWO = (*ACCELERATE, "--config_file", "configs/accelerate/two_cpus.yaml")
 SLOW = pytest.mark.slow
 
 
@@ -138,33 +141,72 @@ def test_train_tokenizer(command, make_pairs, tmp_path):
     assert done.returncode == 2 and "no column 'src'" in done.stderr
 
 
+def sgd_config(make_config, path, pairs, **training):
+    """Plain SGD, as Adam would blow up rounding where a gradient is nearly zero."""
+    training = {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "use_cpu": True, **training}
+    training |= {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "max_steps": 6, "report_to": "none"}
+    training |= {"output_dir": str(path.with_suffix(""))}
+    data, evaluation = {"path": str(pairs), "options": {}}, {"metrics": ["sacrebleu", "exact_match"]}
+    return write_config(make_config, path, training=training, data=data, evaluation=evaluation, model={"dropout": 0.0})
+
+
+def train(config, launcher, *arguments) -> Path:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess_of("train.py", config, *arguments, launcher=launcher, env=environment)
+    assert done.returncode == 0, done.stderr
+    return config.with_suffix("")
+
+
+def assert_close(folder, expected) -> None:
+    reference = load_file(expected / "model.safetensors")
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        torch.testing.assert_close(tensor, reference[name], atol=1e-6, rtol=1e-5)
+
+
 def test_two_processes_are_one(make_config, make_pairs, tmp_path):
-    """torchrun on two CPU processes = one process with two micro-batches: parameters, losses and scores."""
-    pairs = str(make_pairs(held_out=7))
-    training = {"optim": "sgd", "learning_rate": 0.5, "per_device_train_batch_size": 4, "max_grad_norm": 0.0}
-    training |= {"use_cpu": True, "per_device_eval_batch_size": 2, "max_steps": 6, "report_to": "none"}
-    changes = {"data": {"path": pairs, "options": {}}, "model": {"dropout": 0.0}}
-    one = write_config(
-        make_config, tmp_path / "one.yaml", training={**training, "gradient_accumulation_steps": 2}, **changes
-    )
-    two = write_config(make_config, tmp_path / "two.yaml", training=training, **changes)
-    for config, launcher in ((one, PYTHON), (two, TORCHRUN)):
-        folder = f"training.output_dir={tmp_path / config.stem}"
-        done = subprocess_of("train.py", config, folder, launcher=launcher, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, done.stderr
-    expected, got = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name, tensor in got.items():
-        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
-    scores = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
-    for split in ("validation", "test"):
-        assert scores[1][split] == pytest.approx(scores[0][split], rel=1e-5)
-    histories = [
-        json.loads((tmp_path / name / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
-        for name in ("one", "two")
-    ]
-    for expected_log, log in zip(*histories, strict=True):
-        for key in ("loss", "token_accuracy", "eval_loss", "grad_norm"):
-            assert log.get(key) == (None if key not in expected_log else pytest.approx(expected_log[key], rel=1e-4))
+    """Two CPU processes, by either launcher = one with twice the micro-batches: parameters, losses and scores."""
+    pairs = make_pairs(held_out=7)
+    expected = train(sgd_config(make_config, tmp_path / "one.yaml", pairs, gradient_accumulation_steps=4), PYTHON)
+    for name, launcher in (("torchrun", TORCHRUN), ("accelerate", ACCELERATE_TWO)):
+        config = sgd_config(make_config, tmp_path / f"{name}.yaml", pairs, gradient_accumulation_steps=2)
+        folder = train(config, launcher)
+        assert_close(folder, expected)
+        scores = [json.loads((each / "metrics.json").read_text()) for each in (expected, folder)]
+        for split in ("validation", "test"):
+            signatures = [each[split].pop("sacrebleu_signature") for each in scores]
+            assert signatures[0] == signatures[1] and {"sacrebleu", "loss"} <= set(scores[1][split])
+            assert scores[1][split] == pytest.approx(scores[0][split], rel=1e-5)
+        histories = [
+            json.loads((each / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+            for each in (expected, folder)
+        ]
+        for expected_log, log in zip(*histories, strict=True):
+            for key in ("loss", "token_accuracy", "eval_loss", "eval_sacrebleu", "grad_norm"):
+                assert log.get(key) == (None if key not in expected_log else pytest.approx(expected_log[key], rel=1e-4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before, after", [((PYTHON, 2), (TORCHRUN, 1)), ((TORCHRUN, 1), (PYTHON, 2))])
+def test_other_processes_go_on_with_the_same_rows(make_config, make_pairs, tmp_path, before, after):
+    """One process with two micro-batches a step, and two with one, follow one another in either order."""
+    pairs = make_pairs()
+    config = sgd_config(make_config, tmp_path / "changed.yaml", pairs, lr_scheduler_type="constant")
+    constant = sgd_config(make_config, tmp_path / "constant.yaml", pairs, lr_scheduler_type="constant")
+    expected = train(constant, PYTHON, "training.gradient_accumulation_steps=2")
+    (launcher, accumulation), (other, other_accumulation) = before, after
+    train(config, launcher, f"training.gradient_accumulation_steps={accumulation}", "training.max_steps=3")
+    changes = [f"training.gradient_accumulation_steps={other_accumulation}", "--accept-changes"]
+    assert_close(train(config, other, *changes), expected)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_configs_are_read(path):
+    """By `accelerate launch` itself, which names keys that it does not know."""
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= 1
+    arguments = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
+    arguments, _, _ = _validate_launch_command(arguments)
+    assert arguments.num_processes == config.num_processes
 
 
 def wait_until(condition, patience: float = 120) -> None:

@@ -1,9 +1,14 @@
 """What happens to a run when something goes wrong in the middle of it."""
 
 import json
+import logging
 import math
 import os
+import resource
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +16,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerState
 
+from pipeline.checkpointing import list_checkpoints
 from pipeline.config import DataError, RunError
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration as Model
 from pipeline.run import run
 from pipeline.training import MAX_NOT_FINITE, Stopped, TeacherForcingTrainer
+from tests.conftest import ROOT
 
 LONG = {"max_steps": 8, "eval_strategy": "no", "logging_steps": 1}
 
@@ -176,17 +183,58 @@ def test_killed_between_last_step_and_result(make_config, reference, monkeypatch
     assert_equal(run(config).output_dir, reference)
 
 
-def test_damage_costs_only_the_steps_behind(make_config, reference):
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+HARMS = {
+    "deleted": lambda path: path.unlink(),
+    "emptied": lambda path: path.write_bytes(b""),
+    "halved": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "flipped": flip_a_byte,
+}
+SAVED = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run_state.json"]
+SAVED += ["config.json", "manifest.json"]
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_damage_costs_only_the_steps_behind(make_config, caplog, harm):
+    """Each file of the newest checkpoint: passed over by name, and the weights at the end are the same."""
+    config = make_config(training={**LONG, "save_steps": 4}, data={"validation": None, "test": None})
+    folder = run(config).output_dir
+    expected = weights(folder)
+    caplog.set_level(logging.INFO, "pipeline")
+    for name in SAVED:
+        (folder / "metrics.json").unlink()
+        (folder / "model.safetensors").unlink()
+        harm(folder / "checkpoint-8" / name)
+        caplog.clear()
+        assert_equal(run(config).output_dir, expected)
+        assert f"checkpoint-8 is passed over: {name}" in caplog.text or (
+            harm is HARMS["deleted"] and "checkpoint-8 is passed over: it has no manifest.json" in caplog.text
+        )
+        assert "going on from" in caplog.text and "checkpoint-4" in caplog.text
+
+
+def test_an_empty_newest_folder_is_passed_over(make_config, reference, caplog):
     config = make_config(training=LONG)
     folder = run(config).output_dir
     (folder / "metrics.json").unlink()
-    for step in (8, 6):
-        (folder / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"")
+    shutil.rmtree(folder / "checkpoint-8")
+    (folder / "checkpoint-8").mkdir()
     assert_equal(run(config).output_dir, reference)
+    assert "checkpoint-8 is passed over: it has no manifest.json" in caplog.text
+
+
+def test_without_a_whole_checkpoint_a_run_is_refused(make_config):
+    config = make_config(training={**LONG, "save_steps": 4})
+    folder = run(config).output_dir
     (folder / "metrics.json").unlink()
     for path in folder.glob("checkpoint-*/scheduler.pt"):
         path.unlink()
-    with pytest.raises(RunError, match=r"no checkpoint is whole \(checkpoint-8: scheduler.pt is missing; checkpoint-6"):
+    with pytest.raises(RunError, match=r"no checkpoint is whole \(checkpoint-8: scheduler.pt is missing; checkpoint-4"):
         run(config)
 
 
@@ -249,6 +297,55 @@ def test_a_checkpoint_that_cannot_be_written(make_config, reference, monkeypatch
     monkeypatch.undo()
     assert not (output_dir(config) / "staging").exists()
     assert_equal(run(config).output_dir, reference)
+
+
+@pytest.mark.parametrize("size_limit", [2_000, 30_000, 100_000], ids=["state", "weights", "optimizer"])
+def test_a_limit_of_file_sizes(make_config, reference, at_step, size_limit):
+    """As by `ulimit -f`, from step 5 on: which file is the first that does not fit depends on the limit."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    at_step(lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (size_limit, limits[1])), 5)
+    config = make_config(training={**LONG, "report_to": "none"})
+    try:
+        with pytest.raises(RunError, match=r"run could not be written: .* a file may have .* MB \(ulimit -f\)"):
+            run(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in list_checkpoints(output_dir(config))] == ["checkpoint-4", "checkpoint-2"]
+    assert not (output_dir(config) / "staging").exists()
+    assert_equal(run(config).output_dir, reference)
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=$2 tmpfs $1 || exit 77
+$3 scripts/train.py $4
+echo "exit code $?"
+ls $1
+mount -o remount,size=100m $1
+$3 scripts/train.py $4 && cp $1/model.safetensors $5
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["20k", "150k", "400k", "700k"])
+def test_a_full_disk(make_config, reference, tmp_path, size):
+    """A file system of its own for the run, made larger after the run is ended by it."""
+    config = make_config(training={**LONG, "report_to": "none"})
+    output_dir(config).mkdir()
+    (tmp_path / "run.yaml").write_text(json.dumps(config.model_dump()))
+    arguments = [output_dir(config), size, sys.executable, tmp_path / "run.yaml", tmp_path / "result"]
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh", *map(str, arguments)]
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=threads)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare(1) here")
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"no file system can be mounted here: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    assert "exit code 3" in done.stdout and "staging" not in done.stdout
+    assert f"{output_dir(config)} could not be written: " in done.stderr and " MB are free there" in done.stderr
+    for name, tensor in load_file(tmp_path / "result").items():
+        assert torch.equal(tensor, reference[name]), name
 
 
 @pytest.mark.parametrize("streaming", [False, True])
