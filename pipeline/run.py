@@ -72,6 +72,7 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
         raise ConfigError("training.max_steps: a streamed data set has no length; give the number of steps")
     values.pop("label_smoothing_factor", None)  # the model's own, so that evaluation stays unsmoothed
     values.setdefault("report_to", "tensorboard")
+    values.setdefault("ddp_find_unused_parameters", False)  # there are none, and the search costs a walk over the graph
     values.setdefault("use_cache", True)  # Trainer writes it into the model's config, where False slows generation
     try:
         return Seq2SeqTrainingArguments(

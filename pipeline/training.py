@@ -1,5 +1,6 @@
 """Seq2SeqTrainer that is hard to break: exact positions, whole checkpoints, guarded steps, a stop that saves first."""
 
+import copy
 import json
 import logging
 import math
@@ -10,9 +11,18 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from tqdm import tqdm
-from transformers import GenerationConfig, Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    Seq2SeqTrainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 
@@ -25,6 +35,7 @@ from pipeline.signals import StopRequest
 from pipeline.tasks.task import Feature, Task
 
 STATE_FILE = "run_state.json"
+WHOLE = StateDictOptions(full_state_dict=True)
 MAX_NOT_FINITE = 10  # steps in a row without a finite loss and gradient, before the run goes back to a checkpoint
 
 logger = logging.getLogger(__name__)
@@ -107,6 +118,7 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         self._steps_since_log = self._skipped_since_log = 0
         self.skipped_steps = self.skipped_in_a_row = 0
         self._rolled_back_to: Path | None = None
+        self._whole = copy.deepcopy(self.model) if self.is_fsdp_enabled else self.model
         self.stop_request = StopRequest()
         self.is_stopped = False
 
@@ -198,7 +210,7 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         if checkpoint == self._rolled_back_to or self.is_deepspeed_enabled:
             raise RunError(f"{problem}, after going on from {checkpoint}; {mend}")
         logger.warning("%s; going back to %s, and on with the rows that follow", problem, checkpoint)
-        self._load_from_checkpoint(str(checkpoint), self.model_wrapped if self.is_fsdp_enabled else self.model)
+        self._load_from_checkpoint(str(checkpoint))
         self._load_optimizer_and_scheduler(str(checkpoint))
         self._load_scaler(str(checkpoint))
         before = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
@@ -241,13 +253,42 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
 
     def score(self, features: Sequence[Feature], generation: GenerationConfig | None) -> Evaluation:
         return evaluate(
-            self.model,
+            self.whole_model(),
             self.task,
             features,
             batch_size=self.args.per_device_eval_batch_size,
             generation=generation,
             metrics=self.metrics,
         )
+
+    def whole_model(self) -> PreTrainedModel:
+        """The model; under FSDP2 an ordinary copy that all ranks have all of, which every rank must ask for.
+
+        Ranks generate different numbers of tokens, so cannot share the work on one; FSDP2 gives the model a class
+        of its own, with which `save_pretrained` would write FSDP's code into the checkpoint in place of the model's.
+        """
+        if self.is_fsdp_enabled:
+            state = get_model_state_dict(self.model, options=WHOLE)
+            self._whole.to(self.args.device).load_state_dict(state)
+        return self._whole
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        model = self.whole_model()
+        if self.args.should_save:
+            model.save_pretrained(output_dir)
+            self.task.tokenizer.save_pretrained(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if self.is_fsdp_enabled:
+            whole = type(self._whole).from_pretrained(resume_from_checkpoint)
+            # Tied weights by one name alone: torch finds no place for the others, but they are the same anyway.
+            parameters = {name: parameter.data for name, parameter in whole.named_parameters()}
+            set_model_state_dict(self.model, parameters, options=StateDictOptions(full_state_dict=True, strict=False))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model, trial) -> None:
         """Trainer's, by way of a staging folder: the checkpoint is there as a whole or not at all.
@@ -280,6 +321,8 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             )
         self.save_model(str(folder), _internal_call=True)
         self._save_optimizer_and_scheduler(str(folder))
+        if self.is_world_process_zero():  # FSDP's own copy of the weights in model.safetensors
+            (folder / f"{FSDP_MODEL_NAME}.bin").unlink(missing_ok=True)
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
         if self.is_world_process_zero():
@@ -321,7 +364,10 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
                 f"{best}, the best checkpoint, is damaged: {problem}; training.load_best_model_at_end=false with "
                 "--accept-changes takes the last one instead"
             )
-        super()._load_best_model()
+        if self.is_fsdp_enabled:
+            self._load_from_checkpoint(str(best))
+        else:
+            super()._load_best_model()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def main() -> int:
     arguments = parser.parse_args()
     stop_with_launcher()
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("pipeline").setLevel(logging.INFO)
+    is_main = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("pipeline").setLevel(logging.INFO if is_main else logging.ERROR)
     transformers_logging.disable_progress_bar()  # of loading and saving; the training's own stays
     try:
         result = run(configuration.load(arguments.config, arguments.overrides), arguments.accept_changes)
@@ -74,9 +76,9 @@ def report(result: Result) -> None:
             if not prediction.is_right:
                 print(f"         reference: {prediction.reference}")
     for split, scores in result.scores.items():
-        print(f"\nScores on {split}")
+        print("\nLeft out of the training" if split == "training" else f"\nScores on {split}")
         for name, value in scores.items():
-            print(f"  {name:<22} {value if isinstance(value, str) else f'{value:.4f}'}")
+            print(f"  {name:<22} {f'{value:.4f}' if isinstance(value, float) else value}")
     print("\nWhere things lie")
     for name, meaning in (
         ("", "model, tokenizer, generation config, card (README.md); checkpoints below"),

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -143,9 +145,9 @@ def test_train_tokenizer(command, make_pairs, tmp_path):
 
 def sgd_config(make_config, path, pairs, **training):
     """Plain SGD, as Adam would blow up rounding where a gradient is nearly zero."""
-    training = {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "use_cpu": True, **training}
-    training |= {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "max_steps": 6, "report_to": "none"}
-    training |= {"output_dir": str(path.with_suffix(""))}
+    common = {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "max_steps": 6, "report_to": "none"}
+    common |= {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "use_cpu": True}
+    training = {**common, "output_dir": str(path.with_suffix("")), **training}
     data, evaluation = {"path": str(pairs), "options": {}}, {"metrics": ["sacrebleu", "exact_match"]}
     return write_config(make_config, path, training=training, data=data, evaluation=evaluation, model={"dropout": 0.0})
 
@@ -197,6 +199,70 @@ def test_other_processes_go_on_with_the_same_rows(make_config, make_pairs, tmp_p
     train(config, launcher, f"training.gradient_accumulation_steps={accumulation}", "training.max_steps=3")
     changes = [f"training.gradient_accumulation_steps={other_accumulation}", "--accept-changes"]
     assert_close(train(config, other, *changes), expected)
+
+
+# Accelerate turns FSDP on for GPUs alone; torch shards on CPUs as well.
+# https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/state.py (AcceleratorState)
+FSDP_ON_CPU = """
+import runpy, sys
+from accelerate.state import DistributedType, PartialState
+
+original = PartialState.__init__
+
+def init(self, *args, **kwargs):
+    original(self, *args, **kwargs)
+    if self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type = DistributedType.MULTI_GPU
+
+PartialState.__init__ = init
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_fsdp2_is_one_process(make_config, make_pairs, tmp_path):
+    """With the settings of the shipped config: the same parameters and scores, saved whole, resumed, and with the best
+    model loaded at the end."""
+    pairs = make_pairs(held_out=7)
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    best |= {
+        "optim": "adamw_torch",
+        "learning_rate": 0.01,
+        "adam_epsilon": 1e-2,
+    }  # torch resumes no optimizer without state
+    expected = train(
+        sgd_config(make_config, tmp_path / "one.yaml", pairs, gradient_accumulation_steps=2, **best), PYTHON
+    )
+    options = launch_command_parser().parse_args(
+        ["--config_file", "configs/accelerate/fsdp2.yaml", "--num_processes", "2", "--mixed_precision", "no", "-"]
+    )
+    environment = prepare_multi_gpu_env(_validate_launch_command(options)[0])
+    assert environment["FSDP_VERSION"] == "2" and environment["ACCELERATE_USE_FSDP"] == "true"
+    (tmp_path / "driver.py").write_text(FSDP_ON_CPU)
+    config = sgd_config(make_config, tmp_path / "sharded.yaml", pairs, **best)
+    folder = config.with_suffix("")
+
+    def train_sharded():
+        words = [*TORCHRUN, tmp_path / "driver.py", "scripts/train.py", config]
+        done = subprocess.run(
+            [str(word) for word in words], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert_close(folder, expected)
+
+    train_sharded()
+    scores = [json.loads((each / "metrics.json").read_text())["test"] for each in (expected, folder)]
+    for each in scores:
+        each.pop("sacrebleu_signature")
+    assert scores[1] == pytest.approx(scores[0], rel=1e-5)
+    names = {path.name for path in (folder / "checkpoint-6").iterdir()}
+    assert "modeling_seq2seq.py" in names and not any("fsdp" in name for name in names)
+    for name in ("metrics.json", "model.safetensors"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "checkpoint-6")
+    train_sharded()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)

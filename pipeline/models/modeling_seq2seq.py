@@ -166,7 +166,9 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         self.encoder = Seq2SeqTransformerEncoder(config)
         self.decoder = Seq2SeqTransformerDecoder(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:  # Trainer then knows them as tied when it loads the best checkpoint
+        if config.tie_word_embeddings:
+            self.decoder.embed_tokens = self.encoder.embed_tokens  # one module, as FSDP2 groups modules, not tensors
+            # Trainer then knows them as tied when it loads the best checkpoint.
             self._keys_to_ignore_on_save = list(self._tied_weights_keys)
         self.post_init()
 
