@@ -7,7 +7,9 @@ one window again, not what came before it.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from bisect import bisect
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import count, takewhile
 from multiprocessing import active_children
@@ -24,8 +26,11 @@ from pipeline.signals import ignore_in_worker
 
 Columns = dict[str, list]
 Feature = dict[str, Any]
+Lengths = tuple[int, ...]
 
 NAMED_BAD_ROWS = 3  # of a window, in the log
+MAX_STRIPS = 64  # by which the lengths of a window are grouped
+SWEEPS = 3  # of the search for their borders
 PARTS_OF_WINDOW = 10  # a stream's windows end at a multiple of these parts, as a shard may end anywhere
 
 logger = logging.getLogger(__name__)
@@ -67,7 +72,7 @@ class BatchStream(torch.utils.data.IterableDataset):
     Args:
         rows: a data set or a stream; a data set is permuted whole for each pass, a stream has its shards permuted.
         encode: columns of some rows, their numbers among them as "row" -> one feature a row, or what is wrong with it.
-        lengths: tokens on each side of a feature; features are grouped by it.
+        lengths: tokens on each side of a feature; rows of like lengths share a batch.
         batch_rows: rows in a batch, where `batch_tokens` is None.
         batch_tokens: a batch holds as many rows as fit when each side is padded to its longest, and at least one.
         window: rows read at a time; of a stream up to a tenth more.
@@ -86,7 +91,7 @@ class BatchStream(torch.utils.data.IterableDataset):
         self,
         rows: Dataset | IterableDataset,
         encode: Callable[[Columns], list[Feature | str]],
-        lengths: Callable[[Feature], tuple[int, ...]],
+        lengths: Callable[[Feature], Lengths],
         *,
         batch_rows: int,
         batch_tokens: int | None = None,
@@ -105,32 +110,33 @@ class BatchStream(torch.utils.data.IterableDataset):
     def count_batches(self) -> int:
         """Batches in the first pass, over all ranks; reads and encodes every row once."""
         first_pass = takewhile(lambda window: window[0].number == 0, self._windows(Position()))
-        return sum(len(batches) for _, batches in first_pass)
+        return sum(len(batches) for _, _, batches in first_pass)
 
     def __iter__(self) -> Iterator[tuple[list[Feature], Position]]:
         worker = get_worker_info()
         num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
         begin = self.position.next_batch
-        for position, batches in self._windows(self.position):
+        for window, behind, batches in self._windows(self.position):
             for index, batch in enumerate(batches):
-                turn, rank = divmod(position.first_batch + index - begin, self.world_size)
+                turn, rank = divmod(window.first_batch + index - begin, self.world_size)
                 if turn < 0 or rank != self.rank or turn % num_workers != worker_id:
                     continue
+                next_batch = begin + (turn + 1) * self.world_size
                 yield (
                     batch,
                     replace(
-                        position,
-                        next_batch=begin + (turn + 1) * self.world_size,
-                        epoch=position.number + self._share_of_pass(position, (index + 1) / len(batches)),
+                        window if next_batch < behind.first_batch else behind,  # a used up window is not read again
+                        next_batch=next_batch,
+                        epoch=window.number + self._share_of_pass(window, (index + 1) / len(batches)),
                     ),
                 )
 
-    def _windows(self, position: Position) -> Iterator[tuple[Position, list[list[Feature]]]]:
-        """Every window from `position` on: the position of its beginning, and all its batches in order."""
+    def _windows(self, position: Position) -> Iterator[tuple[Position, Position, list[list[Feature]]]]:
+        """Every window from `position` on: the positions of its beginning and its end, and all its batches in order."""
         useful = position.first_batch > 0
         bad: list[str] = []
         while True:
-            for rows, columns in self._read(position):
+            for columns, end in self._read(position):
                 encoded = self.encode(columns)
                 features = [feature for feature in encoded if not isinstance(feature, str)]
                 if found := name_bad_rows(columns, encoded):
@@ -138,16 +144,18 @@ class BatchStream(torch.utils.data.IterableDataset):
                     self._complain(bad, position)
                 skipped = len(encoded) - len(features)
                 batches = self._cut(features, np.random.default_rng((self.seed, position.number, position.window)))
-                yield replace(position, rows=rows, skipped_in_window=skipped), batches
-                useful = useful or bool(batches)
-                position = replace(
+                behind = replace(
                     position,
                     window=position.window + 1,
+                    rows=end,
                     first_row=position.first_row + len(encoded),
                     first_batch=position.first_batch + len(batches),
                     skipped_before=position.skipped_before + skipped,
                     skipped_in_pass=position.skipped_in_pass + skipped,
                 )
+                yield replace(position, skipped_in_window=skipped), behind, batches
+                useful = useful or bool(batches)
+                position = behind
             if not useful:
                 raise DataError(f"none of the {position.first_row} training rows can be used; the last: {bad[-1]}")
             position = replace(
@@ -168,28 +176,28 @@ class BatchStream(torch.utils.data.IterableDataset):
             if len(bad) > NAMED_BAD_ROWS:
                 logger.warning("skipped: %d more rows of the same %d", len(bad) - NAMED_BAD_ROWS, self.window)
 
-    def _read(self, position: Position) -> Iterator[tuple[Any, Columns]]:
-        """The windows of the position's pass from there on: where each starts, and its columns."""
+    def _read(self, position: Position) -> Iterator[tuple[Columns, Any]]:
+        """The windows of the position's pass from there on: the columns of each, and the place behind it."""
         if isinstance(self.rows, Dataset):
             order = np.random.default_rng((self.seed, position.number)).permutation(len(self.rows))
             for start in range(position.first_row, len(order), self.window):
                 rows = order[start : start + self.window]
-                yield None, {**self.rows[rows], "row": rows.tolist()}
+                yield {**self.rows[rows], "row": rows.tolist()}, None
             return
-        start, first_row = position.rows, position.first_row
+        first_row, end = position.first_row, position.rows
         columns: Columns = {"row": []}
-        for end, part in self._read_shards(position):
+        for part, end in self._read_shards(position):
             row = first_row + len(columns["row"])
             columns["row"] += range(row, row + len(next(iter(part.values()))))
             for name, values in part.items():
                 columns.setdefault(name, []).extend(values)
             if len(columns["row"]) >= self.window:
-                yield start, columns
-                start, columns, first_row = end, {"row": []}, first_row + len(columns["row"])
+                yield columns, end
+                columns, first_row = {"row": []}, first_row + len(columns["row"])
         if columns["row"]:
-            yield start, columns
+            yield columns, end
 
-    def _read_shards(self, position: Position) -> Iterator[tuple[Any, Columns]]:
+    def _read_shards(self, position: Position) -> Iterator[tuple[Columns, Any]]:
         """Columns of some rows at a time, and the place behind them: a shard's turn and the state inside it.
 
         The shards are permuted here, as `IterableDataset.shuffle` reads ten of them at once, and a resume would
@@ -207,7 +215,7 @@ class BatchStream(torch.utils.data.IterableDataset):
             try:
                 # Not iter(shard): inside a loader worker that would read this worker's share of the shards alone.
                 for columns in shard.iter(batch_size=max(1, self.window // PARTS_OF_WINDOW)):
-                    yield (turn, shard.state_dict()), columns
+                    yield columns, (turn, shard.state_dict())
                     rows_read += len(next(iter(columns.values())))
             except (ValueError, DatasetGenerationError) as error:  # pyarrow's and pandas' are ValueErrors
                 if isinstance(error, DataError):
@@ -215,14 +223,16 @@ class BatchStream(torch.utils.data.IterableDataset):
                 raise DataError(f"data: the rows behind row {rows_read} cannot be read: {error}") from error
 
     def _cut(self, features: list[Feature], generator: np.random.Generator) -> list[list[Feature]]:
+        """Batches of rows of like lengths, in random order."""
+        places = {lengths: place for place, lengths in enumerate(self._arrange(Counter(map(self.lengths, features))))}
         shuffled = [features[index] for index in generator.permutation(len(features))]
-        shuffled.sort(key=self.lengths)  # stable: rows of one length stay shuffled
+        shuffled.sort(key=lambda feature: places[self.lengths(feature)])  # stable: rows of one length stay shuffled
         batches: list[list[Feature]] = []
-        longest: tuple[int, ...] = ()
+        longest: Lengths = ()
         for feature in shuffled:
             lengths = self.lengths(feature)
             grown = tuple(map(max, longest, lengths)) if longest else lengths
-            if batches and not self._is_over(len(batches[-1]) + 1, grown):
+            if batches and len(batches[-1]) < self._room(grown):
                 batches[-1].append(feature)
                 longest = grown
             else:
@@ -230,16 +240,57 @@ class BatchStream(torch.utils.data.IterableDataset):
                 longest = lengths
         return [batches[index] for index in generator.permutation(len(batches))]
 
-    def _is_over(self, rows: int, longest: tuple[int, ...]) -> bool:
-        if self.batch_tokens is None:
-            return rows > self.batch_rows
-        return rows * sum(longest) > self.batch_tokens
+    def _room(self, longest: Lengths) -> int:
+        """Rows that a batch may hold when each side is padded to its longest."""
+        return self.batch_rows if self.batch_tokens is None else max(1, self.batch_tokens // max(1, sum(longest)))
+
+    def _arrange(self, counts: Counter[Lengths]) -> list[Lengths]:
+        """Puts the lengths that occur into an order that, cut into batches, needs little padding.
+
+        Sorting by one side leaves the other at random. So the last side is divided into strips, and the others rise in
+        one strip and fall in the next. Local search finds the borders that need the fewest padded tokens.
+        """
+        if not counts or len(next(iter(counts))) == 1:
+            return sorted(counts)
+        values = sorted({lengths[-1] for lengths in counts})
+        candidates = values[1 :: -(-len(values) // MAX_STRIPS)]
+        borders = set(candidates[::2])
+        best = _in_strips(counts, borders)
+        padded = self._count_padded(counts, best)
+        for border in SWEEPS * candidates:
+            trial = borders ^ {border}
+            order = _in_strips(counts, trial)
+            if (needed := self._count_padded(counts, order)) < padded:
+                borders, best, padded = trial, order, needed
+        return best
+
+    def _count_padded(self, counts: Counter[Lengths], order: list[Lengths]) -> int:
+        padded = rows = 0
+        longest: Lengths = ()
+        for lengths in order:
+            left = counts[lengths]
+            while left:
+                grown = tuple(map(max, longest, lengths)) if rows else lengths
+                taken = min(left, self._room(grown) - rows)
+                if taken > 0:
+                    left, rows, longest = left - taken, rows + taken, grown
+                else:
+                    padded, rows = padded + rows * sum(longest), 0
+        return padded + rows * sum(longest)
 
     def _share_of_pass(self, position: Position, share_of_window: float) -> float:
         if not isinstance(self.rows, Dataset):
             return 0.0
         rows = min(self.window, len(self.rows) - position.first_row)
         return (position.first_row + share_of_window * rows) / len(self.rows)
+
+
+def _in_strips(lengths: Iterable[Lengths], borders: set[int]) -> list[Lengths]:
+    ordered = sorted(borders)
+    strips: list[list[Lengths]] = [[] for _ in range(len(ordered) + 1)]
+    for each in lengths:
+        strips[bisect(ordered, each[-1])].append(each)
+    return [each for number, strip in enumerate(strips) for each in sorted(strip, reverse=number % 2 == 1)]
 
 
 def name_bad_rows(columns: Columns, encoded: list[Feature | str]) -> list[str]:

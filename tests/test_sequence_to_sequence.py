@@ -1,6 +1,8 @@
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
+from pipeline.tasks.task import tokenize
 from tokenizer.training import train
 
 
@@ -20,6 +22,29 @@ def test_encode_and_collate(tokenizer):
         "attention_mask": [[1, 1, 1], [1, 1, 0]],
         "labels": [[c, 2, -100], [c, d, 2]],
     }
+
+
+def test_tokenizing_is_the_tokenizers(tokenizer):
+    """Whatever was asked of it before, and special tokens in a text being text."""
+    texts = ["a b c d", "a", "</s> b", "x"]
+    expected = tokenizer(texts)["input_ids"]
+    tokenizer(texts, truncation=True, max_length=2, padding=True, add_special_tokens=False)
+    assert tokenize(tokenizer, texts) == expected
+    assert tokenize(tokenizer, texts, is_target=True) == expected
+    assert tokenize(tokenizer, []) == []
+
+
+def test_tokenizing_into_a_language_of_the_target(tokenizer):
+    class Bilingual(type(tokenizer)):
+        def _switch_to_target_mode(self):
+            self.backend_tokenizer.post_processor = TemplateProcessing(single="b $A", special_tokens=[("b", self.b)])
+
+        def _switch_to_input_mode(self):
+            self.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+
+    bilingual = Bilingual(tokenizer_object=tokenizer.backend_tokenizer)
+    a, bilingual.b = tokenizer.convert_tokens_to_ids(["a", "b"])
+    assert tokenize(bilingual, ["a"]) == [[a]] and tokenize(bilingual, ["a"], is_target=True) == [[bilingual.b, a]]
 
 
 def test_long_rows_are_bad(tokenizer):

@@ -8,7 +8,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from pipeline.models.modeling_seq2seq import IGNORED
-from pipeline.tasks.task import Batch, Columns, Feature
+from pipeline.tasks.task import Batch, Columns, Feature, tokenize
 
 UNDECODABLE = "\ufffd"  # what Unicode decoders put where bytes are no text
 
@@ -39,8 +39,12 @@ class SequenceToSequence:
             reasons = [_what_is_wrong("source", source) or _what_is_wrong("target", target) for source, target in pairs]
             good = [index for index, reason in enumerate(reasons) if reason is None]
         features: list[Feature | str] = [reason or "" for reason in reasons]
-        inputs = self._tokenize(text=[sources[index] for index in good])
-        labels = [[]] * len(good) if targets is None else self._tokenize(text_target=[targets[index] for index in good])
+        inputs = tokenize(self.tokenizer, [sources[index] for index in good])
+        labels = (
+            [[]] * len(good)
+            if targets is None
+            else tokenize(self.tokenizer, [targets[index] for index in good], is_target=True)
+        )
         for index, *ids in zip(good, inputs, labels, strict=True):
             features[index] = self._too_long(*ids) or {
                 "sample_id": columns["row"][index],
@@ -50,11 +54,6 @@ class SequenceToSequence:
                 "labels": ids[1],
             }
         return features
-
-    def _tokenize(self, **texts: list[str]) -> list[list[int]]:
-        if not any(texts.values()):
-            return []
-        return self.tokenizer(**texts, return_attention_mask=False, verbose=False)["input_ids"]  # too long: said here
 
     def _too_long(self, input_ids: list[int], labels: list[int]) -> str | None:
         for name, ids in (("source", input_ids), ("target", labels)):
