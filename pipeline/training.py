@@ -72,7 +72,7 @@ class Guard(TrainerCallback):
         if self.trainer.skipped_in_a_row >= MAX_NOT_FINITE:
             self.trainer.roll_back()
             control.should_training_stop = False  # this was not the last step
-        if self.trainer.is_stop_requested():
+        if self.trainer.is_stopped:
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
@@ -167,11 +167,17 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         return torch.where(loss.isfinite(), loss, torch.zeros_like(loss))  # `log` leaves the step out of the mean
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """The norm; a step whose loss or gradient is not finite on any rank loses its gradients, so changes nothing."""
+        """The norm; a step whose loss or gradient is not finite on any rank loses its gradients, so changes nothing.
+
+        Here all ranks meet anyway, so here they agree on a stop as well, if any of them got a signal.
+        """
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         # fp16 finds its loss scale by gradients that overflow, and its scaler skips those steps itself.
         norm = 0.0 if self.accelerator.scaler is not None else float(grad_norm or 0.0)
-        is_finite = math.isfinite(self._sum_over_ranks(self._loss)) and math.isfinite(norm)
+        is_requested = torch.full_like(self._loss, self.stop_request.received is not None)
+        loss, requests = self.accelerator.reduce(torch.stack([self._loss, is_requested])).tolist()
+        is_finite = math.isfinite(loss) and math.isfinite(norm)
+        self.is_stopped = requests > 0
         self._loss.zero_()
         self._steps_since_log += 1
         if is_finite:
@@ -183,15 +189,6 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             self._skipped_since_log += 1
             logger.warning("step %d: the loss or its gradient is not finite; skipped", self.state.global_step + 1)
         return grad_norm
-
-    def _sum_over_ranks(self, value: torch.Tensor) -> float:
-        return float(self.accelerator.reduce(value.clone()))
-
-    def is_stop_requested(self) -> bool:
-        """Whether any rank got a signal; all ranks must ask."""
-        flag = torch.tensor(self.stop_request.received is not None, dtype=torch.float, device=self.args.device)
-        self.is_stopped = self._sum_over_ranks(flag) > 0
-        return self.is_stopped
 
     def roll_back(self) -> None:
         """Puts weights, optimizer and schedule back to the newest checkpoint, and goes on with the rows that follow.

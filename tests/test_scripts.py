@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -199,6 +200,25 @@ def test_other_processes_go_on_with_the_same_rows(make_config, make_pairs, tmp_p
     train(config, launcher, f"training.gradient_accumulation_steps={accumulation}", "training.max_steps=3")
     changes = [f"training.gradient_accumulation_steps={other_accumulation}", "--accept-changes"]
     assert_close(train(config, other, *changes), expected)
+
+
+@pytest.mark.slow
+def test_two_machines_are_one_process(make_config, make_pairs, tmp_path):
+    """On the loopback: each machine runs the same torchrun command, and they meet at an address."""
+    pairs = make_pairs()
+    expected = train(sgd_config(make_config, tmp_path / "one.yaml", pairs, gradient_accumulation_steps=2), PYTHON)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    config = sgd_config(make_config, tmp_path / "two.yaml", pairs)
+    options = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", address]
+    command = [*TORCHRUN[:3], *options, "--rdzv-id", "1", "scripts/train.py", str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    machines = [subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
+    for machine in machines:
+        _, errors = machine.communicate(timeout=200)
+        assert machine.returncode == 0, errors.decode()
+    assert_close(config.with_suffix(""), expected)
 
 
 # Accelerate turns FSDP on for GPUs alone; torch shards on CPUs as well.
