@@ -7,9 +7,7 @@ one window again, not what came before it.
 """
 
 import logging
-from bisect import bisect
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import count, takewhile
 from multiprocessing import active_children
@@ -19,18 +17,21 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetGenerationError
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
 from torch.utils.data import DataLoader, get_worker_info
 
 from pipeline.config import DataError, RunError
+from pipeline.downloads import iterate
+from pipeline.grouping import Lengths, group
 from pipeline.signals import ignore_in_worker
 
 Columns = dict[str, list]
 Feature = dict[str, Any]
-Lengths = tuple[int, ...]
 
 NAMED_BAD_ROWS = 3  # of a window, in the log
-MAX_STRIPS = 64  # by which the lengths of a window are grouped
-SWEEPS = 3  # of the search for their borders
+# pyarrow's and pandas' errors are ValueErrors; the others are the Hub's, when patience is at its end.
+UNREADABLE = (ValueError, DatasetGenerationError, HfHubHTTPError, httpx.TransportError, ConnectionError, EOFError)
 PARTS_OF_WINDOW = 10  # a stream's windows end at a multiple of these parts, as a shard may end anywhere
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class BatchStream(torch.utils.data.IterableDataset):
         batch_rows: rows in a batch, where `batch_tokens` is None.
         batch_tokens: a batch holds as many rows as fit when each side is padded to its longest, and at least one.
         window: rows read at a time; of a stream up to a tenth more.
+        patience: seconds to try again what a stream cannot read.
         max_bad_rows: bad rows that a pass may have; they are skipped. None skips any number.
         rank, world_size: which batches of the global order are yielded here.
 
@@ -97,13 +99,14 @@ class BatchStream(torch.utils.data.IterableDataset):
         batch_tokens: int | None = None,
         window: int = 10_000,
         max_bad_rows: int | None = 0,
+        patience: float = 0.0,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ):
         self.rows, self.encode, self.lengths = rows, encode, lengths
         self.batch_rows, self.batch_tokens = batch_rows, batch_tokens
-        self.window, self.max_bad_rows = window, max_bad_rows
+        self.window, self.max_bad_rows, self.patience = window, max_bad_rows, patience
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.position = Position()
 
@@ -143,7 +146,8 @@ class BatchStream(torch.utils.data.IterableDataset):
                     bad = found
                     self._complain(bad, position)
                 skipped = len(encoded) - len(features)
-                batches = self._cut(features, np.random.default_rng((self.seed, position.number, position.window)))
+                generator = np.random.default_rng((self.seed, position.number, position.window))
+                batches = group(features, self.lengths, self._room, generator)
                 behind = replace(
                     position,
                     window=position.window + 1,
@@ -209,88 +213,25 @@ class BatchStream(torch.utils.data.IterableDataset):
         rows_read = position.first_row
         for turn in range(first, count):
             shard = self.rows.shard(count, order[turn])
-            if state is not None:
-                shard.load_state_dict(state)
-                state = None
             try:
-                # Not iter(shard): inside a loader worker that would read this worker's share of the shards alone.
-                for columns in shard.iter(batch_size=max(1, self.window // PARTS_OF_WINDOW)):
-                    yield columns, (turn, shard.state_dict())
+                for columns, behind in iterate(shard, max(1, self.window // PARTS_OF_WINDOW), self.patience, state):
+                    yield columns, (turn, behind)
                     rows_read += len(next(iter(columns.values())))
-            except (ValueError, DatasetGenerationError) as error:  # pyarrow's and pandas' are ValueErrors
+            except UNREADABLE as error:
                 if isinstance(error, DataError):
                     raise
                 raise DataError(f"data: the rows behind row {rows_read} cannot be read: {error}") from error
-
-    def _cut(self, features: list[Feature], generator: np.random.Generator) -> list[list[Feature]]:
-        """Batches of rows of like lengths, in random order."""
-        places = {lengths: place for place, lengths in enumerate(self._arrange(Counter(map(self.lengths, features))))}
-        shuffled = [features[index] for index in generator.permutation(len(features))]
-        shuffled.sort(key=lambda feature: places[self.lengths(feature)])  # stable: rows of one length stay shuffled
-        batches: list[list[Feature]] = []
-        longest: Lengths = ()
-        for feature in shuffled:
-            lengths = self.lengths(feature)
-            grown = tuple(map(max, longest, lengths)) if longest else lengths
-            if batches and len(batches[-1]) < self._room(grown):
-                batches[-1].append(feature)
-                longest = grown
-            else:
-                batches.append([feature])
-                longest = lengths
-        return [batches[index] for index in generator.permutation(len(batches))]
+            state = None
 
     def _room(self, longest: Lengths) -> int:
         """Rows that a batch may hold when each side is padded to its longest."""
         return self.batch_rows if self.batch_tokens is None else max(1, self.batch_tokens // max(1, sum(longest)))
-
-    def _arrange(self, counts: Counter[Lengths]) -> list[Lengths]:
-        """Puts the lengths that occur into an order that, cut into batches, needs little padding.
-
-        Sorting by one side leaves the other at random. So the last side is divided into strips, and the others rise in
-        one strip and fall in the next. Local search finds the borders that need the fewest padded tokens.
-        """
-        if not counts or len(next(iter(counts))) == 1:
-            return sorted(counts)
-        values = sorted({lengths[-1] for lengths in counts})
-        candidates = values[1 :: -(-len(values) // MAX_STRIPS)]
-        borders = set(candidates[::2])
-        best = _in_strips(counts, borders)
-        padded = self._count_padded(counts, best)
-        for border in SWEEPS * candidates:
-            trial = borders ^ {border}
-            order = _in_strips(counts, trial)
-            if (needed := self._count_padded(counts, order)) < padded:
-                borders, best, padded = trial, order, needed
-        return best
-
-    def _count_padded(self, counts: Counter[Lengths], order: list[Lengths]) -> int:
-        padded = rows = 0
-        longest: Lengths = ()
-        for lengths in order:
-            left = counts[lengths]
-            while left:
-                grown = tuple(map(max, longest, lengths)) if rows else lengths
-                taken = min(left, self._room(grown) - rows)
-                if taken > 0:
-                    left, rows, longest = left - taken, rows + taken, grown
-                else:
-                    padded, rows = padded + rows * sum(longest), 0
-        return padded + rows * sum(longest)
 
     def _share_of_pass(self, position: Position, share_of_window: float) -> float:
         if not isinstance(self.rows, Dataset):
             return 0.0
         rows = min(self.window, len(self.rows) - position.first_row)
         return (position.first_row + share_of_window * rows) / len(self.rows)
-
-
-def _in_strips(lengths: Iterable[Lengths], borders: set[int]) -> list[Lengths]:
-    ordered = sorted(borders)
-    strips: list[list[Lengths]] = [[] for _ in range(len(ordered) + 1)]
-    for each in lengths:
-        strips[bisect(ordered, each[-1])].append(each)
-    return [each for number, strip in enumerate(strips) for each in sorted(strip, reverse=number % 2 == 1)]
 
 
 def name_bad_rows(columns: Columns, encoded: list[Feature | str]) -> list[str]:

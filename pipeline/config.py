@@ -35,7 +35,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     path: str = Field(description="Hub id (owner/name), local folder or file, or a generated set: reversal")
     subset: str | None = Field(None, description="configuration of a Hub data set that has several")
-    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set; one commit serves the run")
     train: str = Field("train", description="split name, or a file or glob below the folder (train-*.jsonl)")
     validation: str | None = Field("validation", description="as train; null trains without evaluation")
     test: str | None = Field(None, description="as train; read once, when training is over")
@@ -57,6 +57,7 @@ class DataConfig(Section):
         description="padded source and target tokens a batch and device; null: per_device_train_batch_size rows",
     )
     shuffle_window: int = Field(10_000, ge=1, description="rows shuffled and grouped by length at a time")
+    hub_patience: float = Field(600, ge=0, description="seconds to wait for a Hub that fails for a while")
     worker_timeout: int = Field(1200, ge=1, description="seconds to wait for a batch from a loader worker")
 
     @property
@@ -87,8 +88,11 @@ class EvaluationConfig(Section):
 
 class HubConfig(Section):
     push: bool = Field(False, description="upload the finished model")
+    every_save: bool = Field(False, description="and every checkpoint when it is saved, while the training goes on")
     model_id: str | None = Field(None, description="owner/name of the repository")
     private: bool = Field(True, description="visibility of a repository that the push creates")
+    license: str | None = Field(None, description="of the weights, for the card, as the Hub names it: apache-2.0")
+    patience: float = Field(600, ge=0, description="seconds to try each upload again, as far as faults pass")
 
 
 class Config(Section):

@@ -6,38 +6,35 @@ import math
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
-    AutoTokenizer,
     EarlyStoppingCallback,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
     Seq2SeqTrainingArguments,
 )
 from transformers.integrations import get_available_reporting_integrations
 
 from pipeline import checkpointing, hub, plots
 from pipeline.batching import BatchLoader, BatchStream, name_bad_rows
+from pipeline.building import build_model, find_pretrained, generation_config, load_or_train_tokenizer
+from pipeline.card import card
 from pipeline.checkpointing import METRICS_FILE
 from pipeline.config import Config, ConfigError, DataError, RunError, nearest
+from pipeline.downloads import each_row, pin
 from pipeline.evaluation import Evaluation
 from pipeline.metrics import Metric, load_metric
 from pipeline.optimization import noam
-from pipeline.sources import Rows, read
+from pipeline.sources import Rows, is_on_hub, patience_of, read
 from pipeline.tasks.tables import find
 from pipeline.tasks.task import Feature, Task
-from pipeline.training import TeacherForcingTrainer
+from pipeline.training import STATE_FILE, TeacherForcingTrainer
 from tokenizer.checks import check
-from tokenizer.training import train as train_tokenizer
 
 CURVES_FILE = "training_curves.png"
 ALWAYS_SCORED = ("loss", "perplexity", "token_accuracy")
@@ -86,93 +83,6 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
         raise ConfigError(f"training: {error}") from error
 
 
-def load_or_train_tokenizer(
-    config: Config, rows: Rows, output_dir: Path, checkpoint: Path | None
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of the checkpoint to go on from; else of `tokenizer.path`; else a new one.
-
-    Raises:
-        ConfigError: for a path that holds no tokenizer.
-        tokenizer.training.TokenizerError: when it cannot be trained, or does not keep what a tokenizer promises.
-    """
-    path = checkpoint or config.tokenizer.path
-    with PartialState().main_process_first():
-        if path is None and PartialState().is_main_process:
-            columns = config.data.columns
-            texts = (row[name] for row in rows for name in columns if isinstance(row[name], str))
-            train_tokenizer(
-                texts,
-                config.tokenizer.kind,
-                config.tokenizer.vocab_size,
-                max_length=config.data.max_source_length,
-                max_texts=config.tokenizer.max_texts,
-            ).save_pretrained(output_dir)
-    try:
-        return AutoTokenizer.from_pretrained(path or output_dir)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"tokenizer.path: no tokenizer could be loaded from {path!r}: {error}") from error
-
-
-def build_model(config: Config, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A new model of `model`'s sizes that fits the tokenizer.
-
-    Raises:
-        ConfigError: for an unknown or impossible size, or a vocabulary that the tokenizer overflows.
-    """
-    entry = find(config.task)
-    known = entry.config().to_dict()
-    for name in config.model:
-        if name not in known:
-            raise ConfigError(f"model.{name}: {entry.config.__name__} has no such field{nearest(name, known)}")
-    vocab_size = config.model.get("vocab_size", len(tokenizer))
-    if vocab_size < len(tokenizer):
-        raise ConfigError(
-            f"model.vocab_size: {vocab_size} is too small for the tokenizer's {len(tokenizer)} tokens; "
-            "leave it out to take theirs"
-        )
-    special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    if special["pad_token_id"] is None or special["eos_token_id"] is None:
-        raise ConfigError("tokenizer: it has no padding or no end-of-sequence token, and the model needs both")
-    start = special["pad_token_id"] if special["bos_token_id"] is None else special["bos_token_id"]
-    settings = {
-        "vocab_size": vocab_size,
-        **special,
-        "decoder_start_token_id": start,
-        "label_smoothing": config.training.get("label_smoothing_factor", 0.0),
-        **config.model,
-    }
-    transformers.set_seed(seed)
-    try:
-        return entry.model(entry.config(**settings))
-    except (ValueError, KeyError, StrictDataclassError) as error:
-        raise ConfigError(f"model: {error}") from error
-
-
-def generation_config(config: Config, model: PreTrainedModel, **changes: Any) -> GenerationConfig:
-    """An explicit GenerationConfig, as transformers' own defaults (20 tokens, top_k of 50) surprise.
-
-    Raises:
-        ConfigError: for an unknown key, or a combination that transformers would refuse to save.
-    """
-    known = vars(GenerationConfig())
-    for name in config.generation:
-        if name not in known:
-            raise ConfigError(f"generation.{name} is not one of GenerationConfig{nearest(name, known)}")
-    special = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
-    settings = {
-        "max_new_tokens": config.data.max_target_length,
-        **{name: getattr(model.config, name) for name in special},
-        **config.generation,
-        **changes,
-    }
-    try:
-        generation = GenerationConfig(**settings)
-        generation.validate(strict=True)
-    except ValueError as error:
-        raise ConfigError(f"generation: {error}") from error
-    return generation
-
-
 def check_early(config: Config, args: Seq2SeqTrainingArguments) -> None:
     """What would otherwise fail at the first evaluation, or after the training.
 
@@ -185,8 +95,6 @@ def check_early(config: Config, args: Seq2SeqTrainingArguments) -> None:
     for name in args.report_to:
         if name not in get_available_reporting_integrations():
             raise ConfigError(f"training.report_to: {name} is not installed; pip install {name}, or leave it out")
-    if config.hub.push and config.hub.model_id is None:
-        raise ConfigError("hub.model_id: name the repository to push to, as owner/name")
     name = config.training.get("metric_for_best_model", "loss").removeprefix("eval_")
     known = [*ALWAYS_SCORED, *config.evaluation.metrics]
     if name not in known:
@@ -201,20 +109,29 @@ def load_metrics(config: Config) -> list[Metric]:
         raise ConfigError(str(error)) from error
 
 
-def find_start(config: Config, args: Seq2SeqTrainingArguments, accept_changes: bool) -> tuple[Path | None, bool]:
-    """Looks into the output folder, on the main process.
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins: anew, or at a checkpoint; and the commit at which data of the Hub are read."""
 
-    Returns:
-        The checkpoint to go on from, None for a fresh start; and whether the run is finished.
+    checkpoint: Path | None = None
+    revision: str | None = None
+    is_finished: bool = False
+
+
+def find_start(config: Config, args: Seq2SeqTrainingArguments, accept_changes: bool) -> Start:
+    """Looks into the output folder, and at the Hub where it is needed, on the main process.
 
     Raises:
-        ConfigError: when the folder holds a run of another config, unless changes are accepted.
+        ConfigError: when the folder holds a run of another config, unless changes are accepted; when the data set is
+            not to be had, or the repository to push to.
         RunError: when there are checkpoints, and none is whole.
     """
     found: list[Any] = [None]
     if PartialState().is_main_process:
         try:
             found = [_find_start(config, Path(args.output_dir), args.resume_from_checkpoint, accept_changes)]
+            if config.hub.push and not found[0].is_finished:
+                hub.prepare(config.hub)
         except (ConfigError, RunError) as error:
             found = [error]
     broadcast_object_list(found)
@@ -223,24 +140,28 @@ def find_start(config: Config, args: Seq2SeqTrainingArguments, accept_changes: b
     return found[0]
 
 
-def _find_start(
-    config: Config, folder: Path, chosen: str | bool | None, accept_changes: bool
-) -> tuple[Path | None, bool]:
+def _find_start(config: Config, folder: Path, chosen: str | bool | None, accept_changes: bool) -> Start:
     keys = checkpointing.changed_keys(config, folder)
     if keys and not accept_changes:
         raise ConfigError(
             f"training.output_dir: {folder} holds a run with other settings ({', '.join(keys)}); "
             "choose another folder, remove this one, or go on with the new settings by --accept-changes"
         )
-    is_finished = (folder / METRICS_FILE).is_file() and not keys
-    if chosen is False or is_finished:
-        return None, is_finished
+    if (folder / METRICS_FILE).is_file() and not keys:
+        return Start(is_finished=True)
+    checkpoint = None
     if chosen in (None, True):
-        return checkpointing.find_newest(folder), False
-    checkpoint = Path(str(chosen))
-    if problem := checkpointing.damage(checkpoint):
-        raise RunError(f"training.resume_from_checkpoint: {checkpoint} is not a whole checkpoint: {problem}")
-    return checkpoint, False
+        checkpoint = checkpointing.find_newest(folder)
+    elif chosen is not False:
+        checkpoint = Path(str(chosen))
+        if problem := checkpointing.damage(checkpoint):
+            raise RunError(f"training.resume_from_checkpoint: {checkpoint} is not a whole checkpoint: {problem}")
+    if checkpoint and not {"data.path", "data.revision"} & {*keys}:
+        return Start(checkpoint, json.loads((checkpoint / STATE_FILE).read_text())["revision"])
+    revision = (
+        pin(config.data.path, config.data.revision, config.data.hub_patience) if is_on_hub(config.data.path) else None
+    )
+    return Start(checkpoint, revision)
 
 
 def encode_split(config: Config, task: Task, split: str | None, max_rows: int | None = None) -> list[Feature]:
@@ -252,7 +173,7 @@ def encode_split(config: Config, task: Task, split: str | None, max_rows: int | 
     if split is None:
         return []
     rows = read(config.data, split, config.data.columns)
-    chosen = list(rows if max_rows is None else rows.take(max_rows))
+    chosen = list(each_row(rows if max_rows is None else rows.take(max_rows), patience_of(config.data)))
     columns = {name: [row[name] for row in chosen] for name in chosen[0]} | {"row": list(range(len(chosen)))}
     encoded = task.encode(columns)
     bad = name_bad_rows(columns, encoded)
@@ -274,6 +195,7 @@ def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, row
         batch_tokens=config.data.batch_tokens,
         window=config.data.shuffle_window,
         max_bad_rows=config.data.max_bad_rows if config.data.on_bad_row == "skip" else 0,
+        patience=patience_of(config.data),
         seed=args.seed if args.data_seed is None else args.data_seed,
         rank=state.process_index,
         world_size=state.num_processes,
@@ -332,22 +254,29 @@ def run(config: Config, accept_changes: bool = False) -> Result:
 
 
 def _run(config: Config, args: Seq2SeqTrainingArguments, output_dir: Path, accept_changes: bool) -> Result:
-    checkpoint, is_finished = find_start(config, args, accept_changes)
-    if is_finished:
-        return Result(output_dir, json.loads((output_dir / METRICS_FILE).read_text()), was_finished=True)
-    entry = find(config.task)
     check_early(config, args)
     metrics = load_metrics(config)
+    start = find_start(config, args, accept_changes)
+    if start.is_finished:
+        return Result(output_dir, json.loads((output_dir / METRICS_FILE).read_text()), was_finished=True)
+    given, checkpoint = config, start.checkpoint
+    config = config.model_copy(update={"data": config.data.model_copy(update={"revision": start.revision})})
+    entry = find(config.task)
     rows = read(config.data, config.data.train, config.data.columns)
     if config.data.test is not None:
         read(config.data, config.data.test, config.data.columns)  # to fail now rather than after the training
-    tokenizer = load_or_train_tokenizer(config, rows, output_dir, checkpoint)
+    pretrained = None if "from" not in config.model else checkpoint or find_pretrained(config)
+    texts = (row[name] for row in each_row(rows, patience_of(config.data)) for name in config.data.columns)
+    path = checkpoint or config.tokenizer.path or pretrained
+    tokenizer = load_or_train_tokenizer(config, (text for text in texts if isinstance(text, str)), path)
     task = entry.task(tokenizer)
-    model = build_model(config, tokenizer, args.seed)
+    model = build_model(config, tokenizer, args.seed, pretrained)
     model.generation_config = generation_config(config, model)
     validation = encode_split(config, task, config.data.validation, config.evaluation.max_rows)
-    check(tokenizer, [feature["source"] for feature in validation[:100]])
+    if pretrained is None:  # what a pretrained model's tokenizer keeps is for who trained it to judge
+        check(tokenizer, [feature["source"] for feature in validation[:100]])
     limited = entry.task(tokenizer, config.data.max_source_length, config.data.max_target_length)
+    smooth = config.training.get("label_smoothing_factor", 0.0)
     trainer = TeacherForcingTrainer(
         model=model,
         args=args,
@@ -358,12 +287,26 @@ def _run(config: Config, args: Seq2SeqTrainingArguments, output_dir: Path, accep
         metrics=metrics,
         show=config.evaluation.show,
         callbacks=early_stopping(config),
+        revision=start.revision,
+        compute_loss_func=None
+        if isinstance(model, entry.model)
+        else partial(task.loss, label_smoothing=smoothing(config)),
     )
-    trainer.write(lambda: checkpointing.begin(config, output_dir), main_only=True)
+    trainer.write(lambda: checkpointing.begin(given, output_dir), main_only=True)
     if checkpoint:
         logger.info("going on from %s", checkpoint)
+    publisher = None
+    if config.hub.push and config.hub.every_save and trainer.is_world_process_zero():
+        publisher = hub.Publisher(config.hub, output_dir, lambda folder: describe_progress(config, trainer, folder))
+        trainer.add_callback(publisher)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return finish(config, trainer, task, output_dir)
+    result = finish(config, trainer, task, output_dir)
+    if trainer.is_world_process_zero() and config.hub.push:
+        if publisher is not None:
+            publisher.finish()
+        hub.publish_result(output_dir, config.hub)
+    trainer.accelerator.wait_for_everyone()
+    return result
 
 
 def early_stopping(config: Config) -> list[EarlyStoppingCallback]:
@@ -383,17 +326,27 @@ def finish(config: Config, trainer: TeacherForcingTrainer, task: Task, output_di
     scores["training"] = trainer.skipped
     trainer.write(lambda: trainer.save_model(str(output_dir)))
     trainer.write(lambda: _write_report(config, trainer, output_dir, scores), main_only=True)
-    if trainer.is_world_process_zero() and config.hub.push:
-        hub.publish(output_dir, config.hub)
-    trainer.accelerator.wait_for_everyone()
     return Result(output_dir, scores, last)
 
 
 def _write_report(
     config: Config, trainer: TeacherForcingTrainer, output_dir: Path, scores: dict[str, dict[str, Any]]
 ) -> None:
-    smoothing = config.training.get("label_smoothing_factor", 0.0)
-    plots.training_curves(trainer.state.log_history, output_dir / CURVES_FILE, smoothing)
-    (output_dir / "README.md").write_text(hub.card(config, trainer.model, trainer.state, scores), encoding="utf-8")
+    _describe(config, trainer, output_dir, scores)
     # Last: this file says that the run is finished.
     checkpointing.write_text(output_dir / METRICS_FILE, json.dumps(scores, indent=2))
+
+
+def describe_progress(config: Config, trainer: TeacherForcingTrainer, folder: Path) -> None:
+    """Card and curves of a model whose training goes on."""
+    last: dict[str, Any] = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
+    numbers = {name.removeprefix("eval_"): value for name, value in last.items() if name.startswith("eval_")}
+    _describe(config, trainer, folder, {"validation": numbers} if numbers else {})
+
+
+def _describe(config: Config, trainer: TeacherForcingTrainer, folder: Path, scores: dict[str, dict[str, Any]]) -> None:
+    smoothing = config.training.get("label_smoothing_factor", 0.0)
+    plots.training_curves(trainer.state.log_history, folder / CURVES_FILE, smoothing)
+    example = trainer.validation[0]["source"] if trainer.validation else "..."
+    text = card(config, trainer.whole, trainer.state, scores, example)
+    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -11,12 +11,15 @@ from contextlib import ExitStack
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import unquote
 
 import datasets
 import fsspec
 from datasets import Dataset, Features, IterableDataset, List, Value
+from huggingface_hub.errors import HfHubHTTPError
 
 from pipeline.config import ConfigError, DataConfig, DataError, nearest
+from pipeline.downloads import denial, download, each_row, patiently
 
 Rows: TypeAlias = Dataset | IterableDataset
 
@@ -81,11 +84,11 @@ def read(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
     place = f"data.path: {data.path} ({split})"
     try:
         rows = _open(data, split, columns)
-        first = list(rows.take(FIRST_ROWS))
+        first = list(each_row(rows.take(FIRST_ROWS), patience_of(data)))
     except (ConfigError, DataError):
         raise
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
-        raise ConfigError(f"{place}: {error}") from error
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, HfHubHTTPError) as error:
+        raise ConfigError(f"{place}: {denial(error, data.path) or error}") from error
     except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
         raise DataError(f"{place}: {error.__cause__ or error}") from error
     if not first:
@@ -122,23 +125,51 @@ def _open(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
         path, split = path.parent, path.name if split == "train" else split
     if path.is_dir():
         _check_files(path, split)
-    elif data.path.count("/") != 1 or data.path.startswith((".", "/", "~")):
+    elif not is_on_hub(data.path):
         raise ConfigError(f"data.path: {data.path!r} is no local file or folder, nor of the form owner/name")
     if parallel := _parallel_files(path, split, columns):
         return _read_lines([parallel], _parse_parallel(list(columns)), data.streaming)
     options: dict[str, Any] = {"name": data.subset, "revision": data.revision, **data.options}
     if _is_file_pattern(split):
         options["data_files"], split = {"train": split}, "train"
-    builder = datasets.load_dataset_builder(str(path) if path.is_dir() else data.path, **options)
-    files = [str(file) for file in (builder.config.data_files or {}).get(split, [])]
-    if files and not data.options and all(_is_json_lines(file) for file in files):
+    where = str(path) if path.is_dir() else data.path
+    builder = patiently(lambda: datasets.load_dataset_builder(where, **options), patience_of(data), data.path)
+    files = [str(file) for file in (builder.config.data_files or {}).get(split.partition("[")[0], [])]
+    if files and is_on_hub(data.path) and not data.streaming:
+        files = _download(files, data)
+    if "[" not in split and not data.options and files and all(_is_json_lines(file) for file in files):
         return _read_lines([[file] for file in files], _parse_json(columns), data.streaming)
     if builder.name == "csv":
         # A text may be "NA", and bytes that are not UTF-8 make a bad row rather than an end.
         options = {"keep_default_na": False, "encoding_errors": "replace"} | options
-    return datasets.load_dataset(
-        str(path) if path.is_dir() else data.path, split=split, streaming=data.streaming, **options
+    if files and is_on_hub(data.path) and not data.streaming:
+        options = {name: value for name, value in options.items() if name not in ("name", "revision", "data_dir")}
+        options |= {"data_files": {split.partition("[")[0]: files}, "features": builder.info.features}
+        where = builder.name
+    return patiently(
+        lambda: datasets.load_dataset(where, split=split, streaming=data.streaming, **options),
+        patience_of(data),
+        data.path,
     )
+
+
+def is_on_hub(path: str) -> bool:
+    """Whether a path means owner/name on the Hub: no generated set, and nothing that lies on this machine."""
+    is_name = path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    return is_name and path not in SOURCES and not Path(path).exists()
+
+
+def patience_of(data: DataConfig) -> float:
+    """Seconds to wait for data that do not come; none for local files, where waiting cannot help."""
+    return data.hub_patience if is_on_hub(data.path) else 0.0
+
+
+def _download(files: list[str], data: DataConfig) -> list[str]:
+    """Local copies of hf://datasets/owner/name@revision/path."""
+    revisions, names = zip(
+        *(file.removeprefix(f"hf://datasets/{data.path}@").split("/", 1) for file in files), strict=True
+    )
+    return [str(path) for path in download(data.path, list(names), unquote(revisions[0]), data.hub_patience)]
 
 
 def _parallel_files(folder: Path, split: str, columns: dict[str, str]) -> list[str] | None:

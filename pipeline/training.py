@@ -90,6 +90,7 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         generation: how to generate predictions while training; None evaluates losses alone.
         metrics: scores of these predictions.
         show: how many of them to print.
+        revision: of the data, kept in the checkpoints.
     """
 
     def __init__(
@@ -101,11 +102,12 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         generation: GenerationConfig | None = None,
         metrics: Sequence[Metric] = (),
         show: int = 0,
+        revision: str | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         **kwargs,
     ):
         self.task, self.loader, self.validation = task, loader, validation
-        self.generation, self.metrics, self.show = generation, metrics, show
+        self.generation, self.metrics, self.show, self.revision = generation, metrics, show, revision
         super().__init__(
             train_dataset=loader.stream,
             eval_dataset=validation or None,
@@ -113,12 +115,14 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             callbacks=[*callbacks, PassEnd(loader), Guard(self)],
             **kwargs,
         )
+        if self.compute_loss_func is not None:
+            self.model_accepts_loss_kwargs = False
         self._counts = torch.zeros(2, device=self.args.device)  # target tokens since the last log, and right ones
         self._loss = torch.zeros((), device=self.args.device)  # of the step in hand
         self._steps_since_log = self._skipped_since_log = 0
         self.skipped_steps = self.skipped_in_a_row = 0
         self._rolled_back_to: Path | None = None
-        self._whole = copy.deepcopy(self.model) if self.is_fsdp_enabled else self.model
+        self.whole: Any = copy.deepcopy(self.model) if self.is_fsdp_enabled else self.model
         self.stop_request = StopRequest()
         self.is_stopped = False
 
@@ -156,7 +160,10 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             super()._run_epoch(**kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        given = dict(inputs)
+        if self.compute_loss_func is not None:  # it gets the labels, and the model what it would have made of them
+            given["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+        loss, outputs = super().compute_loss(model, given, True, num_items_in_batch)
         with torch.no_grad():
             self._counts += torch.stack([count.sum() for count in self.task.count(outputs, inputs)])
             self._loss += loss
@@ -266,8 +273,8 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         """
         if self.is_fsdp_enabled:
             state = get_model_state_dict(self.model, options=WHOLE)
-            self._whole.to(self.args.device).load_state_dict(state)
-        return self._whole
+            self.whole.to(self.args.device).load_state_dict(state)
+        return self.whole
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not self.is_fsdp_enabled:
@@ -280,7 +287,7 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if self.is_fsdp_enabled:
-            whole = type(self._whole).from_pretrained(resume_from_checkpoint)
+            whole = type(self.whole).from_pretrained(resume_from_checkpoint)
             # Tied weights by one name alone: torch finds no place for the others, but they are the same anyway.
             parameters = {name: parameter.data for name, parameter in whole.named_parameters()}
             set_model_state_dict(self.model, parameters, options=StateDictOptions(full_state_dict=True, strict=False))
@@ -327,7 +334,8 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
                 if isinstance(callback, ExportableState):
                     self.state.stateful_callbacks[type(callback).__name__] = callback.state()
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-            state = {"data": self.loader.state_dict(), "skipped_steps": self.skipped_steps}
+            shutil.copy(Path(self.args.output_dir, checkpointing.CONFIG_FILE), folder)
+            state = {"data": self.loader.state_dict(), "skipped_steps": self.skipped_steps, "revision": self.revision}
             (folder / STATE_FILE).write_text(json.dumps(state))
 
     def write(self, action: Callable[[], Any], main_only: bool = False) -> None:

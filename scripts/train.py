@@ -12,6 +12,7 @@ from accelerate import PartialState
 from transformers.utils import logging as transformers_logging
 
 from pipeline import config as configuration
+from pipeline.hub import NotPublished
 from pipeline.run import Result, run
 from pipeline.signals import stop_with_launcher
 from pipeline.training import Stopped
@@ -23,6 +24,7 @@ EXIT_CODES = """Exit codes:
   0    finished
   2    wrong config or data
   3    the run cannot go on (disk full, values that are not finite, a hung worker); what was saved before is whole
+  4    trained, scored and saved, but not published: see scripts/publish.py
   75   stopped by SIGTERM or SIGINT, and saved: the same command goes on
   130  interrupted before or after the training"""
 
@@ -55,7 +57,7 @@ def main() -> int:
         return 75
     except configuration.RunError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 3
+        return 4 if isinstance(error, NotPublished) else 3
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from the newest checkpoint, where there is one", file=sys.stderr)
         return 130

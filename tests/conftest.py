@@ -1,13 +1,26 @@
-"""What the tests share: small models, small runs, and the folder of real data where there is one."""
+"""What the tests share: small models, small runs, a Hub of their own, and the folder of real data if there is one."""
 
+import atexit
 import copy
 import json
 import os
 import random
+import shutil
+import tempfile
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of a Hugging Face library: no test reaches a network
+from tests.hub_server import WRITER, RunningServer
+
+# Before the first import of a Hugging Face library: the Hub started here is all that tests and their processes know.
+HUB = RunningServer(Path(tempfile.mkdtemp(prefix="hub-")))
+atexit.register(shutil.rmtree, HUB.folder, ignore_errors=True)
+atexit.register(HUB.stop)
+os.environ["HF_ENDPOINT"] = HUB.address
+os.environ["HF_TOKEN"] = WRITER
+os.environ["HF_HOME"] = str(HUB.folder / "home")
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # a protocol of its own, which this Hub does not speak
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.pop("HF_HUB_OFFLINE", None)
 
 import pytest
 import torch
@@ -26,6 +39,17 @@ def caches(tmp_path_factory):
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture
+def hub():
+    """The Hub of the tests, without faults and with an empty log."""
+    HUB.start()
+    HUB.break_next()
+    HUB.forget()
+    yield HUB
+    HUB.start()
+    HUB.break_next()
 
 
 @pytest.fixture

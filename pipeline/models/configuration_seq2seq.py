@@ -71,6 +71,10 @@ class Seq2SeqTransformerConfig(PreTrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 0 and below 1")
         super().__post_init__(**kwargs)
+        # Read by `transformers.pipeline`; a new dict each time, as it changes what it finds.
+        self.custom_pipelines = {
+            "translation": {"impl": "translation_pipeline.TranslationPipeline", "pt": ["AutoModelForSeq2SeqLM"]}
+        }
 
 
 Seq2SeqTransformerConfig.register_for_auto_class()

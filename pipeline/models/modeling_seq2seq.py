@@ -18,6 +18,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_seq2seq import Seq2SeqTransformerConfig
 from .transformer_layers import DecoderLayer, EncoderLayer, MultiHeadAttention, sinusoidal_positions
+from .translation_pipeline import TranslationPipeline  # noqa: F401  what is imported here goes into the checkpoint
 
 IGNORED = -100  # the label that carries no loss, as everywhere in transformers
 

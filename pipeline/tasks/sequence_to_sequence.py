@@ -84,6 +84,22 @@ class SequenceToSequence:
             "labels": pad(targets, batch_first=True, padding_value=IGNORED),  # (B, T)
         }
 
+    def loss(
+        self, outputs: Seq2SeqLMOutput, labels: Tensor, num_items_in_batch: Tensor | int, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """The loss of training for models that divide theirs by the targets of one micro-batch, as Marian, BART and T5.
+
+        https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/marian/modeling_marian.py
+        """
+        total = nn.functional.cross_entropy(
+            outputs.logits.flatten(0, 1).float(),  # (B * T, V)
+            labels.flatten(),
+            ignore_index=IGNORED,
+            label_smoothing=label_smoothing,
+            reduction="sum",
+        )
+        return total / num_items_in_batch
+
     def losses(self, outputs: Seq2SeqLMOutput, batch: Batch) -> Tensor:
         """Cross-entropy in nats."""
         labels, logits = batch["labels"], outputs.logits  # (B, T), (B, T, V)

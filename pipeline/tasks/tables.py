@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from pipeline.config import ConfigError, nearest
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
@@ -18,11 +19,15 @@ class Entry:
     task: type[SequenceToSequence]
     config: type[PreTrainedConfig]
     model: type[PreTrainedModel]
+    auto: Any  # the Auto class that loads it, and pretrained models of others
 
 
 TASKS = {
     "sequence_to_sequence": Entry(
-        SequenceToSequence, Seq2SeqTransformerConfig, Seq2SeqTransformerForConditionalGeneration
+        SequenceToSequence,
+        Seq2SeqTransformerConfig,
+        Seq2SeqTransformerForConditionalGeneration,
+        AutoModelForSeq2SeqLM,
     ),
 }
 
@@ -41,15 +46,17 @@ def load(checkpoint: str | Path) -> tuple[PreTrainedModel, Task]:
         checkpoint: folder or Hub id. Its weights and settings are read; code that lies beside them is not run.
 
     Raises:
-        ConfigError: when there is no checkpoint of one of this project's models.
+        ConfigError: when there is no checkpoint of a model for one of the tasks.
     """
     try:
-        config = AutoConfig.from_pretrained(checkpoint)
-        entry = next((entry for entry in TASKS.values() if isinstance(config, entry.config)), None)
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        entry = next((entry for entry in TASKS.values() if type(config) in entry.auto._model_mapping), None)
         if entry is None:
-            raise ConfigError(f"{checkpoint}: {config.model_type!r} is not a model of this project")
-        model = entry.model.from_pretrained(checkpoint)
-        task = entry.task(AutoTokenizer.from_pretrained(checkpoint))
-    except OSError as error:
+            raise ConfigError(f"{checkpoint}: {config.model_type!r} is not a model for {', '.join(TASKS)}")
+        model = entry.auto.from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
+        task = entry.task(AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False))
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{checkpoint}: no complete checkpoint of a trained model: {error}") from error
     return model.to(PartialState().device).eval(), task
