@@ -41,8 +41,15 @@ FREE_KEYS = {
     "training.disable_tqdm",
     "training.report_to",
     "data.worker_timeout",
+    "data.hub_patience",
     "data.on_bad_row",  # skip, after a bad row was an error
     "data.max_bad_rows",
+    "hub.push",
+    "hub.every_save",
+    "hub.model_id",
+    "hub.private",
+    "hub.license",
+    "hub.patience",
 }
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

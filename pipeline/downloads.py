@@ -13,6 +13,7 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -88,6 +89,8 @@ def is_passing(error: BaseException) -> bool:
 def denial(error: BaseException, name: str) -> str | None:
     """What is missing, and the mend, where the Hub refuses a repository; None for other errors."""
     for each in _chain(error):
+        if isinstance(each, LocalTokenNotFoundError):
+            return "there is no login; log in by `hf auth login`, or set HF_TOKEN"
         if isinstance(each, GatedRepoError):
             return f"access to {name} is not granted; ask for it on its page, https://huggingface.co/{name}"
         if isinstance(each, RevisionNotFoundError):

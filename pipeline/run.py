@@ -276,7 +276,7 @@ def _run(config: Config, args: Seq2SeqTrainingArguments, output_dir: Path, accep
     if pretrained is None:  # what a pretrained model's tokenizer keeps is for who trained it to judge
         check(tokenizer, [feature["source"] for feature in validation[:100]])
     limited = entry.task(tokenizer, config.data.max_source_length, config.data.max_target_length)
-    smooth = config.training.get("label_smoothing_factor", 0.0)
+    smoothing = config.training.get("label_smoothing_factor", 0.0)
     trainer = TeacherForcingTrainer(
         model=model,
         args=args,
@@ -288,9 +288,8 @@ def _run(config: Config, args: Seq2SeqTrainingArguments, output_dir: Path, accep
         show=config.evaluation.show,
         callbacks=early_stopping(config),
         revision=start.revision,
-        compute_loss_func=None
-        if isinstance(model, entry.model)
-        else partial(task.loss, label_smoothing=smoothing(config)),
+        # Ours divides its loss by the targets of the whole step itself.
+        compute_loss_func=None if isinstance(model, entry.model) else partial(task.loss, label_smoothing=smoothing),
     )
     trainer.write(lambda: checkpointing.begin(given, output_dir), main_only=True)
     if checkpoint:

@@ -1,20 +1,15 @@
 """What the tests share: small models, small runs, a Hub of their own, and the folder of real data if there is one."""
 
-import atexit
 import copy
 import json
 import os
 import random
-import shutil
-import tempfile
 from pathlib import Path
 
-from tests.hub_server import WRITER, RunningServer
+from tests.hub_server import WRITER, shared_server
 
 # Before the first import of a Hugging Face library: the Hub started here is all that tests and their processes know.
-HUB = RunningServer(Path(tempfile.mkdtemp(prefix="hub-")))
-atexit.register(shutil.rmtree, HUB.folder, ignore_errors=True)
-atexit.register(HUB.stop)
+HUB = shared_server()
 os.environ["HF_ENDPOINT"] = HUB.address
 os.environ["HF_TOKEN"] = WRITER
 os.environ["HF_HOME"] = str(HUB.folder / "home")

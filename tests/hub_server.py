@@ -10,18 +10,22 @@ those in `gated` are seen but not to be read.
 that match go wrong; the kinds are in `Handler.break_off`. `GET /_log` gives the requests so far.
 """
 
+import atexit
 import base64
 import gzip
 import hashlib
 import json
 import re
+import shutil
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -535,6 +539,15 @@ class RunningServer:
 
     def blobs(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (self.folder / "hub" / "blobs").iterdir()}
+
+
+@cache
+def shared_server() -> RunningServer:
+    """The one of this process; it is gone, with all that it held, when the process ends."""
+    running = RunningServer(Path(tempfile.mkdtemp(prefix="hub-")))
+    atexit.register(shutil.rmtree, running.folder, ignore_errors=True)
+    atexit.register(running.stop)
+    return running
 
 
 if __name__ == "__main__":

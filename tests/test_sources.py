@@ -155,11 +155,6 @@ def test_a_path_that_is_nothing_is_named():
         open_split("no-such-thing")
 
 
-def test_a_hub_that_cannot_be_reached_is_named():
-    with pytest.raises(ConfigError, match=r"data.path: owner/name \(train\): Couldn't reach 'owner/name' on the Hub"):
-        open_split("owner/name", streaming=True)
-
-
 def test_reversal_is_split_without_overlap():
     splits = {name: reversal(name, rows=500, held_out=100) for name in ("train", "validation", "test")}
     assert [len(rows) for rows in splits.values()] == [500, 100, 100]
