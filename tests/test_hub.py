@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     BartConfig,
@@ -37,12 +37,13 @@ from pipeline.config import ConfigError, DataConfig, DataError, HubConfig
 from pipeline.downloads import each_row
 from pipeline.run import run
 from pipeline.sources import patience_of, read
-from tests.conftest import HUB
+from tests.conftest import HUB, ROOT
 from tests.hub_server import READER, WRITER
 from tokenizer.training import train as train_tokenizer
 
 ROWS = [{"source": f"a b {index}", "target": f"{index} b a"} for index in range(300)]
 SHARDS = [ROWS[start : start + 100] for start in (0, 100, 200)]
+REAL_SLEEP = time.sleep
 SMALL = {"validation": None, "test": None, "options": {}}
 
 
@@ -374,6 +375,21 @@ def test_other_calls_of_a_push_are_tried_again(make_config, hub_name, path):
     assert files_of(HUB.commits(hub_name)[-1]) == EVERY_FILE
 
 
+def test_large_weights_go_up_in_parts(make_config, hub_name):
+    """Each part once failing; what arrives is what was sent."""
+    folder = run(make_config()).output_dir
+    weights = {"large": torch.rand(900_000)}
+    save_file(weights, folder / "model.safetensors")
+    hub.prepare(HubConfig(push=True, model_id=hub_name))
+    HUB.break_next(
+        {"path": "/part/2", "kind": "reset", "times": 2}, {"path": "/complete", "kind": "status", "status": 503}
+    )
+    hub.publish(folder, hub_name, "Large", 60)
+    assert sum("/part/" in line for line in HUB.log()) >= 4
+    stored = HUB.blobs()[HUB.commits(hub_name)[-1]["files"]["model.safetensors"]["sha256"]]
+    assert stored == (folder / "model.safetensors").read_bytes()
+
+
 def test_a_commit_of_somebody_else_comes_between(make_config, hub_name, monkeypatch):
     create = hub.HfApi.create_commit
 
@@ -611,3 +627,35 @@ def test_logging_is_quiet_without_faults(make_config, hub_name, caplog):
     caplog.set_level(logging.WARNING, "pipeline")
     run(push_config(make_config, hub_name))
     assert not caplog.records
+
+
+@pytest.mark.slow
+def test_a_hub_that_is_gone_for_half_a_minute_costs_nothing(make_config, data_set, tmp_path):
+    """Killed while a training streams from it and pushes every checkpoint to it, and back after thirty seconds."""
+    data, _ = data_set("parquet", validation=ROWS[:8], test=ROWS[:8])
+
+    def start(name: str) -> subprocess.Popen:
+        training = {"max_steps": 600, "save_steps": 100, "eval_strategy": "no", "logging_steps": 10}
+        training |= {"output_dir": str(tmp_path / name), "report_to": "none", "use_cpu": True}
+        sections = {"data": {"path": data, "streaming": True, "options": {}, "test": "test", "shuffle_window": 40}}
+        sections |= {"hub": {"push": True, "model_id": f"{data}-{name}", "every_save": True}, "training": training}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(make_config(**sections).model_dump()))
+        log = (tmp_path / f"{name}.log").open("w")
+        return subprocess.Popen(
+            [sys.executable, "scripts/train.py", str(tmp_path / f"{name}.yaml")], cwd=ROOT, stdout=log, stderr=log
+        )
+
+    assert start("quiet").wait() == 0
+    disturbed = start("disturbed")
+    while "'loss'" not in (tmp_path / "disturbed.log").read_text() and disturbed.poll() is None:
+        REAL_SLEEP(0.02)
+    HUB.stop()
+    REAL_SLEEP(30)
+    HUB.start()
+    log = (tmp_path / "disturbed.log").read_text
+    assert disturbed.wait() == 0, log()
+    assert "trying again in" in log() or "Retrying" in log()
+    expected, got = (load_file(tmp_path / name / "model.safetensors") for name in ("quiet", "disturbed"))
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    last = HUB.commits(f"{data}-disturbed")[-1]
+    assert last["title"] == "Finished model" and files_of(last) == EVERY_FILE

@@ -144,6 +144,24 @@ def test_train_tokenizer(command, make_pairs, tmp_path):
     assert done.returncode == 2 and "no column 'src'" in done.stderr
 
 
+def test_publish(command, checkpoint, hub):
+    """A finished model and a checkpoint; again costs no commit; what is no model is refused."""
+    done = command("publish.py", checkpoint, "team/published", "--private")
+    assert done.returncode == 0 and "is published as team/published" in done.stdout, done.stderr
+    assert command("publish.py", checkpoint / "checkpoint-2", "me/half-way").returncode == 0
+    assert len(hub.commits("me/half-way")) == len(hub.commits("team/published")) == 2
+    assert command("publish.py", checkpoint, "team/published").returncode == 0
+    assert len(hub.commits("team/published")) == 2
+    for folder, name, message in (
+        (checkpoint / "nothing", "me/x", "no such folder"),
+        (checkpoint / "runs", "me/x", "there are no weights to publish"),
+        (checkpoint, "x", "name the repository to push to as owner/name"),
+        (checkpoint, "you/x", "me cannot write to you/"),
+    ):
+        done = command("publish.py", folder, name)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
+
+
 def sgd_config(make_config, path, pairs, **training):
     """Plain SGD, as Adam would blow up rounding where a gradient is nearly zero."""
     common = {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "max_steps": 6, "report_to": "none"}
