@@ -229,7 +229,7 @@ def publish_result(folder: Path, settings: HubConfig) -> None:
     except FAILURES as error:
         raise NotPublished(
             f"{folder} is trained, scored and saved, but not on the Hub: {explain(error, name)}; "
-            f"when that is mended: python scripts/publish.py {folder} {name}"
+            f"when that is mended, run the same command again, or python scripts/publish.py {folder} {name}"
         ) from error
 
 

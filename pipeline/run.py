@@ -130,7 +130,7 @@ def find_start(config: Config, args: Seq2SeqTrainingArguments, accept_changes: b
     if PartialState().is_main_process:
         try:
             found = [_find_start(config, Path(args.output_dir), args.resume_from_checkpoint, accept_changes)]
-            if config.hub.push and not found[0].is_finished:
+            if config.hub.push:
                 hub.prepare(config.hub)
         except (ConfigError, RunError) as error:
             found = [error]
@@ -157,7 +157,7 @@ def _find_start(config: Config, folder: Path, chosen: str | bool | None, accept_
         if problem := checkpointing.damage(checkpoint):
             raise RunError(f"training.resume_from_checkpoint: {checkpoint} is not a whole checkpoint: {problem}")
     if checkpoint and not {"data.path", "data.revision"} & {*keys}:
-        return Start(checkpoint, json.loads((checkpoint / STATE_FILE).read_text())["revision"])
+        return Start(checkpoint, json.loads((checkpoint / STATE_FILE).read_text()).get("revision"))
     revision = (
         pin(config.data.path, config.data.revision, config.data.hub_patience) if is_on_hub(config.data.path) else None
     )
@@ -258,6 +258,7 @@ def _run(config: Config, args: Seq2SeqTrainingArguments, output_dir: Path, accep
     metrics = load_metrics(config)
     start = find_start(config, args, accept_changes)
     if start.is_finished:
+        _publish(config, output_dir)  # costs nothing where it is there already
         return Result(output_dir, json.loads((output_dir / METRICS_FILE).read_text()), was_finished=True)
     given, checkpoint = config, start.checkpoint
     config = config.model_copy(update={"data": config.data.model_copy(update={"revision": start.revision})})
@@ -300,12 +301,16 @@ def _run(config: Config, args: Seq2SeqTrainingArguments, output_dir: Path, accep
         trainer.add_callback(publisher)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     result = finish(config, trainer, task, output_dir)
-    if trainer.is_world_process_zero() and config.hub.push:
-        if publisher is not None:
-            publisher.finish()
-        hub.publish_result(output_dir, config.hub)
-    trainer.accelerator.wait_for_everyone()
+    if publisher is not None:
+        publisher.finish()
+    _publish(config, output_dir)
     return result
+
+
+def _publish(config: Config, output_dir: Path) -> None:
+    """On the main process; the others need not wait for it, and could not wait for long."""
+    if config.hub.push and PartialState().is_main_process:
+        hub.publish_result(output_dir, config.hub)
 
 
 def early_stopping(config: Config) -> list[EarlyStoppingCallback]:
@@ -314,7 +319,7 @@ def early_stopping(config: Config) -> list[EarlyStoppingCallback]:
 
 
 def finish(config: Config, trainer: TeacherForcingTrainer, task: Task, output_dir: Path) -> Result:
-    """Scores the model as it will be used, and saves it with its curves, card and metrics; publishes it if asked."""
+    """Scores the model as it will be used, and saves it with its curves, card and metrics."""
     scores: dict[str, dict[str, Any]] = {}
     last = None
     for name, split in (("validation", config.data.validation), ("test", config.data.test)):

@@ -1,9 +1,13 @@
 """What the tests share: small models, small runs, a Hub of their own, and the folder of real data if there is one."""
 
 import copy
+import importlib.util
+import io
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.hub_server import WRITER, shared_server
@@ -124,3 +128,21 @@ def make_config(tmp_path):
         return parse(values)
 
     return make
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs a script's main() in this process, as imports take most of a short command's time."""
+
+    def call(script: str, *arguments, given: str = "") -> subprocess.CompletedProcess:
+        path = ROOT / "scripts" / script
+        specification = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+        capsys.readouterr()
+        code = module.main()
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return call

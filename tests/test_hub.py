@@ -411,9 +411,8 @@ def test_a_push_that_fails_for_good_is_said(make_config, hub_name, status, caplo
     with pytest.raises(hub.NotPublished, match=r"run is trained, scored and saved, but not on the Hub: .*publish.py"):
         run(config)
     assert f"publishing to {hub_name}: HfHubHTTPError" in caplog.text or "is not on the Hub: " in caplog.text
-    folder = config.training["output_dir"]
     HUB.break_next()
-    hub.publish(hub.Path(folder), hub_name, "By hand", 10)
+    assert run(config).was_finished
     assert files_of(HUB.commits(hub_name)[-1]) == EVERY_FILE
 
 

