@@ -16,7 +16,8 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(enc
 SMALL = (
     "training.max_steps=2 training.warmup_steps=0 training.eval_steps=2 training.save_steps=2 training.logging_steps=1"
 )
-SMALL += " model.d_model=16 model.attention_heads=4 tokenizer.vocab_size=300 data.batch_tokens=null generation.max_new_tokens=8"
+SMALL += " model.d_model=16 model.attention_heads=4 tokenizer.vocab_size=300 data.batch_tokens=null"
+SMALL += " generation.max_new_tokens=8"
 
 
 @pytest.fixture(scope="module")
