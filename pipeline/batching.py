@@ -77,6 +77,8 @@ class BatchStream(torch.utils.data.IterableDataset):
         batch_rows: rows in a batch, where `batch_tokens` is None.
         batch_tokens: a batch holds as many rows as fit when each side is padded to its longest, and at least one.
         window: rows read at a time; of a stream up to a tenth more.
+        augment: changes a feature, by random numbers of its own for every pass and row.
+        arrange: makes the batches of a window, in their order, from rows that are read in order, not permuted.
         patience: seconds to try again what a stream cannot read.
         max_bad_rows: bad rows that a pass may have; they are skipped. None skips any number.
         rank, world_size: which batches of the global order are yielded here.
@@ -98,6 +100,8 @@ class BatchStream(torch.utils.data.IterableDataset):
         batch_rows: int,
         batch_tokens: int | None = None,
         window: int = 10_000,
+        arrange: Callable[[list[Feature], np.random.Generator], list[list[Feature]]] | None = None,
+        augment: Callable[[Feature, np.random.Generator], Feature] | None = None,
         max_bad_rows: int | None = 0,
         patience: float = 0.0,
         seed: int = 0,
@@ -107,6 +111,7 @@ class BatchStream(torch.utils.data.IterableDataset):
         self.rows, self.encode, self.lengths = rows, encode, lengths
         self.batch_rows, self.batch_tokens = batch_rows, batch_tokens
         self.window, self.max_bad_rows, self.patience = window, max_bad_rows, patience
+        self.arrange, self.augment = arrange, augment
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.position = Position()
 
@@ -146,8 +151,16 @@ class BatchStream(torch.utils.data.IterableDataset):
                     bad = found
                     self._complain(bad, position)
                 skipped = len(encoded) - len(features)
+                if self.augment is not None:
+                    features = [
+                        self.augment(each, np.random.default_rng((self.seed, position.number, each["sample_id"], 1)))
+                        for each in features
+                    ]
                 generator = np.random.default_rng((self.seed, position.number, position.window))
-                batches = group(features, self.lengths, self._room, generator)
+                if self.arrange is None:
+                    batches = group(features, self.lengths, self._room, generator)
+                else:
+                    batches = self.arrange(features, generator)
                 behind = replace(
                     position,
                     window=position.window + 1,
@@ -183,7 +196,7 @@ class BatchStream(torch.utils.data.IterableDataset):
     def _read(self, position: Position) -> Iterator[tuple[Columns, Any]]:
         """The windows of the position's pass from there on: the columns of each, and the place behind it."""
         if isinstance(self.rows, Dataset):
-            order = np.random.default_rng((self.seed, position.number)).permutation(len(self.rows))
+            order = self._order(position, len(self.rows))
             for start in range(position.first_row, len(order), self.window):
                 rows = order[start : start + self.window]
                 yield {**self.rows[rows], "row": rows.tolist()}, None
@@ -208,7 +221,7 @@ class BatchStream(torch.utils.data.IterableDataset):
         open all of them: https://github.com/huggingface/datasets/blob/5.2.0/src/datasets/iterable_dataset.py
         """
         count = self.rows.num_shards
-        order = np.random.default_rng((self.seed, position.number)).permutation(count).tolist()
+        order = self._order(position, count).tolist()
         first, state = position.rows or (0, None)
         rows_read = position.first_row
         for turn in range(first, count):
@@ -222,6 +235,10 @@ class BatchStream(torch.utils.data.IterableDataset):
                     raise
                 raise DataError(f"data: the rows behind row {rows_read} cannot be read: {error}") from error
             state = None
+
+    def _order(self, position: Position, count: int) -> np.ndarray:
+        generator = np.random.default_rng((self.seed, position.number))
+        return generator.permutation(count) if self.arrange is None else np.arange(count)
 
     def _room(self, longest: Lengths) -> int:
         """Rows that a batch may hold when each side is padded to its longest."""

@@ -1,6 +1,7 @@
 """What a run trains: tokenizer, model and generation config, new or taken from a checkpoint that exists."""
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from pipeline.config import Config, ConfigError, nearest
 from pipeline.downloads import download_model
+from pipeline.embeddings import load_embeddings, read_words
 from pipeline.tasks.tables import find
 from tokenizer.training import train
 
@@ -34,16 +36,27 @@ def find_pretrained(config: Config) -> Path | None:
         raise ConfigError(f"model.from: {error}") from error
 
 
-def load_or_train_tokenizer(config: Config, texts: Iterable[str], path: Path | str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer in `path`; else a new one, which it leaves in the output folder.
+def load_or_train_tokenizer(
+    config: Config, rows: Iterable[dict[str, Any]], path: Path | str | None
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in `path`; else a new one, which it leaves in the output folder; None where the data are no text.
 
     Args:
-        texts: to train it on; not touched where there is a path.
+        rows: to train it on; not touched where there is a path.
 
     Raises:
         ConfigError: for a path that holds no tokenizer.
         tokenizer.training.TokenizerError: when it cannot be trained.
     """
+    columns = find(config.task).task.text_columns
+    if not columns:
+        return None
+    texts: Iterable[str] = (row[name] for row in rows for name in columns if isinstance(row[name], str))
+    if config.tokenizer.words is not None:
+        if config.tokenizer.kind != "word":
+            raise ConfigError("tokenizer.words: other kinds than word have parts of words, and need none")
+        # Twice, as a word that occurs once is not learned.
+        texts = chain(texts, (word for word in read_words(config.tokenizer.words) for _ in range(2)))
     output_dir = config.training["output_dir"]
     with PartialState().main_process_first():
         if path is None and PartialState().is_main_process:
@@ -61,20 +74,61 @@ def load_or_train_tokenizer(config: Config, texts: Iterable[str], path: Path | s
 
 
 def build_model(
-    config: Config, tokenizer: PreTrainedTokenizerBase, seed: int, pretrained: Path | None = None
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase | None,
+    seed: int,
+    sizes: dict[str, Any],
+    pretrained: Path | None = None,
+    is_new: bool = True,
 ) -> PreTrainedModel:
-    """A new model of `model`'s sizes that fits the tokenizer, or the pretrained one with `model`'s other settings.
+    """A new model of `model`'s sizes that fits tokenizer and data, or the pretrained one with `model`'s other settings.
+
+    Args:
+        sizes: what the data determine of the model, such as its classes.
+        is_new: whether word vectors are to be read; the weights of a run that goes on come from its checkpoint.
 
     Raises:
         ConfigError: for an unknown or impossible size, a vocabulary that the tokenizer overflows, or a folder that
             holds no weights this project can take.
     """
     transformers.set_seed(seed)
-    settings = {name: value for name, value in config.model.items() if name != "from"}
+    settings = sizes | {name: value for name, value in config.model.items() if name not in ("from", "embeddings")}
+    model = _make_model(config, tokenizer, settings, pretrained)
+    if (given := config.model.get("embeddings")) is not None:
+        if (
+            not isinstance(given, dict)
+            or set(given) != {"path", "trainable"}
+            or not isinstance(given["trainable"], bool)
+        ):
+            raise ConfigError(
+                "model.embeddings: write {path: FILE, trainable: true}, or false to keep them as they are"
+            )
+        if tokenizer is None:
+            raise ConfigError(f"model.embeddings: there are no words in the data of {config.task}")
+        if is_new:
+            load_embeddings(model, tokenizer, given["path"], seed)
+        model.get_input_embeddings().requires_grad_(given["trainable"])
+    return model
+
+
+def _make_model(
+    config: Config, tokenizer: PreTrainedTokenizerBase | None, settings: dict[str, Any], pretrained: Path | None
+) -> PreTrainedModel:
     if pretrained is not None:
         return _load_model(config, tokenizer, settings, pretrained)
     entry = find(config.task)
     _check_names(settings, entry.config())
+    fitting = {} if tokenizer is None else _fit(tokenizer, settings)
+    if hasattr(entry.config, "label_smoothing"):
+        fitting["label_smoothing"] = config.training.get("label_smoothing_factor", 0.0)
+    try:
+        return entry.model(entry.config(**fitting | settings))
+    except (ValueError, KeyError, StrictDataclassError) as error:
+        raise ConfigError(f"model: {error}") from error
+
+
+def _fit(tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a tokenizer determines of a new model."""
     vocab_size = settings.get("vocab_size", len(tokenizer))
     if vocab_size < len(tokenizer):
         raise ConfigError(
@@ -85,20 +139,11 @@ def build_model(
     if special["pad_token_id"] is None or special["eos_token_id"] is None:
         raise ConfigError("tokenizer: it has no padding or no end-of-sequence token, and the model needs both")
     start = special["pad_token_id"] if special["bos_token_id"] is None else special["bos_token_id"]
-    fitting = {
-        "vocab_size": vocab_size,
-        **special,
-        "decoder_start_token_id": start,
-        "label_smoothing": config.training.get("label_smoothing_factor", 0.0),
-    }
-    try:
-        return entry.model(entry.config(**fitting | settings))
-    except (ValueError, KeyError, StrictDataclassError) as error:
-        raise ConfigError(f"model: {error}") from error
+    return {"vocab_size": vocab_size, **special, "decoder_start_token_id": start}
 
 
 def _load_model(
-    config: Config, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], folder: Path
+    config: Config, tokenizer: PreTrainedTokenizerBase | None, settings: dict[str, Any], folder: Path
 ) -> PreTrainedModel:
     auto = find(config.task).auto
     try:
@@ -114,6 +159,8 @@ def _load_model(
         raise
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ConfigError(f"model.from: {folder} cannot be loaded as {auto.__name__}: {error}") from error
+    if tokenizer is None:
+        return model
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < len(tokenizer):
         raise ConfigError(f"tokenizer.path: its {len(tokenizer)} tokens are too many for the {rows} of model.from")
@@ -143,7 +190,7 @@ def generation_config(config: Config, model: PreTrainedModel, **changes: Any) ->
     for name in config.generation:
         if name not in known:
             raise ConfigError(f"generation.{name} is not one of GenerationConfig{nearest(name, known)}")
-    own = model.generation_config.to_diff_dict() if "from" in config.model else {}
+    own = model.generation_config.to_diff_dict() if "from" in config.model and model.can_generate() else {}
     settings = {
         **{name: getattr(model.config, name, None) for name in SPECIAL_TOKENS},
         **{name: value for name, value in own.items() if name not in ("transformers_version", "max_length")},

@@ -40,7 +40,10 @@ class DataConfig(Section):
     validation: str | None = Field("validation", description="as train; null trains without evaluation")
     test: str | None = Field(None, description="as train; read once, when training is over")
     source: str = Field("source", description="column of the source text; dots reach into it: translation.en")
-    target: str = Field("target", description="column of the target text")
+    target: str = Field("target", description="column of the target text, or of the class")
+    labels: list[str] | None = Field(
+        None, description="names of the classes; null: those of the training split, sorted"
+    )
     streaming: bool = Field(False, description="read while training instead of downloading first")
     options: dict[str, Any] = Field({}, description="further arguments of the generated set or of load_dataset")
     max_source_length: int = Field(128, ge=2, description="tokens; a longer training row is a bad row")
@@ -71,6 +74,16 @@ class TokenizerConfig(Section):
     kind: str = Field("bpe", description="bpe (byte-level), unigram, wordpiece, word or character")
     vocab_size: int = Field(8000, ge=5, description="tokens at most, the four special ones included")
     max_texts: int = Field(1_000_000, ge=1, description="texts read from the training split at most")
+    words: str | None = Field(
+        None, description="file of word vectors, or of words, that join the vocabulary (kind word)"
+    )
+
+
+class AugmentationConfig(Section):
+    swap: float = Field(0.0, ge=0, lt=1, description="probability that a source token changes places with the next")
+    delete: float = Field(0.0, ge=0, lt=1, description="probability that a source token is left out")
+    insert: float = Field(0.0, ge=0, lt=1, description="probability that a random token is put behind a source token")
+    bpe_dropout: float = Field(0.0, ge=0, lt=1, description="probability that a merge of a source word is passed over")
 
 
 class EvaluationConfig(Section):
@@ -96,10 +109,17 @@ class HubConfig(Section):
 
 
 class Config(Section):
-    task: str = Field("sequence_to_sequence", description="what is learned from a row: sequence_to_sequence")
+    task: str = Field(
+        "sequence_to_sequence", description="what is learned from a row: sequence_to_sequence or text_classification"
+    )
     data: DataConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
-    model: dict[str, Any] = Field({}, description="the model's own sizes, such as d_model; see pipeline/models/")
+    model: dict[str, Any] = Field(
+        {},
+        description="the model's own sizes, such as d_model; see pipeline/models/. Also from: a checkpoint to start "
+        "from; and embeddings: {path: FILE, trainable: true}, word vectors in text format to start from",
+    )
+    augmentation: AugmentationConfig = AugmentationConfig()
     training: dict[str, Any] = Field(
         {}, description="Seq2SeqTrainingArguments; also lr_scheduler_type: noam, with learning_rate as its factor"
     )

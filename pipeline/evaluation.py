@@ -11,6 +11,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from pipeline.metrics import Metric, perplexity
 from pipeline.tasks.task import Feature, Task
 
+Result = tuple[dict[str, float], str | None]  # of one sample: its numbers, and its prediction
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -54,10 +56,11 @@ def evaluate(
 
     Args:
         features: of `task.encode`, with `sample_id`, `source` and `target`.
-        generation: how to generate predictions for `metrics`; None generates none.
+        generation: how a model that generates makes its predictions.
+        metrics: scores of predictions; without any, none are made.
 
     Returns:
-        loss in nats per item, perplexity, token_accuracy from 0 to 1, and what the metrics give.
+        means over all items of what `task.scores` names, and what the metrics give.
     """
     state = PartialState()
     ordered = sorted(features, key=task.lengths, reverse=True)
@@ -65,47 +68,45 @@ def evaluate(
     turns = -(-len(batches) // state.num_processes)
     was_training = model.training
     model.eval()
-    results: dict[int, tuple[float, int, int, str | None]] = {}
+    results: dict[int, Result] = {}
     for turn in range(turns):
         index = turn * state.num_processes + state.process_index
         chosen = batches[index if index < len(batches) else 0]
-        for feature, result in zip(chosen, _evaluate_batch(model, task, chosen, generation), strict=True):
+        for feature, result in zip(
+            chosen, _evaluate_batch(model, task, chosen, generation, bool(metrics)), strict=True
+        ):
             results[feature["sample_id"]] = result
     model.train(was_training)
     for sample_id, result in gather_object(list(results.items())):
         results[sample_id] = result
-    return _summarise(features, results, metrics if generation is not None else ())
+    return _summarise(task, features, results, metrics)
 
 
 def _evaluate_batch(
-    model: PreTrainedModel, task: Task, features: list[Feature], generation: GenerationConfig | None
-) -> list[tuple[float, int, int, str | None]]:
+    model: PreTrainedModel,
+    task: Task,
+    features: list[Feature],
+    generation: GenerationConfig | None,
+    has_predictions: bool,
+) -> list[Result]:
     batch = {name: tensor.to(model.device) for name, tensor in task.collate(features).items()}
-    outputs = model(**batch)
-    losses = task.losses(outputs, batch).tolist()
-    counts, correct = (each.tolist() for each in task.count(outputs, batch))
-    predictions: list[str | None] = [None] * len(features)
-    if generation is not None:
-        predictions = list(task.predict(model, batch, generation))
-    return list(zip(losses, counts, correct, predictions, strict=True))
+    numbers = task.score(model, batch)
+    predictions = task.predict(model, batch, generation) if has_predictions else [None] * len(features)
+    return list(zip(numbers, predictions, strict=True))
 
 
 def _summarise(
-    features: Sequence[Feature],
-    results: dict[int, tuple[float, int, int, str | None]],
-    metrics: Sequence[Metric],
+    task: Task, features: Sequence[Feature], results: dict[int, Result], metrics: Sequence[Metric]
 ) -> Evaluation:
     ordered = [results[feature["sample_id"]] for feature in features]
-    items = sum(count for _, count, _, _ in ordered)
-    loss = sum(loss for loss, _, _, _ in ordered) / items
+    items = sum(numbers["items"] for numbers, _ in ordered)
+    means = {name: sum(numbers[name] for numbers, _ in ordered) / items for name in task.scores if name != "perplexity"}
     scores: dict[str, float | str] = {
-        "loss": loss,
-        "perplexity": perplexity(loss),
-        "token_accuracy": sum(correct for _, _, correct, _ in ordered) / items,
+        name: perplexity(means["loss"]) if name == "perplexity" else means[name] for name in task.scores
     }
     predictions = [
         Prediction(feature["source"], feature["target"], prediction)
-        for feature, (_, _, _, prediction) in zip(features, ordered, strict=True)
+        for feature, (_, prediction) in zip(features, ordered, strict=True)
     ]
     texts = [each.prediction or "" for each in predictions]
     for metric in metrics:

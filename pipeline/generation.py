@@ -29,7 +29,7 @@ def generate(
     for start in range(0, len(ordered), batch_size):
         chosen = ordered[start : start + batch_size]
         batch = {name: tensor.to(model.device) for name, tensor in task.collate(chosen).items()}
-        predictions = task.predict(model, batch, generation or model.generation_config)
+        predictions = task.predict(model, batch, generation or getattr(model, "generation_config", None))
         for feature, prediction in zip(chosen, predictions, strict=True):
             answers[feature["sample_id"]] = prediction
     return answers

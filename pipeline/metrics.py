@@ -32,7 +32,23 @@ def chrf(predictions: Sequence[str], references: Sequence[str]) -> Scores:
     return {"chrf": score, "chrf_signature": str(metric.get_signature())}
 
 
-METRICS: dict[str, Metric] = {"exact_match": exact_match, "sacrebleu": bleu, "chrf": chrf}
+def macro_f1(predictions: Sequence[str], references: Sequence[str]) -> Scores:
+    """Mean over the classes that occur of F1, the harmonic mean of precision and recall, from 0 to 1."""
+    pairs = list(zip(predictions, references, strict=True))
+    scores = []
+    for name in {*predictions, *references}:
+        right = sum(prediction == reference == name for prediction, reference in pairs)
+        wrong = sum((prediction == name) != (reference == name) for prediction, reference in pairs)
+        scores.append(2 * right / (2 * right + wrong))
+    return {"macro_f1": sum(scores) / len(scores)}
+
+
+METRICS: dict[str, Metric] = {
+    "exact_match": exact_match,
+    "sacrebleu": bleu,
+    "chrf": chrf,
+    "macro_f1": macro_f1,
+}
 
 
 def load_metric(name: str) -> Metric:

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.integrations import get_available_reporting_integrations
 
 from pipeline import checkpointing, hub, plots
+from pipeline.augmentation import Augmentation
 from pipeline.batching import BatchLoader, BatchStream, name_bad_rows
 from pipeline.building import build_model, find_pretrained, generation_config, load_or_train_tokenizer
 from pipeline.card import card
@@ -37,7 +38,6 @@ from pipeline.training import STATE_FILE, TeacherForcingTrainer
 from tokenizer.checks import check
 
 CURVES_FILE = "training_curves.png"
-ALWAYS_SCORED = ("loss", "perplexity", "token_accuracy")
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,10 @@ def check_early(config: Config, args: Seq2SeqTrainingArguments) -> None:
         if name not in get_available_reporting_integrations():
             raise ConfigError(f"training.report_to: {name} is not installed; pip install {name}, or leave it out")
     name = config.training.get("metric_for_best_model", "loss").removeprefix("eval_")
-    known = [*ALWAYS_SCORED, *config.evaluation.metrics]
+    task = find(config.task).task
+    if config.evaluation.metrics and not task.has_metrics:
+        raise ConfigError(f"evaluation.metrics: {config.task} is scored by {', '.join(task.scores)} alone; give []")
+    known = [*task.scores, *config.evaluation.metrics]
     if name not in known:
         raise ConfigError(f"training.metric_for_best_model: {name!r} is not scored{nearest(name, known)}")
 
@@ -172,7 +175,7 @@ def encode_split(config: Config, task: Task, split: str | None, max_rows: int | 
     """
     if split is None:
         return []
-    rows = read(config.data, split, config.data.columns)
+    rows = task.samples(read(config.data, split, task.columns(config.data)))
     chosen = list(each_row(rows if max_rows is None else rows.take(max_rows), patience_of(config.data)))
     columns = {name: [row[name] for row in chosen] for name in chosen[0]} | {"row": list(range(len(chosen)))}
     encoded = task.encode(columns)
@@ -181,12 +184,18 @@ def encode_split(config: Config, task: Task, split: str | None, max_rows: int | 
         raise DataError(f"data: {split}: {bad[0]}; mend or remove the row, or set data.on_bad_row=skip")
     if bad:
         logger.warning("%s: %d bad rows are left out, such as %s", split, len(bad), bad[0])
-    return [feature for feature in encoded if not isinstance(feature, str)]
+    return task.held_out([feature for feature in encoded if not isinstance(feature, str)])
 
 
 def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, rows: Rows) -> BatchLoader:
     """The training batches of this rank; sets `args.max_steps` where the run is counted in epochs."""
     state = PartialState()
+    arrange = task.arrange(args.per_device_train_batch_size, state.num_processes)
+    augment = None
+    if any(config.augmentation.model_dump().values()):
+        if task.tokenizer is None or arrange is not None:
+            raise ConfigError(f"augmentation: {config.task} has no source to change; leave it out")
+        augment = Augmentation(config.augmentation, task.tokenizer, config.data.max_source_length)
     stream = BatchStream(
         rows,
         task.encode,
@@ -194,6 +203,8 @@ def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, row
         batch_rows=args.per_device_train_batch_size,
         batch_tokens=config.data.batch_tokens,
         window=config.data.shuffle_window,
+        arrange=arrange,
+        augment=augment,
         max_bad_rows=config.data.max_bad_rows if config.data.on_bad_row == "skip" else 0,
         patience=patience_of(config.data),
         seed=args.seed if args.data_seed is None else args.data_seed,
@@ -263,28 +274,33 @@ def _run(config: Config, args: Seq2SeqTrainingArguments, output_dir: Path, accep
     given, checkpoint = config, start.checkpoint
     config = config.model_copy(update={"data": config.data.model_copy(update={"revision": start.revision})})
     entry = find(config.task)
-    rows = read(config.data, config.data.train, config.data.columns)
+    columns = entry.task.columns(config.data)
+    rows = read(config.data, config.data.train, columns)
     if config.data.test is not None:
-        read(config.data, config.data.test, config.data.columns)  # to fail now rather than after the training
+        read(config.data, config.data.test, columns)  # to fail now rather than after the training
     pretrained = None if "from" not in config.model else checkpoint or find_pretrained(config)
-    texts = (row[name] for row in each_row(rows, patience_of(config.data)) for name in config.data.columns)
     path = checkpoint or config.tokenizer.path or pretrained
-    tokenizer = load_or_train_tokenizer(config, (text for text in texts if isinstance(text, str)), path)
-    task = entry.task(tokenizer)
-    model = build_model(config, tokenizer, args.seed, pretrained)
-    model.generation_config = generation_config(config, model)
+    tokenizer = load_or_train_tokenizer(config, each_row(rows, patience_of(config.data)), path)
+    sizes = entry.task.sizes(config.data, each_row(rows, patience_of(config.data)))
+    model = build_model(config, tokenizer, args.seed, sizes, pretrained, is_new=checkpoint is None)
+    generation = generation_config(config, model, num_beams=config.evaluation.num_beams)
+    if model.can_generate():
+        model.generation_config = generation_config(config, model)
+    task = entry.task.of(tokenizer, model.config)
     validation = encode_split(config, task, config.data.validation, config.evaluation.max_rows)
-    if pretrained is None:  # what a pretrained model's tokenizer keeps is for who trained it to judge
+    if (
+        pretrained is None and tokenizer is not None
+    ):  # what a pretrained model's tokenizer keeps is for who trained it to judge
         check(tokenizer, [feature["source"] for feature in validation[:100]])
-    limited = entry.task(tokenizer, config.data.max_source_length, config.data.max_target_length)
+    limited = entry.task.of(tokenizer, model.config, config.data)
     smoothing = config.training.get("label_smoothing_factor", 0.0)
     trainer = TeacherForcingTrainer(
         model=model,
         args=args,
         task=task,
-        loader=build_loader(config, args, limited, rows),
+        loader=build_loader(config, args, limited, limited.samples(rows)),
         validation=validation,
-        generation=generation_config(config, model, num_beams=config.evaluation.num_beams) if metrics else None,
+        generation=generation if model.can_generate() else None,
         metrics=metrics,
         show=config.evaluation.show,
         callbacks=early_stopping(config),
@@ -325,7 +341,7 @@ def finish(config: Config, trainer: TeacherForcingTrainer, task: Task, output_di
     for name, split in (("validation", config.data.validation), ("test", config.data.test)):
         features = encode_split(config, task, split)
         if features:
-            last = trainer.score(features, trainer.model.generation_config if config.evaluation.metrics else None)
+            last = trainer.score(features, getattr(trainer.model, "generation_config", None))
             scores[name] = last.scores
     scores["training"] = trainer.skipped
     trainer.write(lambda: trainer.save_model(str(output_dir)))

@@ -87,8 +87,8 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         task: makes batches of rows, and losses and predictions of outputs.
         loader: the training batches.
         validation: features to evaluate on while training.
-        generation: how to generate predictions while training; None evaluates losses alone.
-        metrics: scores of these predictions.
+        generation: how a model that generates makes its predictions while training.
+        metrics: scores of predictions; without any, losses alone are evaluated.
         show: how many of them to print.
         revision: of the data, kept in the checkpoints.
     """
@@ -161,7 +161,8 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         given = dict(inputs)
-        if self.compute_loss_func is not None:  # it gets the labels, and the model what it would have made of them
+        if self.compute_loss_func is not None and self.model.config.is_encoder_decoder:
+            # The function gets the labels, and the model what it would have made of them.
             given["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
         loss, outputs = super().compute_loss(model, given, True, num_items_in_batch)
         with torch.no_grad():
@@ -229,7 +230,8 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             items, correct = self.accelerator.reduce(self._counts).tolist()
-            logs["token_accuracy"] = correct / max(items, 1)
+            if self.task.accuracy is not None:
+                logs[self.task.accuracy] = correct / max(items, 1)
             self._counts.zero_()
             done = self._steps_since_log - self._skipped_since_log
             logs["loss"] = logs["loss"] * self._steps_since_log / done if done else math.nan
@@ -249,7 +251,7 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         result = self.score(self.validation, self.generation)
         numbers = {f"{metric_key_prefix}_{name}": value for name, value in result.numbers.items()}
         self.log(dict(numbers))
-        if self.is_world_process_zero() and self.generation is not None:
+        if self.is_world_process_zero() and self.metrics:
             for prediction in result.predictions[: self.show]:
                 tqdm.write(describe(prediction))
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, numbers)
@@ -283,7 +285,8 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         model = self.whole_model()
         if self.args.should_save:
             model.save_pretrained(output_dir)
-            self.task.tokenizer.save_pretrained(output_dir)
+            if self.task.tokenizer is not None:
+                self.task.tokenizer.save_pretrained(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if self.is_fsdp_enabled:

@@ -34,9 +34,12 @@ def main() -> int:
     logging.disable_progress_bar()
     try:
         model, task = load(arguments.checkpoint)
-        if unknown := model.generation_config.update(**parse_overrides(arguments.set)):
+        if not model.can_generate() and arguments.set:
+            raise ConfigError("--set: this model classifies; there is nothing to set")
+        if arguments.set and (unknown := model.generation_config.update(**parse_overrides(arguments.set))):
             raise ConfigError(f"--set: {', '.join(unknown)}: no such key in GenerationConfig")
-        model.generation_config.validate(strict=True)
+        if model.can_generate():
+            model.generation_config.validate(strict=True)
         texts = arguments.texts or read_lines(arguments.file)
     except (ValueError, OSError) as error:  # ConfigError is a ValueError
         print(f"error: {error}", file=sys.stderr)

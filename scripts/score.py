@@ -43,7 +43,7 @@ def main() -> int:
         task,
         features,
         batch_size=arguments.batch_size,
-        generation=model.generation_config if metrics else None,
+        generation=getattr(model, "generation_config", None),
         metrics=metrics,
     )
     if arguments.predictions:

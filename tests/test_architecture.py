@@ -13,7 +13,7 @@ LAYERS = [  # each may import from those behind it, never from its own or an ear
     {"pipeline.evaluation", "pipeline.generation"},
     {"pipeline.tasks"},
     {"pipeline.sources", "pipeline.batching", "pipeline.optimization", "pipeline.checkpointing"},
-    {"pipeline.downloads", "pipeline.grouping"},
+    {"pipeline.downloads", "pipeline.grouping", "pipeline.embeddings", "pipeline.augmentation"},
     {"pipeline.config", "pipeline.signals", "pipeline.metrics", "pipeline.models", "tokenizer"},
 ]
 SOURCES = [path for folder in ("pipeline", "tokenizer", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -72,9 +72,10 @@ class Seq2SeqTransformerConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 0 and below 1")
         super().__post_init__(**kwargs)
         # Read by `transformers.pipeline`; a new dict each time, as it changes what it finds.
-        self.custom_pipelines = {
-            "translation": {"impl": "translation_pipeline.TranslationPipeline", "pt": ["AutoModelForSeq2SeqLM"]}
-        }
+        if self.is_encoder_decoder:
+            self.custom_pipelines = {
+                "translation": {"impl": "translation_pipeline.TranslationPipeline", "pt": ["AutoModelForSeq2SeqLM"]}
+            }
 
 
 Seq2SeqTransformerConfig.register_for_auto_class()

@@ -4,17 +4,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
+from pipeline.config import DataConfig
 from pipeline.models.modeling_seq2seq import IGNORED
-from pipeline.tasks.task import Batch, Columns, Feature, tokenize
-
-UNDECODABLE = "\ufffd"  # what Unicode decoders put where bytes are no text
+from pipeline.tasks.task import Batch, Columns, Feature, Task, tokenize, what_is_wrong
 
 
 @dataclass
-class SequenceToSequence:
+class SequenceToSequence(Task):
     """Pairs of texts over one vocabulary; the columns are `source` and `target`.
 
     Args:
@@ -24,6 +23,12 @@ class SequenceToSequence:
     tokenizer: PreTrainedTokenizerBase
     max_source_length: int | None = None
     max_target_length: int | None = None
+
+    @classmethod
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedConfig, data: DataConfig | None = None
+    ) -> "SequenceToSequence":
+        return cls(tokenizer, data.max_source_length, data.max_target_length) if data else cls(tokenizer)
 
     def encode(self, columns: Columns) -> list[Feature | str]:
         """Texts to ids, each ending in `</s>`; what is wrong with a row where no good pair can be made of it.
@@ -36,7 +41,7 @@ class SequenceToSequence:
             good = list(range(len(sources)))
         else:
             pairs = zip(sources, targets, strict=True)
-            reasons = [_what_is_wrong("source", source) or _what_is_wrong("target", target) for source, target in pairs]
+            reasons = [what_is_wrong("source", source) or what_is_wrong("target", target) for source, target in pairs]
             good = [index for index, reason in enumerate(reasons) if reason is None]
         features: list[Feature | str] = [reason or "" for reason in reasons]
         inputs = tokenize(self.tokenizer, [sources[index] for index in good])
@@ -116,13 +121,3 @@ class SequenceToSequence:
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig) -> list[str]:
         ids = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=generation)
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-
-
-def _what_is_wrong(name: str, text: object) -> str | None:
-    if not isinstance(text, str):
-        return f"{name} is {text!r}, where a text is needed"
-    if not text.strip():
-        return f"{name} is empty"
-    if UNDECODABLE in text:
-        return f"{name} holds U+FFFD, the mark of bytes that are not UTF-8"
-    return None

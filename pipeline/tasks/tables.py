@@ -5,18 +5,28 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from pipeline.config import ConfigError, nearest
+from pipeline.models.configuration_classifier import TransformerClassifierConfig
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
+from pipeline.models.modeling_classifier import TransformerForSequenceClassification
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from pipeline.tasks.task import Task
+from pipeline.tasks.text_classification import TextClassification
 
 
 @dataclass(frozen=True)
 class Entry:
-    task: type[SequenceToSequence]
+    task: type[Task]
     config: type[PreTrainedConfig]
     model: type[PreTrainedModel]
     auto: Any  # the Auto class that loads it, and pretrained models of others
@@ -28,6 +38,12 @@ TASKS = {
         Seq2SeqTransformerConfig,
         Seq2SeqTransformerForConditionalGeneration,
         AutoModelForSeq2SeqLM,
+    ),
+    "text_classification": Entry(
+        TextClassification,
+        TransformerClassifierConfig,
+        TransformerForSequenceClassification,
+        AutoModelForSequenceClassification,
     ),
 }
 
@@ -54,7 +70,7 @@ def load(checkpoint: str | Path) -> tuple[PreTrainedModel, Task]:
         if entry is None:
             raise ConfigError(f"{checkpoint}: {config.model_type!r} is not a model for {', '.join(TASKS)}")
         model = entry.auto.from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
-        task = entry.task(AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False))
+        task = entry.task.of(AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False), config)
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise

@@ -1,0 +1,39 @@
+"""Configuration of the text classifier."""
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_seq2seq import Seq2SeqTransformerConfig
+
+POOLINGS = ("mean", "first")
+
+
+@strict
+class TransformerClassifierConfig(Seq2SeqTransformerConfig):
+    """Sizes of a Transformer encoder with a linear head; `id2label` names the classes.
+
+    Args:
+        pooling: what the head sees: "mean" of all real positions, or the "first" one.
+        classifier_dropout: on what the head sees.
+
+    The sizes of the encoder are those of `Seq2SeqTransformerConfig`; those of a decoder are not used.
+
+    Raises:
+        ValueError: naming the field, when a value cannot work.
+    """
+
+    model_type = "transformer_classifier"
+
+    is_encoder_decoder: bool = False
+    use_cache: bool = False
+    pooling: str = "mean"
+    classifier_dropout: float | int = 0.1
+
+    def __post_init__(self, **kwargs):
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling={self.pooling!r}: it must be one of {', '.join(POOLINGS)}")
+        if not 0 <= self.classifier_dropout < 1:
+            raise ValueError(f"classifier_dropout={self.classifier_dropout}: it must be at least 0 and below 1")
+        super().__post_init__(**kwargs)
+
+
+TransformerClassifierConfig.register_for_auto_class()

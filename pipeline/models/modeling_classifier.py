@@ -1,0 +1,86 @@
+"""A Transformer encoder that sorts texts into classes.
+
+Shapes: B batch, S source length, D = d_model, C classes.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from .configuration_classifier import TransformerClassifierConfig
+from .modeling_seq2seq import Seq2SeqTransformerEncoder, Seq2SeqTransformerPreTrainedModel
+
+
+class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
+    """Encoder, pooling over the real positions, and a linear head, with cross-entropy."""
+
+    config: TransformerClassifierConfig
+    accepts_loss_kwargs = True  # tells Trainer to count the texts of the whole step and pass num_items_in_batch
+
+    def __init__(self, config: TransformerClassifierConfig):
+        super().__init__(config)
+        self.encoder = Seq2SeqTransformerEncoder(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.d_model, config.num_labels)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.encoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.encoder.embed_tokens = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput | tuple:
+        """Scores every class.
+
+        Args:
+            input_ids: (B, S).
+            attention_mask: (B, S), 1 for real tokens and 0 for padding; made from `pad_token_id` when left out.
+            labels: (B,), numbers of classes.
+            num_items_in_batch: divides the summed loss: the texts in the whole optimizer step; those of this batch when
+                left out.
+
+        Returns:
+            `logits` (B, C), and `loss` when `labels` are given, smoothed by `config.label_smoothing` in training only.
+        """
+        if attention_mask is None:
+            attention_mask = input_ids.ne(self.config.pad_token_id).long()
+        outputs = self.encoder(input_ids, attention_mask, **kwargs)
+        pooled = self._pool(outputs.last_hidden_state, attention_mask)  # (B, D)
+        logits = self.classifier(self.dropout(pooled))  # (B, C)
+        result = SequenceClassifierOutput(
+            loss=None if labels is None else self._loss(logits, labels, num_items_in_batch),
+            logits=logits,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+        return result.to_tuple() if return_dict is False else result
+
+    def _pool(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        if self.config.pooling == "first":
+            return hidden_states[:, 0]
+        mask = attention_mask[..., None].to(hidden_states.dtype)  # (B, S, 1)
+        return (hidden_states * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    def _loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+        total = nn.functional.cross_entropy(
+            logits.float(),
+            labels,
+            label_smoothing=float(self.config.label_smoothing) if self.training else 0.0,
+            reduction="sum",
+        )
+        return total / (torch.tensor(len(labels)) if num_items is None else num_items)
+
+
+AutoConfig.register(TransformerClassifierConfig.model_type, TransformerClassifierConfig)
+AutoModelForSequenceClassification.register(TransformerClassifierConfig, TransformerForSequenceClassification)
+TransformerForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
