@@ -33,11 +33,11 @@ def read_vectors(path: str | Path, words: set[str]) -> dict[str, np.ndarray]:
     vectors: dict[str, np.ndarray] = {}
     width = 0
     for number, line in _lines(path):
-        width = width or len(line.split(" ")) - 1
+        is_first, width = not width, width or len(line.split(" ")) - 1
         word, *values = line.rsplit(" ", width)  # a word may hold spaces itself, as some of GloVe's do
         if width < 2 or len(values) != width:
             raise ConfigError(f"{path}:{number}: {len(values)} numbers, where the lines before have {width}")
-        if word not in words:
+        if word not in words and not is_first:
             continue
         try:
             vector = np.array(values, dtype=np.float32)
@@ -45,7 +45,8 @@ def read_vectors(path: str | Path, words: set[str]) -> dict[str, np.ndarray]:
             raise ConfigError(f"{path}:{number}: a word and {width} numbers are needed; {error}") from error
         if not np.isfinite(vector).all():
             raise ConfigError(f"{path}:{number}: the vector of {word!r} holds a number that is not finite")
-        vectors.setdefault(word, vector)
+        if word in words:
+            vectors.setdefault(word, vector)
     if not width:
         raise ConfigError(f"{path}: there are no vectors in it")
     return vectors
