@@ -64,6 +64,8 @@ def load_or_train_tokenizer(
                 texts,
                 config.tokenizer.kind,
                 config.tokenizer.vocab_size,
+                boundary=find(config.task).task.boundary,
+                lowercase=config.tokenizer.lowercase,
                 max_length=config.data.max_source_length,
                 max_texts=config.tokenizer.max_texts,
             ).save_pretrained(output_dir)

@@ -39,15 +39,17 @@ class DataConfig(Section):
     train: str = Field("train", description="split name, or a file or glob below the folder (train-*.jsonl)")
     validation: str | None = Field("validation", description="as train; null trains without evaluation")
     test: str | None = Field(None, description="as train; read once, when training is over")
-    source: str = Field("source", description="column of the source text; dots reach into it: translation.en")
+    source: str = Field("source", description="column of the source, or only, text; dots reach into it: translation.en")
     target: str = Field("target", description="column of the target text, or of the class")
     labels: list[str] | None = Field(
         None, description="names of the classes; null: those of the training split, sorted"
     )
+    series: list[str] | None = Field(None, description="columns of the series to forecast")
     streaming: bool = Field(False, description="read while training instead of downloading first")
     options: dict[str, Any] = Field({}, description="further arguments of the generated set or of load_dataset")
     max_source_length: int = Field(128, ge=2, description="tokens; a longer training row is a bad row")
     max_target_length: int = Field(128, ge=2, description="tokens; likewise, and the bound when generating")
+    bptt: int = Field(64, ge=1, description="tokens through which the gradient of a language model goes back")
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="error or skip; of training rows that are null, not text, empty, too long or undecodable"
     )
@@ -73,6 +75,7 @@ class TokenizerConfig(Section):
     path: str | None = Field(None, description="folder or Hub id of a tokenizer; null trains one on the training split")
     kind: str = Field("bpe", description="bpe (byte-level), unigram, wordpiece, word or character")
     vocab_size: int = Field(8000, ge=5, description="tokens at most, the four special ones included")
+    lowercase: bool = Field(False, description="whether a new tokenizer loses case")
     max_texts: int = Field(1_000_000, ge=1, description="texts read from the training split at most")
     words: str | None = Field(
         None, description="file of word vectors, or of words, that join the vocabulary (kind word)"
@@ -110,7 +113,8 @@ class HubConfig(Section):
 
 class Config(Section):
     task: str = Field(
-        "sequence_to_sequence", description="what is learned from a row: sequence_to_sequence or text_classification"
+        "sequence_to_sequence",
+        description="what is learned: sequence_to_sequence, text_classification, language_modeling or forecasting",
     )
     data: DataConfig
     tokenizer: TokenizerConfig = TokenizerConfig()

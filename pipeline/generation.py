@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from pipeline.config import ConfigError
 from pipeline.tasks.task import Task
 
 
@@ -18,8 +19,16 @@ def generate(
 ) -> list[str]:
     """Generates one text for each, by the model's own generation config unless another is given.
 
-    An empty or blank text is answered by an empty one: there is nothing to read in it.
+    An empty or blank text is answered by an empty one where there is nothing to read in it.
+
+    Raises:
+        ConfigError: for a blank prompt that a text is to go on from, or a task without texts.
     """
+    if not task.text_columns:
+        raise ConfigError("this model takes no texts; call it from Python, as its card shows")
+    for number, text in enumerate(texts, start=1):
+        if not text.strip() and not task.answers_empty:
+            raise ConfigError(f"prompt {number} is empty: give a word at least to go on from")
     numbers = [number for number, text in enumerate(texts) if text.strip()]
     sources = [texts[number] for number in numbers]
     features = task.encode({"source": sources, "row": numbers})

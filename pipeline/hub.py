@@ -36,6 +36,7 @@ PUBLISHED = (
     "run.yaml",
     "metrics.json",
     "training_curves.png",
+    "forecasts.png",
 )
 OUTBOX = ".outbox"  # below the output folder: what waits for its upload
 CHECK_PATIENCE = 60.0  # seconds for passing faults before the training, when somebody still waits at the screen

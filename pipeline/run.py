@@ -291,7 +291,7 @@ def _run(config: Config, args: Seq2SeqTrainingArguments, output_dir: Path, accep
     if (
         pretrained is None and tokenizer is not None
     ):  # what a pretrained model's tokenizer keeps is for who trained it to judge
-        check(tokenizer, [feature["source"] for feature in validation[:100]])
+        check(tokenizer, [feature["source"] for feature in validation[:100]], entry.task.boundary)
     limited = entry.task.of(tokenizer, model.config, config.data)
     smoothing = config.training.get("label_smoothing_factor", 0.0)
     trainer = TeacherForcingTrainer(
@@ -338,13 +338,17 @@ def finish(config: Config, trainer: TeacherForcingTrainer, task: Task, output_di
     """Scores the model as it will be used, and saves it with its curves, card and metrics."""
     scores: dict[str, dict[str, Any]] = {}
     last = None
+    drawn: list[Feature] = []
     for name, split in (("validation", config.data.validation), ("test", config.data.test)):
         features = encode_split(config, task, split)
         if features:
+            drawn = features
             last = trainer.score(features, getattr(trainer.model, "generation_config", None))
             scores[name] = last.scores
     scores["training"] = trainer.skipped
     trainer.write(lambda: trainer.save_model(str(output_dir)))
+    model = trainer.whole_model()
+    trainer.write(lambda: task.draw(model, drawn, output_dir), main_only=True)
     trainer.write(lambda: _write_report(config, trainer, output_dir, scores), main_only=True)
     return Result(output_dir, scores, last)
 

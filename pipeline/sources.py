@@ -117,12 +117,13 @@ def _open(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
         return rows.to_iterable_dataset() if data.streaming else rows
     path = Path(data.path)
     if path.is_file():
-        if split != "train" and not _is_file_pattern(split):
+        name, bracket, part = split.partition("[")
+        if name != "train" and not _is_file_pattern(name):
             raise ConfigError(
                 f"data.path: {path} is one file, so it has no split {split!r}; "
                 "give data.validation and data.test as files beside it, or as null"
             )
-        path, split = path.parent, path.name if split == "train" else split
+        path, split = path.parent, (path.name if name == "train" else name) + bracket + part
     if path.is_dir():
         _check_files(path, split)
     elif not is_on_hub(data.path):
@@ -130,8 +131,9 @@ def _open(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
     if parallel := _parallel_files(path, split, columns):
         return _read_lines([parallel], _parse_parallel(list(columns)), data.streaming)
     options: dict[str, Any] = {"name": data.subset, "revision": data.revision, **data.options}
-    if _is_file_pattern(split):
-        options["data_files"], split = {"train": split}, "train"
+    pattern, bracket, part = split.partition("[")
+    if _is_file_pattern(pattern):
+        options["data_files"], split = {"train": pattern}, f"train{bracket}{part}"
     where = str(path) if path.is_dir() else data.path
     builder = patiently(lambda: datasets.load_dataset_builder(where, **options), patience_of(data), data.path)
     files = [str(file) for file in (builder.config.data_files or {}).get(split.partition("[")[0], [])]
@@ -193,8 +195,9 @@ def _is_file_pattern(split: str) -> bool:
 
 
 def _check_files(folder: Path, split: str) -> None:
-    files = list(folder.glob(split if _is_file_pattern(split) else f"{split.partition('[')[0]}.*"))
-    if _is_file_pattern(split) and not files:
+    name = split.partition("[")[0]
+    files = list(folder.glob(name if _is_file_pattern(name) else f"{name}.*"))
+    if _is_file_pattern(name) and not files:
         raise ConfigError(f"data: no file {folder / split}")
     for file in files:
         if file.stat().st_size == 0:

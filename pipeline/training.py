@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from tqdm import tqdm
 from transformers import (
@@ -24,10 +25,11 @@ from transformers import (
     TrainerState,
 )
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_callback import DefaultFlowCallback, ExportableState
+from transformers.trainer_callback import ExportableState
 
 from pipeline import checkpointing
 from pipeline.batching import BatchLoader
+from pipeline.callbacks import MAX_NOT_FINITE, Guard, PassEnd
 from pipeline.config import RunError
 from pipeline.evaluation import Evaluation, Prediction, evaluate
 from pipeline.metrics import Metric
@@ -35,49 +37,14 @@ from pipeline.signals import StopRequest
 from pipeline.tasks.task import Feature, Task
 
 STATE_FILE = "run_state.json"
+CARRIED_FILE = "carried_{rank}.safetensors"
 WHOLE = StateDictOptions(full_state_dict=True)
-MAX_NOT_FINITE = 10  # steps in a row without a finite loss and gradient, before the run goes back to a checkpoint
 
 logger = logging.getLogger(__name__)
 
 
 class Stopped(RunError):
     """A run that a signal stopped, and that is saved: the same command goes on."""
-
-
-class PassEnd(TrainerCallback):
-    """Lets `eval_strategy: epoch` and the like act where a pass over the data ends; Trainer sees an endless one."""
-
-    def __init__(self, loader: BatchLoader):
-        self.loader = loader
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.number = self.loader.position.number
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.loader.position.number > self.number:
-            self.number = self.loader.position.number
-            return DefaultFlowCallback().on_epoch_end(args, state, control, **kwargs)
-
-
-class Guard(TrainerCallback):
-    """Acts on a stop request, and on steps that were skipped, where a step ends."""
-
-    def __init__(self, trainer: "TeacherForcingTrainer"):
-        self.trainer = trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.trainer.skipped_in_a_row:
-            control.should_save = False  # a checkpoint to go back to must lie before the trouble
-        if self.trainer.skipped_in_a_row >= MAX_NOT_FINITE:
-            self.trainer.roll_back()
-            control.should_training_stop = False  # this was not the last step
-        if self.trainer.is_stopped:
-            control.should_save = control.should_training_stop = True
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if self.trainer.is_stopped:  # Trainer takes the stop for the end of a pass
-            control.should_log = control.should_evaluate = control.should_save = False
 
 
 class TeacherForcingTrainer(Seq2SeqTrainer):
@@ -142,6 +109,7 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             state = json.loads(Path(resume_from_checkpoint, STATE_FILE).read_text())
             self.loader.load_state_dict(state["data"])
             self.skipped_steps = state["skipped_steps"]
+            self._load_carried(Path(resume_from_checkpoint))
         with self.stop_request:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.is_stopped:
@@ -160,15 +128,19 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             super()._run_epoch(**kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        given = dict(inputs)
+        given = self.task.with_state(inputs)
         if self.compute_loss_func is not None and self.model.config.is_encoder_decoder:
             # The function gets the labels, and the model what it would have made of them.
             given["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
         loss, outputs = super().compute_loss(model, given, True, num_items_in_batch)
+        self.task.keep_state(outputs)
         with torch.no_grad():
             self._counts += torch.stack([count.sum() for count in self.task.count(outputs, inputs)])
             self._loss += loss
         return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        return super()._get_num_items_in_batch([self.task.targets(batch) for batch in batch_samples], device)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -218,6 +190,7 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         self._load_from_checkpoint(str(checkpoint))
         self._load_optimizer_and_scheduler(str(checkpoint))
         self._load_scaler(str(checkpoint))
+        self._load_carried(checkpoint)
         before = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         for name in ("global_step", "log_history", "best_metric", "best_global_step"):
             setattr(self.state, name, getattr(before, name))
@@ -332,6 +305,8 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             (folder / f"{FSDP_MODEL_NAME}.bin").unlink(missing_ok=True)
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
+        if carried := self.task.state_dict():
+            save_file(carried, folder / CARRIED_FILE.format(rank=self.args.process_index))
         if self.is_world_process_zero():
             for callback in (*self.callback_handler.callbacks, self.control):
                 if isinstance(callback, ExportableState):
@@ -340,6 +315,18 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             shutil.copy(Path(self.args.output_dir, checkpointing.CONFIG_FILE), folder)
             state = {"data": self.loader.state_dict(), "skipped_steps": self.skipped_steps, "revision": self.revision}
             (folder / STATE_FILE).write_text(json.dumps(state))
+
+    def _load_carried(self, checkpoint: Path) -> None:
+        """Raises RunError where the checkpoint is that of another number of processes."""
+        files = list(checkpoint.glob(CARRIED_FILE.format(rank="*")))
+        if files and len(files) != self.args.world_size:
+            raise RunError(
+                f"{checkpoint} holds the states of {len(files)} processes, each with a text of its own, and this run "
+                f"has {self.args.world_size}; go on with as many"
+            )
+        if files:
+            file = checkpoint / CARRIED_FILE.format(rank=self.args.process_index)
+            self.task.load_state_dict(load_file(file, device=str(self.args.device)))
 
     def write(self, action: Callable[[], Any], main_only: bool = False) -> None:
         """Writes files on every rank, or on the main one alone, and waits for all.

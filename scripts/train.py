@@ -70,7 +70,7 @@ def report(result: Result) -> None:
     """Prints predictions marked right or wrong, the scores, and where everything lies."""
     if result.was_finished:
         print(f"\nThis run is finished already; remove {result.output_dir} to train again.")
-    if result.last is not None:
+    if result.last is not None and any(each.prediction is not None for each in result.last.predictions):
         print("\nPredictions")
         for prediction in result.last.predictions[:TABLE_ROWS]:
             mark = "right" if prediction.is_right else "wrong"

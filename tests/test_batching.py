@@ -48,6 +48,44 @@ KINDS = pytest.mark.parametrize("kind", ["dataset", "stream"])
 
 
 @KINDS
+def test_a_text_is_read_in_order(kind):
+    """Where a task arranges its batches itself, rows come as they stand, in every pass."""
+    stream = make_stream(kind, arrange=lambda features, generator: [features[:10], features[10:]])
+    batches = take(stream, 16)
+    rows = [value for batch in batches for value in batch]
+    assert rows[:200] == [*range(100), *range(100)]
+
+
+@KINDS
+def test_noise_depends_on_seed_pass_and_row_alone(kind):
+    """So a resumed run has the same, and another pass another."""
+
+    def draw(feature, generator):
+        return feature | {"noise": generator.random()}
+
+    def noises(position=None, **options):
+        stream = make_stream(kind, augment=draw, encode=number, **options)
+        stream.position = position or stream.position
+        return list(islice(iter(stream), 60))
+
+    def number(columns):
+        return [each | {"sample_id": each["value"]} for each in encode(columns)]
+
+    whole = noises()
+    later = noises(whole[20][1], window=30)
+    assert [[each["noise"] for each in batch] for batch, _ in later[:30]] == [
+        [each["noise"] for each in batch] for batch, _ in whole[21:51]
+    ]
+    seen = {}
+    for batch, _ in whole:
+        for each in batch:
+            seen.setdefault(each["value"], []).append(each["noise"])
+    assert all(len(set(each)) == len(each) for each in seen.values())
+    assert len({each[0] for each in seen.values()}) == 100
+    assert noises(seed=2)[0][0][0]["noise"] not in [noise for each in seen.values() for noise in each]
+
+
+@KINDS
 def test_every_row_once_a_pass(kind):
     batches = [(batch, position) for batch, position in islice(iter(make_stream(kind)), 90)]
     passes = [position.number for _, position in batches]

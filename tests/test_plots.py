@@ -1,6 +1,8 @@
+import numpy as np
+import pytest
 from PIL import Image
 
-from pipeline.plots import training_curves
+from pipeline.plots import forecasts, training_curves
 
 
 def test_training_curves(tmp_path):
@@ -15,6 +17,19 @@ def test_training_curves(tmp_path):
     assert both.tobytes() != train.tobytes()  # the validation point is drawn
     colours = {colour for _, colour in both.getcolors(1 << 20)}
     assert (31, 119, 180) in colours and (255, 127, 14) in colours  # a line for each
+
+
+@pytest.mark.parametrize("name, panels", [("accuracy", 2), ("mae", 2), ("other", 1)])
+def test_curves_of_other_tasks(tmp_path, name, panels):
+    training_curves([{"step": 1, "loss": 1.0}, {"step": 2, f"eval_{name}": 0.5}], tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size == (600 * panels, 480)
+
+
+def test_forecasts(tmp_path):
+    past, future = np.random.default_rng(0).normal(size=(2, 3, 20, 2))
+    forecasts(["HUFL", "OT"], past, future[:, :5], future[:, 5:10], tmp_path / "forecasts.png")
+    colours = {colour for _, colour in Image.open(tmp_path / "forecasts.png").convert("RGB").getcolors(1 << 20)}
+    assert (31, 119, 180) in colours and (255, 127, 14) in colours
 
 
 def test_a_run_without_logs_still_gives_a_picture(tmp_path):

@@ -150,6 +150,16 @@ def test_one_file_has_no_other_split(tmp_path):
         open_split(tmp_path / "a.jsonl", "validation")
 
 
+def test_parts_of_one_file(tmp_path):
+    """A split may be a part, by the notation of datasets; a text file by line or by paragraph."""
+    (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n\nfour\n\nfive\n")
+    data = DataConfig(path=str(tmp_path / "a.txt"), source="text", options={"sample_by": "paragraph"})
+    for split, expected in (("train[:75%]", ["one\ntwo", "three", "four"]), ("a.txt[-1:]", ["five\n"])):
+        assert [row["source"] for row in read(data, split, {"source": "text"})] == expected
+    with pytest.raises(ConfigError, match=r"a.txt is one file, so it has no split 'test\[:1\]'"):
+        read(data, "test[:1]", {"source": "text"})
+
+
 def test_a_path_that_is_nothing_is_named():
     with pytest.raises(ConfigError, match=r"'no-such-thing' is no local file or folder, nor of the form owner/name"):
         open_split("no-such-thing")

@@ -84,6 +84,27 @@ def word(vocab_size: int, min_frequency: int) -> Parts:
     )
 
 
+def word_punct(vocab_size: int, min_frequency: int) -> Parts:
+    """Words, and punctuation marks by themselves, each with the space before it; for running text.
+
+    So decoding puts the spaces right: it gives back what was seen in training, with one space for runs of white space.
+    """
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Strip(),
+            normalizers.Replace(Regex(r"\s+"), SPACE),
+            normalizers.Prepend(SPACE),
+        ]
+    )
+    token = Regex(rf"{SPACE}?(\w+(['’]\w+)*|[^\w{SPACE}])")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(token, behavior="isolated")
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer, trainers.WordLevelTrainer(
+        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+    )
+
+
 def character(vocab_size: int, min_frequency: int) -> Parts:
     """Every character is a token, white space included; gives back exactly what was seen in training, however rare."""
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
@@ -99,6 +120,7 @@ KINDS: dict[str, Callable[[int, int], Parts]] = {
     "unigram": unigram,
     "wordpiece": wordpiece,
     "word": word,
+    "word_punct": word_punct,
     "character": character,
 }
 
@@ -109,6 +131,8 @@ def train(
     vocab_size: int = 8000,
     *,
     min_frequency: int = 2,
+    lowercase: bool = False,
+    boundary: str = "end",
     max_length: int = 512,
     max_texts: int = 1_000_000,
 ) -> PreTrainedTokenizerFast:
@@ -122,10 +146,13 @@ def train(
         kind: one of `KINDS`.
         vocab_size: tokens at most, `<pad> <s> </s> <unk>` (ids 0 to 3) included.
         min_frequency: how often a merge or a word must occur to be learned; unigram and character take no heed of it.
+        lowercase: whether case is lost.
+        boundary: "end" appends `</s>` to every text; "start" puts it in front, so that a language model, which
+            reads one text after another, can go on from a prompt.
         max_length: the `model_max_length` that the tokenizer will state.
 
     Returns:
-        A tokenizer that appends `</s>` to every text, and takes `</s>` written in a text for what it is: text.
+        A tokenizer that takes `</s>` written in a text for what it is: text.
 
     Raises:
         TokenizerError: for an unknown kind, too small a vocabulary, or texts with nothing in them.
@@ -138,6 +165,9 @@ def train(
     if (first := next(lines, None)) is None:
         raise TokenizerError("there is no text to train a tokenizer on: no texts were given, or all of them are empty")
     tokenizer, trainer = KINDS[kind](vocab_size, min_frequency)
+    if lowercase:
+        steps = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
+        tokenizer.normalizer = normalizers.Sequence(steps)
     _guard(tokenizer, SPECIAL_TOKENS)
     too_small = f"tokenizer.vocab_size: {vocab_size} is too small for the characters of these texts in kind {kind}"
     try:
@@ -153,7 +183,9 @@ def train(
             f"the {kind} vocabulary came out empty: tokenizer.vocab_size ({vocab_size}) must exceed "
             f"{len(SPECIAL_TOKENS)}, and something must occur {min_frequency} times (min_frequency)"
         )
-    return _finish(tokenizer, dict(zip(("pad", "bos", "eos", "unk"), SPECIAL_TOKENS, strict=True)), max_length)
+    return _finish(
+        tokenizer, dict(zip(("pad", "bos", "eos", "unk"), SPECIAL_TOKENS, strict=True)), max_length, boundary
+    )
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
@@ -290,19 +322,22 @@ def _sentencepiece_normalizer(spec: Any) -> normalizers.Normalizer:
     return normalizers.Sequence(steps)
 
 
-def _finish(tokenizer: Tokenizer, special: dict[str, str], max_length: int) -> PreTrainedTokenizerFast:
+def _finish(
+    tokenizer: Tokenizer, special: dict[str, str], max_length: int, boundary: str = "end"
+) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special.values()])
     eos = special["eos"]
     # No <s>: the model's shift puts it before the target, and only there.
+    single, pair = (f"$A {eos}", f"$A {eos} $B {eos}") if boundary == "end" else (f"{eos} $A", f"{eos} $A {eos} $B")
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, tokenizer.token_to_id(eos))]
+        single=single, pair=pair, special_tokens=[(eos, tokenizer.token_to_id(eos))]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         **{f"{name}_token": token for name, token in special.items()},
         model_max_length=max_length,
         model_input_names=["input_ids", "attention_mask"],
-        padding_side="right",
+        padding_side="right" if boundary == "end" else "left",  # a prompt is gone on from at its end
         clean_up_tokenization_spaces=False,
         split_special_tokens=True,
     )

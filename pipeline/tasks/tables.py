@@ -7,6 +7,8 @@ from typing import Any
 from accelerate import PartialState
 from transformers import (
     AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -16,9 +18,15 @@ from transformers import (
 
 from pipeline.config import ConfigError, nearest
 from pipeline.models.configuration_classifier import TransformerClassifierConfig
+from pipeline.models.configuration_forecaster import TransformerForecasterConfig
+from pipeline.models.configuration_lstm import LSTMConfig
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_classifier import TransformerForSequenceClassification
+from pipeline.models.modeling_forecaster import TransformerForecaster
+from pipeline.models.modeling_lstm import LSTMForCausalLM
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
+from pipeline.tasks.forecasting import Forecasting
+from pipeline.tasks.language_modeling import LanguageModeling
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from pipeline.tasks.task import Task
 from pipeline.tasks.text_classification import TextClassification
@@ -29,7 +37,11 @@ class Entry:
     task: type[Task]
     config: type[PreTrainedConfig]
     model: type[PreTrainedModel]
-    auto: Any  # the Auto class that loads it, and pretrained models of others
+    auto: Any  # the Auto class that loads it
+    takes_others: bool = False  # whether the models of others that this class loads can be trained as well
+
+    def accepts(self, config: PreTrainedConfig) -> bool:
+        return type(config) is self.config or (self.takes_others and type(config) in self.auto._model_mapping)
 
 
 TASKS = {
@@ -38,13 +50,17 @@ TASKS = {
         Seq2SeqTransformerConfig,
         Seq2SeqTransformerForConditionalGeneration,
         AutoModelForSeq2SeqLM,
+        takes_others=True,
     ),
     "text_classification": Entry(
         TextClassification,
         TransformerClassifierConfig,
         TransformerForSequenceClassification,
         AutoModelForSequenceClassification,
+        takes_others=True,
     ),
+    "language_modeling": Entry(LanguageModeling, LSTMConfig, LSTMForCausalLM, AutoModelForCausalLM),
+    "forecasting": Entry(Forecasting, TransformerForecasterConfig, TransformerForecaster, AutoModel),
 }
 
 
@@ -66,11 +82,14 @@ def load(checkpoint: str | Path) -> tuple[PreTrainedModel, Task]:
     """
     try:
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-        entry = next((entry for entry in TASKS.values() if type(config) in entry.auto._model_mapping), None)
+        entry = next((entry for entry in TASKS.values() if entry.accepts(config)), None)
         if entry is None:
             raise ConfigError(f"{checkpoint}: {config.model_type!r} is not a model for {', '.join(TASKS)}")
         model = entry.auto.from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
-        task = entry.task.of(AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False), config)
+        tokenizer = None
+        if entry.task.text_columns:
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+        task = entry.task.of(tokenizer, config)
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise

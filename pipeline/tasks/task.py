@@ -5,6 +5,7 @@ Shapes: B batch, S source length, T target length.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,6 +38,8 @@ class Task(ABC):
         scores: what every evaluation gives, by name.
         accuracy: the one among them that is the share of items predicted right, where there is one.
         has_metrics: whether there are predictions to score beyond that.
+        answers_empty: whether an empty source has an answer, the empty one.
+        boundary: whether `</s>` stands at the "end" or the "start" of a text.
     """
 
     tokenizer: PreTrainedTokenizerBase | None
@@ -44,6 +47,8 @@ class Task(ABC):
     scores: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
     accuracy: ClassVar[str | None] = "token_accuracy"
     has_metrics: ClassVar[bool] = True
+    answers_empty: ClassVar[bool] = True
+    boundary: ClassVar[str] = "end"
 
     @classmethod
     @abstractmethod
@@ -84,6 +89,24 @@ class Task(ABC):
     def collate(self, features: list[Feature]) -> Batch:
         """Features to a batch whose keys are arguments of the model's `forward`."""
 
+    def targets(self, batch: Batch) -> Batch:
+        """The batch with its items as "labels", where Trainer counts them."""
+        return batch
+
+    def with_state(self, batch: Batch) -> dict[str, Any]:
+        """The arguments of `forward` in training: a batch, and what is carried to it from the one before."""
+        return dict(batch)
+
+    def keep_state(self, outputs: ModelOutput) -> None:
+        """Keeps what is carried to the next batch in training."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What is carried, for a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes up what a checkpoint has."""
+
     def loss(
         self, outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor | int, label_smoothing: float = 0.0
     ) -> Tensor:
@@ -104,6 +127,9 @@ class Task(ABC):
         counts, correct = self.count(outputs, batch)
         numbers = zip(self.losses(outputs, batch).tolist(), counts.tolist(), correct.tolist(), strict=True)
         return [{"items": items, "loss": loss, str(self.accuracy): right} for loss, items, right in numbers]
+
+    def draw(self, model: PreTrainedModel, features: list[Feature], folder: Path) -> None:
+        """Pictures of what a finished model predicts, where a picture says something."""
 
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[Any]:
         """The model's own answer to each sample."""

@@ -1,0 +1,86 @@
+"""Configuration of the forecaster of time series."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+HEADS = ("flatten", "last")
+
+
+@strict
+class TransformerForecasterConfig(PreTrainedConfig):
+    """Sizes of a Transformer encoder over patches of time series, one series at a time (PatchTST, Nie et al. 2023,
+    https://arxiv.org/abs/2211.14730).
+
+    `patch_length=1, patch_stride=1, instance_norm=False, head="last", prediction_length=1` is the plain setting: the
+    next value from the last position.
+
+    Args:
+        context_length: steps of the past that a forecast sees. prediction_length: steps that it makes.
+        series: names of the series, in the order of their columns.
+        means, stds: of each series, over the training data; values are standardised by them.
+        patch_length: steps in a patch. patch_stride: steps from one patch to the next.
+        instance_norm: take mean and deviation out of each window, and put them back into its forecast (Kim et al. 2022,
+            https://openreview.net/forum?id=cGDAkQo1C0p).
+        head: what the linear head sees: all positions ("flatten"), or the "last" one.
+        head_dropout: on what the head sees.
+        d_model ... activation_dropout: as in `Seq2SeqTransformerConfig`.
+
+    Raises:
+        ValueError: naming the field, when a size cannot work.
+    """
+
+    model_type = "transformer_forecaster"
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "encoder_layers",
+        "num_attention_heads": "attention_heads",
+    }
+
+    context_length: int = 336
+    prediction_length: int = 96
+    series: list[str] | None = None
+    means: list[float] | None = None
+    stds: list[float] | None = None
+    patch_length: int = 16
+    patch_stride: int = 8
+    instance_norm: bool = True
+    head: str = "flatten"
+    d_model: int = 64
+    encoder_layers: int = 3
+    attention_heads: int = 4
+    ffn_dim: int = 128
+    activation_function: str = "gelu"
+    pre_norm: bool = True
+    dropout: float | int = 0.2
+    head_dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    activation_dropout: float | int = 0.0
+    is_encoder_decoder: bool = False
+
+    def __post_init__(self, **kwargs):
+        self.series = self.series or ["value"]
+        self.means = self.means or [0.0] * len(self.series)
+        self.stds = self.stds or [1.0] * len(self.series)
+        for name in (
+            *("context_length", "prediction_length", "patch_length", "patch_stride"),
+            *("d_model", "encoder_layers", "attention_heads", "ffn_dim"),
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
+        if self.patch_length > self.context_length:
+            raise ValueError(f"patch_length={self.patch_length} is longer than context_length={self.context_length}")
+        if self.d_model % self.attention_heads or self.d_model % 2:
+            raise ValueError(
+                f"d_model={self.d_model} must be even, and a multiple of attention_heads={self.attention_heads}"
+            )
+        if not len(self.series) == len(self.means) == len(self.stds):
+            raise ValueError("series, means and stds must be equally long")
+        if self.head not in HEADS:
+            raise ValueError(f"head={self.head!r}: it must be one of {', '.join(HEADS)}")
+        for name in ("dropout", "head_dropout", "attention_dropout", "activation_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 0 and below 1")
+        super().__post_init__(**kwargs)
+
+
+TransformerForecasterConfig.register_for_auto_class()

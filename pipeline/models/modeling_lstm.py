@@ -1,0 +1,200 @@
+"""A stacked LSTM as a language model, whose state is carried on: over batches in training, over tokens in generation.
+
+Shapes: B batch, T tokens, W embedding size, H width of a layer's state, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .configuration_lstm import LSTMConfig
+
+IGNORED = -100  # the label that carries no loss, as everywhere in transformers
+
+
+class LSTMState:
+    """Hidden and cell state of every layer, (B, H) each: what `generate` keeps in place of keys and values.
+
+    Args:
+        hidden, cell: of the layers, from the first to the last.
+        length: tokens that were read to come to it.
+    """
+
+    is_compileable = False
+
+    def __init__(self, hidden: list[Tensor], cell: list[Tensor], length: int = 0):
+        self.hidden, self.cell, self.length = hidden, cell, length
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def _map(self, change) -> "LSTMState":
+        return LSTMState([change(each) for each in self.hidden], [change(each) for each in self.cell], self.length)
+
+    def detach(self) -> "LSTMState":
+        """The same values without their history: where truncated back-propagation ends."""
+        return self._map(Tensor.detach)
+
+    def select(self, rows: Tensor) -> "LSTMState":
+        return self._map(lambda states: states[rows])
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """For beam search: row i goes on from what was row beam_idx[i]."""
+        chosen = self.select(beam_idx)
+        self.hidden, self.cell = chosen.hidden, chosen.cell
+
+
+class LSTMPreTrainedModel(PreTrainedModel):
+    config: LSTMConfig
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.LSTM):
+            bound = module.hidden_size**-0.5
+            for name, parameter in module.named_parameters():
+                init.uniform_(parameter, -bound, bound)
+                if name == "bias_ih_l0":  # in torch's order of gates the second quarter is the forget gate's
+                    # 1 lets gradients through from the start (Jozefowicz et al. 2015).
+                    init.copy_(parameter, torch.arange(4).eq(1).repeat_interleave(module.hidden_size).to(parameter))
+        elif isinstance(module, nn.Embedding):
+            init.uniform_(module.weight, -0.1, 0.1)
+        elif isinstance(module, nn.Linear):
+            init.uniform_(module.weight, -0.1, 0.1)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+
+class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
+    """Embedding, stacked LSTM and output projection, with the loss of the next token."""
+
+    _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
+    # The loss is computed here, with targets that may be shifted already.
+    loss_type = "ForMaskedLM"
+    accepts_loss_kwargs = True  # tells Trainer to count the targets of the whole step and pass num_items_in_batch
+
+    def __init__(self, config: LSTMConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
+        sizes = [config.embedding_size, *config.layer_sizes]
+        self.layers = nn.ModuleList(
+            [nn.LSTM(before, after, batch_first=True) for before, after in zip(sizes, sizes[1:], strict=False)]
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.lm_head = nn.Linear(sizes[-1], config.vocab_size)
+        if config.tie_word_embeddings:
+            self._keys_to_ignore_on_save = list(self._tied_weights_keys)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embed_tokens = value
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # so that `generate` makes none of keys and values
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: LSTMState | None = None,
+        labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast | tuple:
+        """Scores every next token.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T so far), 1 for real tokens and 0 for padding, which leaves the state as it is.
+            past_key_values: the state from which to go on; zero when left out.
+            labels: (B, T), the tokens themselves, as for every causal model of transformers; shifted here.
+            shift_labels: (B, T), the token behind each, -100 where no loss is due; taken in place of `labels`.
+            num_items_in_batch: divides the summed loss: the number of targets in the whole optimizer step. The targets
+                of this batch when left out.
+
+        Returns:
+            `logits` (B, T, V), `past_key_values` behind the last token, and `loss` in nats per target.
+
+        Raises:
+            ValueError: for a prompt without tokens.
+        """
+        if input_ids.shape[1] == 0:
+            raise ValueError(
+                "input_ids has no token: give a prompt of one at least, such as the token that begins a text"
+            )
+        states = self.embedding_dropout(self.embed_tokens(input_ids))  # (B, T, W)
+        mask = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :].bool()
+        hidden, cell = [], []
+        for number, layer in enumerate(self.layers):
+            given = None
+            if past_key_values is not None:
+                given = (past_key_values.hidden[number][None], past_key_values.cell[number][None])
+            states, (last_hidden, last_cell) = _run(layer, states, given, mask)  # (B, T, H)
+            states = self.dropout(states)
+            hidden.append(last_hidden[0])
+            cell.append(last_cell[0])
+        logits = self.lm_head(states)  # (B, T, V)
+        if shift_labels is None and labels is not None:
+            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        length = input_ids.shape[1] + (0 if past_key_values is None else past_key_values.length)
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        result = CausalLMOutputWithPast(
+            loss=None if shift_labels is None else self._loss(logits, shift_labels, num_items_in_batch),
+            logits=logits,
+            past_key_values=LSTMState(hidden, cell, length) if use_cache else None,
+        )
+        return result.to_tuple() if return_dict is False else result
+
+    def _loss(self, logits: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Tensor:
+        total = nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(),  # (B * T, V)
+            targets.flatten(),
+            ignore_index=IGNORED,
+            label_smoothing=float(self.config.label_smoothing) if self.training else 0.0,
+            reduction="sum",
+        )
+        return total / (targets.ne(IGNORED).sum() if num_items is None else num_items)
+
+    def prepare_inputs_for_generation(
+        self, input_ids, past_key_values=None, attention_mask=None, use_cache=None, **kwargs
+    ):
+        """The tokens that the state has not read: after the prompt, one at a time."""
+        read = 0 if past_key_values is None else past_key_values.get_seq_length()
+        return {
+            "input_ids": input_ids[:, read:],
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "use_cache": use_cache,
+        }
+
+
+def _run(
+    layer: nn.Module, states: Tensor, given: tuple[Tensor, Tensor] | None, mask: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """One layer over (B, T, W); padding, on either side, does not touch the state of its row."""
+    if mask is None or bool(mask.all()):
+        return layer(states, given)
+    lengths = mask.sum(1)
+    if not bool(lengths.all()):
+        raise ValueError("attention_mask: a row has no real token; leave it out of the batch")
+    order = mask.long().argsort(dim=1, descending=True, stable=True)[..., None]  # real tokens first, in their order
+    packed = nn.utils.rnn.pack_padded_sequence(
+        states.gather(1, order.expand_as(states)), lengths.cpu(), batch_first=True, enforce_sorted=False
+    )
+    output, last = layer(packed, given)
+    padded, _ = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=states.shape[1])
+    return torch.zeros_like(padded).scatter(1, order.expand_as(padded), padded), last
+
+
+AutoConfig.register(LSTMConfig.model_type, LSTMConfig)
+AutoModelForCausalLM.register(LSTMConfig, LSTMForCausalLM)
+LSTMForCausalLM.register_for_auto_class("AutoModelForCausalLM")

@@ -1,0 +1,189 @@
+"""Running text to the next token of it; the column is `source`, and its rows follow one another.
+
+Shapes: S streams, B rows of a batch, T tokens of a chunk.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from pipeline.config import DataConfig
+from pipeline.models.modeling_lstm import LSTMState
+from pipeline.models.modeling_seq2seq import IGNORED
+from pipeline.tasks.task import Batch, Columns, Feature, Task, tokenize, what_is_wrong
+
+HELD_OUT_STREAMS = 16  # into which the text of an evaluation is cut, so that it takes no step for every token
+HELD_OUT_CHUNK = 256  # tokens of each that are scored at a time
+EXAMPLE = 8  # tokens
+PARTS = ("hidden", "cell")
+
+
+@dataclass
+class LanguageModeling(Task):
+    """One text, of which every row of a batch reads a part from beginning to end, carrying its state along.
+
+    The rows of a window are joined, each after the token `</s>`, and cut into as many streams of one length as a step
+    has rows. A batch holds the next `bptt` tokens of each: truncated back-propagation through time (Mikolov et al. 2010;
+    in this form Zaremba et al. 2014, https://arxiv.org/abs/1409.2329). The state begins at zero with each window.
+
+    Args:
+        bptt: tokens through which a gradient goes back.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    bptt: int = HELD_OUT_CHUNK
+    carried: LSTMState | None = field(default=None, repr=False)
+
+    text_columns: ClassVar[tuple[str, ...]] = ("source",)
+    boundary: ClassVar[str] = "start"
+    has_metrics: ClassVar[bool] = False
+    answers_empty: ClassVar[bool] = False
+
+    @classmethod
+    def of(
+        cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedConfig, data: DataConfig | None = None
+    ) -> "LanguageModeling":
+        return cls(tokenizer, data.bptt) if data else cls(tokenizer)
+
+    @classmethod
+    def columns(cls, data: DataConfig) -> dict[str, str]:
+        return {"source": data.source}
+
+    def encode(self, columns: Columns) -> list[Feature | str]:
+        sources = columns["source"]
+        reasons = [what_is_wrong("source", source) for source in sources]
+        good = [index for index, reason in enumerate(reasons) if reason is None]
+        features: list[Feature | str] = [reason or "" for reason in reasons]
+        for index, ids in zip(good, tokenize(self.tokenizer, [sources[index] for index in good]), strict=True):
+            row = columns["row"][index]
+            features[index] = {"sample_id": row, "source": sources[index], "target": "", "input_ids": ids}
+        return features
+
+    def arrange(self, rows: int, world_size: int) -> Callable[[list[Feature], np.random.Generator], list]:
+        """Batches whose next is `world_size` batches behind: each rank carries the state of its own streams."""
+
+        def cut(features: list[Feature], generator: np.random.Generator) -> list[list[Feature]]:
+            inputs, labels = self._streams(features, rows * world_size)
+            return [
+                [
+                    {
+                        "input_ids": inputs[stream, start : start + self.bptt],
+                        "labels": labels[stream, start : start + self.bptt],
+                        "is_first": start == 0,
+                    }
+                    for stream in range(rank * rows, (rank + 1) * rows)
+                ]
+                for start in range(0, inputs.shape[1], self.bptt)
+                for rank in range(world_size)
+            ]
+
+        return cut
+
+    def held_out(self, features: list[Feature]) -> list[Feature]:
+        """The whole text as a few long streams."""
+        if not features:
+            return []
+        inputs, labels = self._streams(features, HELD_OUT_STREAMS)
+        return [
+            {
+                "sample_id": stream,
+                "source": self.tokenizer.decode(inputs[stream, :EXAMPLE], skip_special_tokens=True),
+                "target": "",
+                "input_ids": inputs[stream],
+                "labels": labels[stream],
+            }
+            for stream in range(HELD_OUT_STREAMS)
+        ]
+
+    def join(self, streams: list[Feature]) -> list[int]:
+        """The one text that `held_out` cut: its tokens, the first of which no stream is asked for."""
+        labels = np.concatenate([stream["labels"] for stream in streams])
+        return [int(streams[0]["input_ids"][0]), *labels[labels != IGNORED].tolist()]
+
+    def _streams(self, features: Iterable[Feature], count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and, one place on, labels of `count` streams: (S, L) each; the end of the last is padded."""
+        ids = [each for feature in features for each in feature["input_ids"]] + [self.tokenizer.eos_token_id]
+        length = -(-(len(ids) - 1) // count)
+        inputs = np.full(count * length, self.tokenizer.pad_token_id)
+        labels = np.full(count * length, IGNORED)
+        inputs[: len(ids) - 1], labels[: len(ids) - 1] = ids[:-1], ids[1:]
+        return inputs.reshape(count, length), labels.reshape(count, length)
+
+    def lengths(self, feature: Feature) -> tuple[int, ...]:
+        return (len(feature["input_ids"]),)
+
+    def collate(self, features: list[Feature]) -> Batch:
+        """`input_ids`, `labels` and `shift_labels` (B, T); of prompts, left-padded `input_ids` and `attention_mask`."""
+        inputs = [torch.as_tensor(feature["input_ids"]) for feature in features]
+        if "labels" not in features[0]:
+            pad = nn.utils.rnn.pad_sequence
+            return {
+                "input_ids": pad(
+                    inputs, batch_first=True, padding_value=self.tokenizer.pad_token_id, padding_side="left"
+                ),
+                "attention_mask": pad([torch.ones_like(each) for each in inputs], True, padding_side="left"),
+            }
+        labels = torch.stack([torch.as_tensor(feature["labels"]) for feature in features])
+        # Trainer counts the targets of "labels"; the model takes those that are shifted already by another name.
+        batch = {"input_ids": torch.stack(inputs), "labels": labels, "shift_labels": labels}
+        if "is_first" in features[0]:
+            batch["is_first"] = torch.tensor([feature["is_first"] for feature in features])
+        return batch
+
+    def with_state(self, batch: Batch) -> dict[str, Any]:
+        inputs: dict[str, Any] = dict(batch)
+        if inputs.pop("is_first").any():
+            self.carried = None
+        return inputs | {"past_key_values": self.carried, "use_cache": True}
+
+    def keep_state(self, outputs: CausalLMOutputWithPast) -> None:
+        self.carried = outputs.past_key_values.detach()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        if self.carried is None:
+            return {}
+        layers = zip(self.carried.hidden, self.carried.cell, strict=True)
+        return {
+            f"{name}.{number}": each
+            for number, pair in enumerate(layers)
+            for name, each in zip(PARTS, pair, strict=True)
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        hidden, cell = ([state[f"{part}.{n}"] for n in range(len(state) // len(PARTS))] for part in PARTS)
+        self.carried = LSTMState(hidden, cell)
+
+    def losses(self, outputs: CausalLMOutputWithPast, batch: Batch) -> Tensor:
+        losses = nn.functional.cross_entropy(
+            outputs.logits.float().transpose(1, 2), batch["labels"], ignore_index=IGNORED, reduction="none"
+        )
+        return losses.sum(-1)
+
+    def count(self, outputs: CausalLMOutputWithPast, batch: Batch) -> tuple[Tensor, Tensor]:
+        labels = batch["labels"]
+        return labels.ne(IGNORED).sum(-1), outputs.logits.argmax(-1).eq(labels).sum(-1)
+
+    def score(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, float]]:
+        """Chunk by chunk, with the state carried on: no token lacks what came before it in its stream."""
+        rows, length = batch["input_ids"].shape
+        sums = torch.zeros(3, rows, dtype=torch.float64)
+        state = None
+        for start in range(0, length, HELD_OUT_CHUNK):
+            chunk = {name: tensor[:, start : start + HELD_OUT_CHUNK] for name, tensor in batch.items()}
+            outputs = model(input_ids=chunk["input_ids"], past_key_values=state, use_cache=True)
+            state = outputs.past_key_values
+            sums += torch.stack(
+                [each.double().cpu() for each in (self.losses(outputs, chunk), *self.count(outputs, chunk))]
+            )
+        return [{"loss": loss, "items": items, "token_accuracy": right} for loss, items, right in sums.T.tolist()]
+
+    def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[str]:
+        """Each prompt with what follows it."""
+        ids = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=generation)
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
