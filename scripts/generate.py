@@ -35,18 +35,19 @@ def main() -> int:
     try:
         model, task = load(arguments.checkpoint)
         if not model.can_generate() and arguments.set:
-            raise ConfigError("--set: this model classifies; there is nothing to set")
+            raise ConfigError("--set: this model generates no text; there is nothing to set")
         if arguments.set and (unknown := model.generation_config.update(**parse_overrides(arguments.set))):
             raise ConfigError(f"--set: {', '.join(unknown)}: no such key in GenerationConfig")
         if model.can_generate():
             model.generation_config.validate(strict=True)
         texts = arguments.texts or read_lines(arguments.file)
+        if arguments.seed is not None:
+            torch.manual_seed(arguments.seed)
+        answers = generate(model, task, texts, batch_size=arguments.batch_size)
     except (ValueError, OSError) as error:  # ConfigError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if arguments.seed is not None:
-        torch.manual_seed(arguments.seed)
-    for text in generate(model, task, texts, batch_size=arguments.batch_size):
+    for text in answers:
         print(" ".join(text.splitlines()))
     return 0
 

@@ -3,8 +3,12 @@
 import csv
 import json
 import math
+import os
 import random
+import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -22,7 +26,7 @@ from pipeline.config import ConfigError, DataError, RunError
 from pipeline.generation import generate
 from pipeline.run import run
 from pipeline.tasks.tables import load
-from tests.conftest import TINY
+from tests.conftest import HUB, TINY
 
 NO_METRICS = {"metrics": [], "show": 0}
 
@@ -350,3 +354,23 @@ def test_gradient_accumulation_in_forecasting(make_task):
         found.append(load_file(run(config).output_dir / "model.safetensors"))
     for name, tensor in found[0].items():
         torch.testing.assert_close(tensor, found[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_what_is_published_works_as_its_card_says(make_task, tmp_path, hub):
+    """From the Hub, in a fresh process, with transformers alone."""
+    codes = []
+    for task in WRITERS:
+        name = f"me/{task.replace('_', '-')}"
+        config = make_task(task, training={"output_dir": str(tmp_path / task)}, hub={"push": True, "model_id": name})
+        folder = run(config).output_dir
+        codes += re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+        assert len(HUB.commits(name)) == 2  # the first one is empty
+    assert len(codes) == 3 and all("trust_remote_code=True" in code for code in codes)
+    codes.append("import sys; assert not any(name.startswith('pipeline.') for name in sys.modules)")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(codes)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    label, text, forecast = done.stdout.split("\n", 2)
+    assert "'label'" in label and text.strip() and forecast.startswith("tensor(")

@@ -128,6 +128,19 @@ def test_end_is_appended_twice(good):
         check(good, TEXTS)
 
 
+def test_end_on_the_wrong_side(good):
+    in_front = train(TEXTS, "bpe", 300, boundary="start")
+    check(in_front, TEXTS, "start")
+    with pytest.raises(TokenizerError, match=r"without </s> \(2\) at its end"):
+        check(in_front, TEXTS)
+    in_front.padding_side = "right"
+    with pytest.raises(TokenizerError, match=r"set tokenizer\.padding_side = 'left'"):
+        check(in_front, TEXTS, "start")
+    good.padding_side = "left"
+    with pytest.raises(TokenizerError, match=r"without </s> \(2\) in front"):
+        check(good, TEXTS, "start")
+
+
 def test_end_written_in_a_text(good):
     good.split_special_tokens = False
     good.backend_tokenizer.encode_special_tokens = False

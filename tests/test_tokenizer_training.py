@@ -160,12 +160,48 @@ def test_unseen_characters_become_unknown(kind, loaded):
         ("wordpiece", "der  Hund , un café.", "der Hund, un café."),
         ("wordpiece", "(well-known), mother's", "( well - known ), mother ' s"),
         ("word", " un   café\tvu .", "un café vu ."),
+        ("word_punct", "  un \n\n café\tvu . ", "un café vu ."),
         ("character", "  un  café vu ", "  un  café vu "),
     ],
 )
 def test_spacing_of_decoded_text(kind, text, decoded, loaded):
     tokenizer = loaded[kind]
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == decoded
+
+
+PROSE = [
+    '"Well," said Anna; "don\'t!" (She—or he--left; it’s 3,14.)',
+    "…«Déjà vu», l'été: naïve_mother's well-known! ?",
+    "Stepan Arkadyevitch...  a</s>b 漢字。",
+]
+
+
+def test_words_and_punctuation_come_back_with_their_spaces(tmp_path):
+    tokenizer = reloaded(train(PROSE, "word_punct", 200, min_frequency=1), tmp_path)
+    for text in PROSE:
+        ids = tokenizer(text.replace(" ", " \n "))["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids, skip_special_tokens=True) == " ".join(text.split())
+    assert tokenizer.tokenize(PROSE[0])[:10] == ['▁"', "Well", ",", '"', "▁said", "▁Anna", ";", '▁"', "don't", "!"]
+    assert tokenizer.tokenize("it’s l'été Anna▁said") == ["▁it’s", "▁l'été", "▁Anna", "▁said"]
+    check(tokenizer, PROSE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_boundary_in_front(kind, tmp_path):
+    tokenizer = reloaded(train(corpus(), kind, 600, boundary="start"), tmp_path)
+    ids = tokenizer("un café")["input_ids"]
+    assert ids[0] == 2 and ids.count(2) == 1 and 1 not in ids
+    assert tokenizer("")["input_ids"] == [2]
+    assert tokenizer.padding_side == "left"
+    check(tokenizer, corpus(50), "start")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word_punct"])
+def test_lowercase(kind, tmp_path):
+    tokenizer = reloaded(train(corpus(50), kind, 600, lowercase=True), tmp_path)
+    assert tokenizer("Un CAFÉ")["input_ids"] == tokenizer("un café")["input_ids"]
+    assert tokenizer.decode(tokenizer("Un CAFÉ")["input_ids"], skip_special_tokens=True) == "un café"
 
 
 def test_wordpiece_continues_words_with_hashes(loaded):
@@ -197,7 +233,7 @@ def test_min_frequency():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "wordpeice"}, "did you mean 'wordpiece'.*bpe, unigram, wordpiece, word, character"),
+        ({"kind": "wordpeice"}, "did you mean 'wordpiece'.*bpe, unigram, wordpiece, word, word_punct, character"),
         ({"kind": "zzz"}, "'zzz' is unknown; there are: bpe"),
         ({"texts": []}, "no text"),
         ({"texts": ["", "\n", "  "]}, "no text"),

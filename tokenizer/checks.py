@@ -27,9 +27,14 @@ def check(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], boundary: st
 
     Raises:
         TokenizerError: when padding or the end of a sequence has no token, two of the special tokens are one, an id
-            lies outside the vocabulary, truncation, padding or sampling is left on, no maximum length is set, the end
-            token is not added exactly once, or a text without unknown tokens does not survive encoding and decoding.
+            lies outside the vocabulary, truncation, padding or sampling is left on, no maximum length is set, prompts
+            are not padded on the left where the end token stands in front, the end token is not added exactly once, or
+            a text without unknown tokens does not survive encoding and decoding.
     """
+    if boundary == "start" and tokenizer.padding_side != "left":
+        raise TokenizerError(
+            "padding_side is 'right', so a language model would go on from padding: set tokenizer.padding_side = 'left'"
+        )
     _check_special_tokens(tokenizer)
     _check_leftovers(tokenizer)
     for text in ("", *texts):

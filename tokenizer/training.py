@@ -87,18 +87,16 @@ def word(vocab_size: int, min_frequency: int) -> Parts:
 def word_punct(vocab_size: int, min_frequency: int) -> Parts:
     """Words, and punctuation marks by themselves, each with the space before it; for running text.
 
-    So decoding puts the spaces right: it gives back what was seen in training, with one space for runs of white space.
+    So decoding puts the spaces right: it gives back what was seen in training, with single spaces for runs of white
+    space and for `▁`. Apostrophes stay inside a word.
     """
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.Strip(),
-            normalizers.Replace(Regex(r"\s+"), SPACE),
-            normalizers.Prepend(SPACE),
-        ]
-    )
+    spaces = Regex(rf"[\s{SPACE}]+")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace(spaces, " "), normalizers.Strip()])
     token = Regex(rf"{SPACE}?(\w+(['’]\w+)*|[^\w{SPACE}])")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(token, behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(split=False), pre_tokenizers.Split(token, behavior="isolated")]
+    )
     tokenizer.decoder = decoders.Metaspace()
     return tokenizer, trainers.WordLevelTrainer(
         vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIAL_TOKENS), show_progress=False
@@ -147,8 +145,9 @@ def train(
         vocab_size: tokens at most, `<pad> <s> </s> <unk>` (ids 0 to 3) included.
         min_frequency: how often a merge or a word must occur to be learned; unigram and character take no heed of it.
         lowercase: whether case is lost.
-        boundary: "end" appends `</s>` to every text; "start" puts it in front, so that a language model, which
-            reads one text after another, can go on from a prompt.
+        boundary: where every text has its `</s>`, at the "end", or at the "start", so that a language model, which
+            reads one text after another, can go on from a prompt (as GPT-2 from its <|endoftext|>); prompts are then
+            padded on the left.
         max_length: the `model_max_length` that the tokenizer will state.
 
     Returns:
@@ -328,7 +327,7 @@ def _finish(
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special.values()])
     eos = special["eos"]
     # No <s>: the model's shift puts it before the target, and only there.
-    single, pair = (f"$A {eos}", f"$A {eos} $B {eos}") if boundary == "end" else (f"{eos} $A", f"{eos} $A {eos} $B")
+    single, pair = {"end": (f"$A {eos}", f"$A {eos} $B {eos}"), "start": (f"{eos} $A", f"{eos} $A {eos} $B")}[boundary]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=single, pair=pair, special_tokens=[(eos, tokenizer.token_to_id(eos))]
     )

@@ -120,8 +120,8 @@ class TransformerForecaster(PreTrainedModel):
         length, names = self.config.context_length, self.config.series or []
         if values.ndim != 3 or values.shape[2] != len(names) or values.shape[1] < length:
             raise ValueError(
-                f"past_values has the shape {tuple(values.shape)}; (windows, {length} steps or more, {len(names)} series: "
-                f"{', '.join(names)}) is needed"
+                f"past_values has the shape {tuple(values.shape)}; (windows, {length} steps or more, "
+                f"{len(names)} series: {', '.join(names)}) is needed"
             )
         if not bool(values.isfinite().all()):
             row, step, series = values.isfinite().logical_not().nonzero()[0].tolist()

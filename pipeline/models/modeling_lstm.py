@@ -3,6 +3,8 @@
 Shapes: B batch, T tokens, W embedding size, H width of a layer's state, V vocabulary.
 """
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
@@ -17,12 +19,14 @@ IGNORED = -100  # the label that carries no loss, as everywhere in transformers
 class LSTMState:
     """Hidden and cell state of every layer, (B, H) each: what `generate` keeps in place of keys and values.
 
+    No `transformers.cache_utils.Cache`, which holds keys and values; but it has what `generate` asks of one.
+
     Args:
         hidden, cell: of the layers, from the first to the last.
-        length: tokens that were read to come to it.
+        length: tokens that were read to come to it, padding included.
     """
 
-    is_compileable = False
+    is_compileable = False  # asked by `generate`
 
     def __init__(self, hidden: list[Tensor], cell: list[Tensor], length: int = 0):
         self.hidden, self.cell, self.length = hidden, cell, length
@@ -30,24 +34,19 @@ class LSTMState:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length
 
-    def _map(self, change) -> "LSTMState":
-        return LSTMState([change(each) for each in self.hidden], [change(each) for each in self.cell], self.length)
-
     def detach(self) -> "LSTMState":
         """The same values without their history: where truncated back-propagation ends."""
-        return self._map(Tensor.detach)
-
-    def select(self, rows: Tensor) -> "LSTMState":
-        return self._map(lambda states: states[rows])
+        return LSTMState([each.detach() for each in self.hidden], [each.detach() for each in self.cell], self.length)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """For beam search: row i goes on from what was row beam_idx[i]."""
-        chosen = self.select(beam_idx)
-        self.hidden, self.cell = chosen.hidden, chosen.cell
+        """For beam search, in place: row i goes on from what was row beam_idx[i]."""
+        self.hidden = [each[beam_idx] for each in self.hidden]
+        self.cell = [each[beam_idx] for each in self.cell]
 
 
 class LSTMPreTrainedModel(PreTrainedModel):
     config: LSTMConfig
+    _is_stateful = True  # there is no way back to an earlier token, as assisted generation would need
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -56,7 +55,8 @@ class LSTMPreTrainedModel(PreTrainedModel):
             for name, parameter in module.named_parameters():
                 init.uniform_(parameter, -bound, bound)
                 if name == "bias_ih_l0":  # in torch's order of gates the second quarter is the forget gate's
-                    # 1 lets gradients through from the start (Jozefowicz et al. 2015).
+                    # 1 lets gradients through from the start (Jozefowicz et al. 2015, section 2.2,
+                    # https://proceedings.mlr.press/v37/jozefowicz15.html).
                     init.copy_(parameter, torch.arange(4).eq(1).repeat_interleave(module.hidden_size).to(parameter))
         elif isinstance(module, nn.Embedding):
             init.uniform_(module.weight, -0.1, 0.1)
@@ -79,7 +79,7 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
         sizes = [config.embedding_size, *config.layer_sizes]
         self.layers = nn.ModuleList(
-            [nn.LSTM(before, after, batch_first=True) for before, after in zip(sizes, sizes[1:], strict=False)]
+            [nn.LSTM(before, after, batch_first=True) for before, after in itertools.pairwise(sizes)]
         )
         self.dropout = nn.Dropout(config.dropout)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
@@ -125,23 +125,27 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
             `logits` (B, T, V), `past_key_values` behind the last token, and `loss` in nats per target.
 
         Raises:
-            ValueError: for a prompt without tokens.
+            ValueError: for a prompt without tokens, or a row of padding alone.
         """
         if input_ids.shape[1] == 0:
             raise ValueError(
                 "input_ids has no token: give a prompt of one at least, such as the token that begins a text"
             )
         states = self.embedding_dropout(self.embed_tokens(input_ids))  # (B, T, W)
-        mask = None if attention_mask is None else attention_mask[:, -input_ids.shape[1] :].bool()
+        order, lengths = _real_tokens_first(attention_mask, input_ids.shape[1])
+        if order is not None:
+            states = torch.take_along_dim(states, order[..., None], 1)
         hidden, cell = [], []
         for number, layer in enumerate(self.layers):
             given = None
             if past_key_values is not None:
                 given = (past_key_values.hidden[number][None], past_key_values.cell[number][None])
-            states, (last_hidden, last_cell) = _run(layer, states, given, mask)  # (B, T, H)
+            states, (last_hidden, last_cell) = _run(layer, states, given, lengths)  # (B, T, H)
             states = self.dropout(states)
             hidden.append(last_hidden[0])
             cell.append(last_cell[0])
+        if order is not None:
+            states = torch.take_along_dim(states, order.argsort(1)[..., None], 1)  # every token where it was
         logits = self.lm_head(states)  # (B, T, V)
         if shift_labels is None and labels is not None:
             shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
@@ -164,35 +168,30 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
         )
         return total / (targets.ne(IGNORED).sum() if num_items is None else num_items)
 
-    def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, attention_mask=None, use_cache=None, **kwargs
-    ):
-        """The tokens that the state has not read: after the prompt, one at a time."""
-        read = 0 if past_key_values is None else past_key_values.get_seq_length()
-        return {
-            "input_ids": input_ids[:, read:],
-            "past_key_values": past_key_values,
-            "attention_mask": attention_mask,
-            "use_cache": use_cache,
-        }
 
-
-def _run(
-    layer: nn.Module, states: Tensor, given: tuple[Tensor, Tensor] | None, mask: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """One layer over (B, T, W); padding, on either side, does not touch the state of its row."""
-    if mask is None or bool(mask.all()):
-        return layer(states, given)
+def _real_tokens_first(attention_mask: Tensor | None, width: int) -> tuple[Tensor | None, Tensor | None]:
+    """Where there is padding, the positions (B, T) that move it behind the real tokens, and their number (B,)."""
+    if attention_mask is None:
+        return None, None
+    mask = attention_mask[:, -width:].bool()  # what came before is in the state
+    if bool(mask.all()):
+        return None, None
     lengths = mask.sum(1)
     if not bool(lengths.all()):
         raise ValueError("attention_mask: a row has no real token; leave it out of the batch")
-    order = mask.long().argsort(dim=1, descending=True, stable=True)[..., None]  # real tokens first, in their order
-    packed = nn.utils.rnn.pack_padded_sequence(
-        states.gather(1, order.expand_as(states)), lengths.cpu(), batch_first=True, enforce_sorted=False
-    )
+    return mask.long().argsort(dim=1, descending=True, stable=True), lengths.cpu()  # as packing wants it
+
+
+def _run(
+    layer: nn.Module, states: Tensor, given: tuple[Tensor, Tensor] | None, lengths: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """One `nn.LSTM` over (B, T, W), of which each row's first `lengths` tokens are read."""
+    if lengths is None:
+        return layer(states, given)
+    packed = nn.utils.rnn.pack_padded_sequence(states, lengths, batch_first=True, enforce_sorted=False)
     output, last = layer(packed, given)
     padded, _ = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=states.shape[1])
-    return torch.zeros_like(padded).scatter(1, order.expand_as(padded), padded), last
+    return padded, last
 
 
 AutoConfig.register(LSTMConfig.model_type, LSTMConfig)

@@ -29,8 +29,8 @@ class LanguageModeling(Task):
     """One text, of which every row of a batch reads a part from beginning to end, carrying its state along.
 
     The rows of a window are joined, each after the token `</s>`, and cut into as many streams of one length as a step
-    has rows. A batch holds the next `bptt` tokens of each: truncated back-propagation through time (Mikolov et al. 2010;
-    in this form Zaremba et al. 2014, https://arxiv.org/abs/1409.2329). The state begins at zero with each window.
+    has rows. A batch holds the next `bptt` tokens of each: truncated back-propagation through time, as in Zaremba et
+    al. 2014 (https://arxiv.org/abs/1409.2329). The state begins at zero with each window.
 
     Args:
         bptt: tokens through which a gradient goes back.

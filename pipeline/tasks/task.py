@@ -99,6 +99,7 @@ class Task(ABC):
 
     def keep_state(self, outputs: ModelOutput) -> None:
         """Keeps what is carried to the next batch in training."""
+        return
 
     def state_dict(self) -> dict[str, Tensor]:
         """What is carried, for a checkpoint."""
@@ -106,6 +107,7 @@ class Task(ABC):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes up what a checkpoint has."""
+        return
 
     def loss(
         self, outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor | int, label_smoothing: float = 0.0
@@ -130,6 +132,7 @@ class Task(ABC):
 
     def draw(self, model: PreTrainedModel, features: list[Feature], folder: Path) -> None:
         """Pictures of what a finished model predicts, where a picture says something."""
+        return
 
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[Any]:
         """The model's own answer to each sample."""
