@@ -390,7 +390,7 @@ def test_scripts(make_task, command, tmp_path, monkeypatch):
     assert refused.returncode == 2 and "prompt 1 is empty" in refused.stderr
     scores = json.loads(command("score_ngrams.py", lstm).stdout)
     own = json.loads((lstm / "metrics.json").read_text())["test"]["perplexity"]
-    assert scores["model"] == pytest.approx(own) and 1 < scores["kneser_ney_3"] and 1 < scores["unigram"] < 12
+    assert scores["model"] == pytest.approx(own) and scores["kneser_ney_3"] > 1 and 1 < scores["unigram"] < 12
     refused = command("score_ngrams.py", classifier)
     assert refused.returncode == 2 and "text_classification has no n-grams" in refused.stderr
     forecaster = run(make_task("forecasting", training={"output_dir": "runs/forecaster"})).output_dir

@@ -1,5 +1,7 @@
 """Configuration of the forecaster of time series."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -16,11 +18,12 @@ class TransformerForecasterConfig(PreTrainedConfig):
 
     Args:
         context_length: steps of the past that a forecast sees. prediction_length: steps that it makes.
-        series: names of the series, in the order of their columns.
-        means, stds: of each series, over the training data; values are standardised by them.
-        patch_length: steps in a patch. patch_stride: steps from one patch to the next.
+        series: names of the series, in the order of their columns; one, "value", when left out.
+        means, stds: of each series, over the training data and in its units; values are standardised by them. 0 and 1
+            when left out.
+        patch_length: steps in a patch. patch_stride: steps from one patch to the next, at most `patch_length`.
         instance_norm: take mean and deviation out of each window, and put them back into its forecast (Kim et al. 2022,
-            https://openreview.net/forum?id=cGDAkQo1C0p).
+            https://openreview.net/forum?id=cGDAkQo1C0p; without its learned scale and shift).
         head: what the linear head sees: all positions ("flatten"), or the "last" one.
         head_dropout: on what the head sees.
         d_model ... activation_dropout: as in `Seq2SeqTransformerConfig`.
@@ -69,18 +72,32 @@ class TransformerForecasterConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
         if self.patch_length > self.context_length:
             raise ValueError(f"patch_length={self.patch_length} is longer than context_length={self.context_length}")
+        if self.patch_stride > self.patch_length:
+            raise ValueError(
+                f"patch_stride={self.patch_stride} is longer than patch_length={self.patch_length}: "
+                "the steps between two patches would not be seen"
+            )
         if self.d_model % self.attention_heads or self.d_model % 2:
             raise ValueError(
                 f"d_model={self.d_model} must be even, and a multiple of attention_heads={self.attention_heads}"
             )
-        if not len(self.series) == len(self.means) == len(self.stds):
-            raise ValueError("series, means and stds must be equally long")
+        for name in ("means", "stds"):
+            if len(getattr(self, name)) != len(self.series):
+                raise ValueError(f"{name} has {len(getattr(self, name))} values for {len(self.series)} series")
+        for name, std in zip(self.series, self.stds, strict=True):
+            if not 0 < std < math.inf:
+                raise ValueError(f"stds: {std} for {name}: a standard deviation must be above 0")
         if self.head not in HEADS:
             raise ValueError(f"head={self.head!r}: it must be one of {', '.join(HEADS)}")
         for name in ("dropout", "head_dropout", "attention_dropout", "activation_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 0 and below 1")
         super().__post_init__(**kwargs)
+
+    @property
+    def num_patches(self) -> int:
+        """One begins at every `patch_stride`-th step."""
+        return -(-self.context_length // self.patch_stride)
 
 
 TransformerForecasterConfig.register_for_auto_class()

@@ -40,14 +40,12 @@ class TransformerForecaster(PreTrainedModel):
 
     def __init__(self, config: TransformerForecasterConfig):
         super().__init__(config)
-        padded = config.context_length + config.patch_stride
-        self.num_patches = (padded - config.patch_length) // config.patch_stride + 1
         self.patch_embedding = nn.Linear(config.patch_length, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList([EncoderLayer(config) for _ in range(config.encoder_layers)])
         self.final_norm = nn.LayerNorm(config.d_model) if config.pre_norm else nn.Identity()
         self.head_dropout = nn.Dropout(config.head_dropout)
-        width = config.d_model * (self.num_patches if config.head == "flatten" else 1)
+        width = config.d_model * (config.num_patches if config.head == "flatten" else 1)
         self.head = nn.Linear(width, config.prediction_length)
         self.gradient_checkpointing = False
         self.post_init()
@@ -73,31 +71,36 @@ class TransformerForecaster(PreTrainedModel):
 
         Args:
             past_values: (B, L or longer, C), in the units of the data; the last L count.
-            future_values: (B, H, C), likewise, for the loss.
+            future_values: (B, H, C), likewise; without them there is no loss.
             num_items_in_batch: divides the summed loss: the values to forecast in the whole optimizer step; those of
                 this batch when left out.
 
+        Returns:
+            `prediction_outputs` (B, H, C) in the units of the data, and the loss of standardised values.
+
         Raises:
-            ValueError: for too short a past, another number of series, or a value that is not finite, naming its place.
+            ValueError: for too short a past, another number of series, a future of another shape, or a past value that
+                is not finite, naming its place.
         """
-        self._check(past_values)
+        self._check(past_values, future_values)
+        # In float32 whatever the weights are: half precision would round the values before their mean is taken away.
         means, stds = (
-            torch.tensor(each, device=past_values.device, dtype=self.dtype)
+            torch.tensor(each, device=past_values.device, dtype=torch.float32)
             for each in (self.config.means, self.config.stds)
         )
-        past = (past_values[:, -self.config.context_length :].to(self.dtype) - means) / stds  # (B, L, C)
+        past = (past_values[:, -self.config.context_length :].float() - means) / stds  # (B, L, C)
         series = past.transpose(1, 2)  # (B, C, L)
         if self.config.instance_norm:
             centre = series.mean(-1, keepdim=True)
-            spread = (series.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+            spread = (series.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()  # a constant window has none
             series = (series - centre) / spread
         forecast = self._forecast(series.flatten(0, 1)).unflatten(0, series.shape[:2])  # (B, C, H)
         if self.config.instance_norm:
             forecast = forecast * spread + centre
         forecast = forecast.transpose(1, 2)  # (B, H, C)
-        losses = None if future_values is None else (forecast - (future_values.to(self.dtype) - means) / stds).square()
-        loss = None
-        if losses is not None:
+        loss = losses = None
+        if future_values is not None:
+            losses = (forecast - (future_values.float() - means) / stds).square()
             loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
         result = ForecasterOutput(loss=loss, prediction_outputs=forecast * stds + means, losses=losses)
         return result.to_tuple() if return_dict is False else result
@@ -105,28 +108,34 @@ class TransformerForecaster(PreTrainedModel):
     def _forecast(self, series: Tensor) -> Tensor:
         """(B * C, L) -> (B * C, H)."""
         config = self.config
-        last = series[:, -1:].expand(-1, config.patch_stride)  # so that the last steps have a patch of their own
-        patches = torch.cat([series, last], 1).unfold(1, config.patch_length, config.patch_stride)  # (B * C, N, P)
-        states = self.patch_embedding(patches)  # (B * C, N, D)
+        # The last value is repeated, as in the paper: every step then lies in as many patches as any other.
+        missing = (config.num_patches - 1) * config.patch_stride + config.patch_length - series.shape[1]
+        padded = torch.cat([series, series[:, -1:].expand(-1, missing)], 1)
+        patches = padded.unfold(1, config.patch_length, config.patch_stride)  # (B * C, N, P)
+        states = self.patch_embedding(patches.to(self.dtype))  # (B * C, N, D)
         positions = torch.arange(states.shape[1], device=states.device)
         states = self.dropout(states + sinusoidal_positions(positions, config.d_model, states.dtype))
         for layer in self.layers:
             states = layer(states)
         states = self.final_norm(states)
         seen = states.flatten(1) if config.head == "flatten" else states[:, -1]
-        return self.head(self.head_dropout(seen))
+        return self.head(self.head_dropout(seen)).float()
 
-    def _check(self, values: Tensor) -> None:
+    def _check(self, past: Tensor, future: Tensor | None) -> None:
         length, names = self.config.context_length, self.config.series or []
-        if values.ndim != 3 or values.shape[2] != len(names) or values.shape[1] < length:
+        if past.ndim != 3 or past.shape[2] != len(names) or past.shape[1] < length:
             raise ValueError(
-                f"past_values has the shape {tuple(values.shape)}; (windows, {length} steps or more, "
+                f"past_values has the shape {tuple(past.shape)}; (windows, {length} steps or more, "
                 f"{len(names)} series: {', '.join(names)}) is needed"
             )
-        if not bool(values.isfinite().all()):
-            row, step, series = values.isfinite().logical_not().nonzero()[0].tolist()
+        wanted = (len(past), self.config.prediction_length, len(names))
+        if future is not None and future.shape != wanted:
+            raise ValueError(f"future_values has the shape {tuple(future.shape)}; {wanted} is needed")
+        if not bool(past.isfinite().all()):
+            row, step, series = past.isfinite().logical_not().nonzero()[0].tolist()
             raise ValueError(
-                f"past_values: {names[series]} is {values[row, step, series]} at step {step} of window {row}"
+                f"past_values: {names[series]} (series {series}) is {past[row, step, series]} at step {step} of "
+                f"window {row}"
             )
 
 
