@@ -108,7 +108,7 @@ class TransformerForecaster(PreTrainedModel):
     def _forecast(self, series: Tensor) -> Tensor:
         """(B * C, L) -> (B * C, H)."""
         config = self.config
-        # The last value is repeated, as in the paper: every step then lies in as many patches as any other.
+        # The last value is repeated, as in the paper: the last steps then lie in as many patches as those before.
         missing = (config.num_patches - 1) * config.patch_stride + config.patch_length - series.shape[1]
         padded = torch.cat([series, series[:, -1:].expand(-1, missing)], 1)
         patches = padded.unfold(1, config.patch_length, config.patch_stride)  # (B * C, N, P)
@@ -131,8 +131,10 @@ class TransformerForecaster(PreTrainedModel):
         wanted = (len(past), self.config.prediction_length, len(names))
         if future is not None and future.shape != wanted:
             raise ValueError(f"future_values has the shape {tuple(future.shape)}; {wanted} is needed")
-        if not bool(past.isfinite().all()):
-            row, step, series = past.isfinite().logical_not().nonzero()[0].tolist()
+        finite = past[:, -length:].isfinite()
+        if not bool(finite.all()):
+            row, step, series = finite.logical_not().nonzero()[0].tolist()
+            step += past.shape[1] - length
             raise ValueError(
                 f"past_values: {names[series]} (series {series}) is {past[row, step, series]} at step {step} of "
                 f"window {row}"
