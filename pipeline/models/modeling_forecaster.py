@@ -52,10 +52,10 @@ class TransformerForecaster(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
+        if isinstance(module, nn.Linear):  # as torch begins; Xavier's larger values cost accuracy on ETTh1
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
         else:
             super()._init_weights(module)
 
