@@ -134,7 +134,7 @@ def _open(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
     pattern, bracket, part = split.partition("[")
     if _is_file_pattern(pattern):
         options["data_files"], split = {"train": pattern}, f"train{bracket}{part}"
-    where = str(path) if path.is_dir() else data.path
+    where = str(path.resolve()) if path.is_dir() else data.path  # load_dataset takes no folder called "."
     builder = patiently(lambda: datasets.load_dataset_builder(where, **options), patience_of(data), data.path)
     files = [str(file) for file in (builder.config.data_files or {}).get(split.partition("[")[0], [])]
     if files and is_on_hub(data.path) and not data.streaming:

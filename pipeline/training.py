@@ -326,7 +326,8 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             )
         if files:
             file = checkpoint / CARRIED_FILE.format(rank=self.args.process_index)
-            self.task.load_state_dict(load_file(file, device=str(self.args.device)))
+            state = load_file(file)  # by way of the CPU, as safetensors knows no "cpu:0"
+            self.task.load_state_dict({name: tensor.to(self.args.device) for name, tensor in state.items()})
 
     def write(self, action: Callable[[], Any], main_only: bool = False) -> None:
         """Writes files on every rank, or on the main one alone, and waits for all.

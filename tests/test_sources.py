@@ -150,6 +150,12 @@ def test_one_file_has_no_other_split(tmp_path):
         open_split(tmp_path / "a.jsonl", "validation")
 
 
+def test_a_file_in_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_text("source,target\na,b\n")
+    monkeypatch.chdir(tmp_path)
+    assert list(open_split("a.csv", source="source", target="target")) == [{"source": "a", "target": "b"}]
+
+
 def test_parts_of_one_file(tmp_path):
     """A split may be a part, by the notation of datasets; a text file by line or by paragraph."""
     (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n\nfour\n\nfive\n")

@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from transformers import (
     AutoModel,
@@ -26,7 +27,7 @@ from pipeline.config import ConfigError, DataError, RunError
 from pipeline.generation import generate
 from pipeline.run import run
 from pipeline.tasks.tables import load
-from tests.conftest import HUB, TINY
+from tests.conftest import HUB, ROOT, TINY
 
 NO_METRICS = {"metrics": [], "show": 0}
 
@@ -397,3 +398,25 @@ def test_scripts(make_task, command, tmp_path, monkeypatch):
     assert json.loads(command("score.py", forecaster).stdout)["mse"] > 0
     refused = command("generate.py", forecaster, "1 2 3")
     assert refused.returncode == 2 and "takes no texts" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_language_model_on_two_processes(make_task, tmp_path):
+    """Each carries the state of its own streams; stopped and resumed, they end with the same weights."""
+    config = make_task("language_modeling", training={"use_cpu": True})
+    with (tmp_path / "lstm.yaml").open("w") as stream:
+        YAML().dump(config.model_dump(), stream)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    folder = tmp_path / "run"
+    found = []
+    for _ in range(2):
+        subprocess.run(
+            [*command, str(ROOT / "scripts" / "train.py"), str(tmp_path / "lstm.yaml")], check=True, capture_output=True
+        )
+        assert {path.name for path in (folder / "checkpoint-2").glob("carried_*")} == {
+            "carried_0.safetensors",
+            "carried_1.safetensors",
+        }
+        found.append(load_file(folder / "model.safetensors"))
+        rewind(folder, 2)
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
