@@ -19,8 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.compat import StringIO
+from safetensors.torch import load_file
 
 from pipeline.config import Config, ConfigError, RunError, parse
 
@@ -119,6 +121,21 @@ def find_newest(folder: Path) -> Path | None:
             "put one back from a copy, or remove the folder to start anew"
         )
     return None
+
+
+def average(checkpoints: list[Path]) -> dict[str, torch.Tensor]:
+    """The mean of the weights, as Vaswani et al. 2017, section 6.1, take it of a run's last checkpoints.
+
+    Raises:
+        RunError: for a checkpoint that is not whole.
+    """
+    means: dict[str, torch.Tensor] = {}
+    for checkpoint in checkpoints:
+        if problem := damage(checkpoint):
+            raise RunError(f"{checkpoint} is not a whole checkpoint, so cannot be averaged with others: {problem}")
+        for name, tensor in load_file(checkpoint / "model.safetensors").items():
+            means[name] = means.get(name, 0) + tensor.double() / len(checkpoints)
+    return {name: mean.float() for name, mean in means.items()}
 
 
 def rotate(folder: Path, limit: int | None, keep: set[Path]) -> None:

@@ -97,6 +97,9 @@ class EvaluationConfig(Section):
     num_beams: int = Field(1, ge=1, description="beams while training; the last evaluation uses `generation`")
     max_rows: int | None = Field(None, ge=1, description="validation rows used while training; null: all")
     show: int = Field(3, ge=0, description="sample predictions printed at every evaluation")
+    average_checkpoints: int | None = Field(
+        None, ge=2, description="the finished model is the mean of the weights of so many last checkpoints"
+    )
     early_stopping_patience: int | None = Field(
         None, ge=1, description="stop after so many evaluations without a better metric_for_best_model"
     )

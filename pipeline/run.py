@@ -96,6 +96,12 @@ def check_early(config: Config, args: Seq2SeqTrainingArguments) -> None:
         if name not in get_available_reporting_integrations():
             raise ConfigError(f"training.report_to: {name} is not installed; pip install {name}, or leave it out")
     name = config.training.get("metric_for_best_model", "loss").removeprefix("eval_")
+    count = config.evaluation.average_checkpoints or 0
+    if count > (args.save_total_limit or count) or (count and args.load_best_model_at_end):
+        raise ConfigError(
+            f"evaluation.average_checkpoints: {count} must be kept by training.save_total_limit, and "
+            "training.load_best_model_at_end=false"
+        )
     task = find(config.task).task
     if config.evaluation.metrics and not task.has_metrics:
         raise ConfigError(f"evaluation.metrics: {config.task} is scored by {', '.join(task.scores)} alone; give []")
@@ -308,6 +314,8 @@ def _run(config: Config, args: Seq2SeqTrainingArguments, output_dir: Path, accep
         # Ours divides its loss by the targets of the whole step itself.
         compute_loss_func=None if isinstance(model, entry.model) else partial(task.loss, label_smoothing=smoothing),
     )
+    if config.evaluation.average_checkpoints is not None and trainer.is_fsdp_enabled:
+        raise ConfigError("evaluation.average_checkpoints: not with FSDP, where no process holds the whole model")
     trainer.write(lambda: checkpointing.begin(given, output_dir), main_only=True)
     if checkpoint:
         logger.info("going on from %s", checkpoint)
@@ -338,6 +346,8 @@ def finish(config: Config, trainer: TeacherForcingTrainer, task: Task, output_di
     """Scores the model as it will be used, and saves it with its curves, card and metrics."""
     scores: dict[str, dict[str, Any]] = {}
     last = None
+    if config.evaluation.average_checkpoints is not None:
+        trainer.load_average(config.evaluation.average_checkpoints)
     drawn: list[Feature] = []
     for name, split in (("validation", config.data.validation), ("test", config.data.test)):
         features = encode_split(config, task, split)

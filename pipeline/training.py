@@ -240,6 +240,19 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             metrics=self.metrics,
         )
 
+    def load_average(self, count: int) -> None:
+        """Puts the mean of the newest checkpoints' weights in the place of the last ones.
+
+        Raises:
+            RunError: when there are fewer, or one is damaged.
+        """
+        found = checkpointing.list_checkpoints(Path(self.args.output_dir))[:count]
+        if len(found) < count:
+            raise RunError(
+                f"evaluation.average_checkpoints: there are {len(found)} of {count} in {self.args.output_dir}; save oftener"
+            )
+        self.model.load_state_dict(checkpointing.average(found), strict=False)  # tied weights are there by one name
+
     def whole_model(self) -> PreTrainedModel:
         """The model; under FSDP2 an ordinary copy that all ranks have all of, which every rank must ask for.
 

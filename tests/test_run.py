@@ -218,3 +218,21 @@ def test_real_pairs_streamed(make_config, shared_data, tmp_path):
     )
     scores = run(config).scores["validation"]
     assert scores["sacrebleu_signature"] and scores["chrf_signature"] and scores["token_accuracy"] > 0
+
+
+def test_the_mean_of_the_last_checkpoints(make_config):
+    """Is what is scored and saved, and a run that was killed before it comes to the same."""
+    config = make_config(training={"save_total_limit": 2}, evaluation={"average_checkpoints": 2})
+    folder = run(config).output_dir
+    before = [load_file(folder / f"checkpoint-{step}" / "model.safetensors") for step in (2, 4)]
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        torch.testing.assert_close(tensor, (before[0][name] + before[1][name]) / 2, rtol=1e-6, atol=1e-7)
+    scores = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").unlink()
+    assert run(config).scores == scores
+
+
+@pytest.mark.parametrize("training", [{"save_total_limit": 1}, {"load_best_model_at_end": True}])
+def test_a_mean_of_checkpoints_that_are_not_kept(make_config, no_step, training):
+    with pytest.raises(ConfigError, match=r"evaluation\.average_checkpoints: 2 must be kept"):
+        run(make_config(training=training, evaluation={"average_checkpoints": 2}))
