@@ -249,7 +249,7 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         found = checkpointing.list_checkpoints(Path(self.args.output_dir))[:count]
         if len(found) < count:
             raise RunError(
-                f"evaluation.average_checkpoints: there are {len(found)} of {count} in {self.args.output_dir}; save oftener"
+                f"evaluation.average_checkpoints: {self.args.output_dir} has {len(found)} of {count}; save more often"
             )
         self.model.load_state_dict(checkpointing.average(found), strict=False)  # tied weights are there by one name
 
