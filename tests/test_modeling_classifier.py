@@ -17,7 +17,7 @@ def make_classifier():
     return make
 
 
-@pytest.mark.parametrize("pooling", ["mean", "first"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "first"])
 def test_padding_changes_nothing(make_classifier, batch, pooling):
     model = make_classifier(pooling=pooling)
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -27,11 +27,11 @@ def test_padding_changes_nothing(make_classifier, batch, pooling):
 
 
 def test_pooling(make_classifier, batch):
-    """The head sees the mean of the real positions, or the first one."""
-    for pooling in ("mean", "first"):
+    """The head sees the mean or the maximum of the real positions, or the first one."""
+    for pooling, pool in (("mean", torch.mean), ("max", torch.amax), ("first", lambda states, _: states[0])):
         model = make_classifier(pooling=pooling)
         states = model.encoder(batch["input_ids"], batch["attention_mask"]).last_hidden_state
-        pooled = torch.stack([states[0].mean(0), states[1, :3].mean(0)]) if pooling == "mean" else states[:, 0]
+        pooled = torch.stack([pool(states[0], 0), pool(states[1, :3], 0)])
         torch.testing.assert_close(model(batch["input_ids"], batch["attention_mask"]).logits, model.classifier(pooled))
 
 
@@ -56,7 +56,7 @@ def test_saved_and_loaded(make_classifier, batch, tmp_path):
 
 @pytest.mark.parametrize(
     "changes, problem",
-    [({"pooling": "max"}, "pooling='max': it must be one of mean, first"), ({"classifier_dropout": 1.0}, "below 1")],
+    [({"pooling": "sum"}, "pooling='sum': it must be one of mean, max, first"), ({"classifier_dropout": 1.0}, "below 1")],
 )
 def test_impossible_settings(make_classifier, changes, problem):
     with pytest.raises(ValueError, match=problem):

@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 
 from .configuration_seq2seq import Seq2SeqTransformerConfig
 
-POOLINGS = ("mean", "first")
+POOLINGS = ("mean", "max", "first")
 
 
 @strict
@@ -12,7 +12,7 @@ class TransformerClassifierConfig(Seq2SeqTransformerConfig):
     """Sizes of a Transformer encoder with a linear head; `id2label` names the classes.
 
     Args:
-        pooling: what the head sees: "mean" of all real positions, or the "first" one.
+        pooling: what the head sees: "mean" or "max" of all real positions, or the "first" one.
         classifier_dropout: on what the head sees.
 
     The sizes of the encoder are those of `Seq2SeqTransformerConfig`; those of a decoder are not used.

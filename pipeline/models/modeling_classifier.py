@@ -68,6 +68,8 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
     def _pool(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
         if self.config.pooling == "first":
             return hidden_states[:, 0]
+        if self.config.pooling == "max":
+            return hidden_states.masked_fill(attention_mask[..., None] == 0, -torch.inf).amax(1)
         mask = attention_mask[..., None].to(hidden_states.dtype)  # (B, S, 1)
         return (hidden_states * mask).sum(1) / mask.sum(1).clamp(min=1)
 
