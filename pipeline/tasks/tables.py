@@ -40,8 +40,12 @@ class Entry:
     auto: Any  # the Auto class that loads it
     takes_others: bool = False  # whether the models of others that this class loads can be trained as well
 
-    def accepts(self, config: PreTrainedConfig) -> bool:
-        return type(config) is self.config or (self.takes_others and type(config) in self.auto._model_mapping)
+    def loader(self, config: PreTrainedConfig) -> Any:
+        """The class whose `from_pretrained` loads a model of this config; None where it is not for this task."""
+        # By name, as code loaded beside a checkpoint before has a class of its own.
+        if config.model_type == self.config.model_type:
+            return self.model
+        return self.auto if self.takes_others and type(config) in self.auto._model_mapping else None
 
 
 TASKS = {
@@ -82,10 +86,10 @@ def load(checkpoint: str | Path) -> tuple[PreTrainedModel, Task]:
     """
     try:
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-        entry = next((entry for entry in TASKS.values() if entry.accepts(config)), None)
+        entry = next((entry for entry in TASKS.values() if entry.loader(config)), None)
         if entry is None:
             raise ConfigError(f"{checkpoint}: {config.model_type!r} is not a model for {', '.join(TASKS)}")
-        model = entry.auto.from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
+        model = entry.loader(config).from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
         tokenizer = None
         if entry.task.text_columns:
             tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
