@@ -56,7 +56,10 @@ def test_saved_and_loaded(make_classifier, batch, tmp_path):
 
 @pytest.mark.parametrize(
     "changes, problem",
-    [({"pooling": "sum"}, "pooling='sum': it must be one of mean, max, first"), ({"classifier_dropout": 1.0}, "below 1")],
+    [
+        ({"pooling": "sum"}, "pooling=.sum.: it must be one of mean, max, first"),
+        ({"classifier_dropout": 1.0}, "below 1"),
+    ],
 )
 def test_impossible_settings(make_classifier, changes, problem):
     with pytest.raises(ValueError, match=problem):
