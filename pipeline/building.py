@@ -55,8 +55,8 @@ def load_or_train_tokenizer(
     if config.tokenizer.words is not None:
         if config.tokenizer.kind != "word":
             raise ConfigError("tokenizer.words: other kinds than word have parts of words, and need none")
-        # Twice, as a word that occurs once is not learned.
-        texts = chain(texts, (word for word in read_words(config.tokenizer.words) for _ in range(2)))
+        # Twice, as a word that occurs once is not learned; first, as max_texts would cut them off behind.
+        texts = chain((word for word in read_words(config.tokenizer.words) for _ in range(2)), texts)
     output_dir = config.training["output_dir"]
     with PartialState().main_process_first():
         if path is None and PartialState().is_main_process:
