@@ -18,6 +18,7 @@ SMALL = (
 )
 SMALL += " model.d_model=16 model.attention_heads=4 tokenizer.vocab_size=300 data.batch_tokens=null"
 SMALL += " generation.max_new_tokens=8"
+FEW_ROWS = ["data.options.rows=500", "data.options.held_out=50"]  # of reversal
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
         rows = [f'{{"en": "a dog runs {number}", "fr": "un chien court {number}"}}' for number in range(20)]
         (folder / "multi30k" / f"{split}.jsonl").write_text("\n".join(rows))
     (folder / "texts.txt").write_text("1 2 3\n4 5 6\n")
-    execute(["scripts/train.py", "configs/reversal.yaml", *SMALL.split()], folder)
+    execute(["scripts/train.py", "configs/reversal.yaml", *SMALL.split(), *FEW_ROWS], folder)
     return folder
 
 
@@ -72,6 +73,8 @@ def run_line(words: list[str], folder: Path, command) -> None:
         words.remove("<")
     if "scripts/train.py" in words:
         words += SMALL.split()
+        if "configs/reversal.yaml" in words:
+            words += FEW_ROWS
     if words[0] == "python":  # in this process, as imports take most of a short command's time
         done = command(words[1].removeprefix("scripts/"), *words[2:], given=given or "")
         assert done.returncode == 0, done.stderr
