@@ -227,6 +227,14 @@ def test_a_language_model(make_task):
     assert "pipeline_tag: text-generation" in (folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize("tokenizer", [{"kind": "character"}, {"kind": "bpe", "vocab_size": 270}])
+def test_other_vocabularies_of_a_language_model(make_task, tokenizer):
+    model, task = load(run(make_task("language_modeling", tokenizer=tokenizer)).output_dir)
+    prompt = "Anna and the prince"
+    assert generate(model, task, [prompt])[0].startswith(prompt)
+    assert len(task.encode({"source": [prompt], "row": [0]})[0]["input_ids"]) > 5  # the words are no tokens
+
+
 def test_a_language_model_is_scored_over_the_whole_text(make_task, tmp_path):
     """Each token once, with what came before it in its stream; sixteen streams cost it little context."""
     folder = run(make_task("language_modeling")).output_dir
