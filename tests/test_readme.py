@@ -51,7 +51,14 @@ def test_the_readme_opens_with_the_two_commands():
     assert {language for language, _ in BLOCKS} == {"bash", "python", "yaml"}
 
 
-@pytest.mark.parametrize("language, text", BLOCKS, ids=[f"{language}{n}" for n, (language, _) in enumerate(BLOCKS)])
+# Launching processes takes long, and tests/test_scripts.py launches them in the same way.
+PARAMETERS = [
+    pytest.param(language, text, id=f"{language}{n}", marks=[pytest.mark.slow] if "torchrun" in text else [])
+    for n, (language, text) in enumerate(BLOCKS)
+]
+
+
+@pytest.mark.parametrize("language, text", PARAMETERS)
 def test_block_runs(folder, language, text, command, monkeypatch):
     monkeypatch.chdir(folder)
     if language == "yaml":
