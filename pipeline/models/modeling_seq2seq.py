@@ -6,6 +6,7 @@ Targets are aligned as in the paper's figure 1: the decoder reads `<s> y_1 .. y_
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPa
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_seq2seq import Seq2SeqTransformerConfig
-from .transformer_layers import DecoderLayer, EncoderLayer, MultiHeadAttention, sinusoidal_positions
+from .linear_cross_entropy import linear_cross_entropy
+from .transformer_layers import DecoderLayer, Dropout, EncoderLayer, MultiHeadAttention, sinusoidal_positions
 from .translation_pipeline import TranslationPipeline  # noqa: F401  what is imported here goes into the checkpoint
 
 IGNORED = -100  # the label that carries no loss, as everywhere in transformers
@@ -31,6 +33,13 @@ def shift_right(labels: Tensor, start_token_id: int, pad_token_id: int) -> Tenso
     shifted = torch.roll(labels, 1, dims=-1)
     shifted[..., 0] = start_token_id
     return shifted.masked_fill(shifted == IGNORED, pad_token_id)
+
+
+@dataclass
+class Seq2SeqTrainingOutput(Seq2SeqLMOutput):
+    """As `Seq2SeqLMOutput`; in place of the logits, whether the label is the most probable token: `correct` (B, T)."""
+
+    correct: Tensor | None = None
 
 
 class Seq2SeqTransformerPreTrainedModel(PreTrainedModel):
@@ -54,12 +63,12 @@ class Seq2SeqTransformerPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def _embed(self, embed_tokens: nn.Embedding, input_ids: Tensor, offset: int | Tensor = 0) -> Tensor:
+    def _embed(self, input_ids: Tensor, offset: int | Tensor = 0) -> Tensor:
         """Token vectors times sqrt(D), plus positions counted from `offset`: (B, T) -> (B, T, D)."""
-        vectors = embed_tokens(input_ids) * math.sqrt(self.config.d_model)
+        vectors = self.embed_tokens(input_ids) * math.sqrt(self.config.d_model)
         position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device) + offset  # (T,)
         vectors = vectors + sinusoidal_positions(position_ids, self.config.d_model, vectors.dtype)
-        return nn.functional.dropout(vectors, p=self.config.dropout, training=self.training)
+        return self.dropout(vectors)
 
     def _check_attentions(self, requested: bool | None) -> None:
         if requested and self.config._attn_implementation != "eager":
@@ -75,6 +84,7 @@ class Seq2SeqTransformerEncoder(Seq2SeqTransformerPreTrainedModel):
     def __init__(self, config: Seq2SeqTransformerConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList([EncoderLayer(config) for _ in range(config.encoder_layers)])
         self.final_norm = nn.LayerNorm(config.d_model) if config.pre_norm else nn.Identity()
         self.gradient_checkpointing = False
@@ -84,7 +94,7 @@ class Seq2SeqTransformerEncoder(Seq2SeqTransformerPreTrainedModel):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs) -> BaseModelOutput:
         """Encodes `input_ids` (B, S) under `attention_mask` (B, S; 1 real, 0 padding) into (B, S, D)."""
         self._check_attentions(kwargs.get("output_attentions"))
-        hidden_states = self._embed(self.embed_tokens, input_ids)  # (B, S, D)
+        hidden_states = self._embed(input_ids)  # (B, S, D)
         attention_mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
@@ -101,6 +111,7 @@ class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
     def __init__(self, config: Seq2SeqTransformerConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList([DecoderLayer(config, index) for index in range(config.decoder_layers)])
         self.final_norm = nn.LayerNorm(config.d_model) if config.pre_norm else nn.Identity()
         self.gradient_checkpointing = False
@@ -122,7 +133,7 @@ class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        hidden_states = self._embed(self.embed_tokens, input_ids, past_length)  # (B, T, D)
+        hidden_states = self._embed(input_ids, past_length)  # (B, T, D)
         causal_mask = create_causal_mask(
             self.config,
             hidden_states,
@@ -205,8 +216,9 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
                 micro-batches and ranks. The targets of this batch when left out.
 
         Returns:
-            `logits` (B, T, V), and `loss` when `labels` are given: cross-entropy in nats per target, smoothed by
-            `config.label_smoothing` in training mode only.
+            `logits` (B, T, V), and `loss` when `labels` are given: cross-entropy in nats per target. In training mode the
+            loss is smoothed by `config.label_smoothing`, and there are no logits, which would need most of the memory,
+            but `correct` (B, T): whether the label is the most probable token.
 
         Raises:
             ValueError: when neither labels nor decoder inputs are given, or attentions are asked of a kernel that
@@ -232,10 +244,8 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(decoder_outputs.last_hidden_state)  # (B, T, V)
-        outputs = Seq2SeqLMOutput(
-            loss=None if labels is None else self._loss(logits, labels, num_items_in_batch),
-            logits=logits,
+        outputs = Seq2SeqTrainingOutput(
+            **self._score(decoder_outputs.last_hidden_state, labels, num_items_in_batch),
             past_key_values=decoder_outputs.past_key_values,
             decoder_hidden_states=decoder_outputs.get("hidden_states"),
             decoder_attentions=decoder_outputs.get("attentions"),
@@ -246,17 +256,28 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         )
         return outputs.to_tuple() if return_dict is False else outputs
 
-    def _loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-        total = nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(),  # (B * T, V)
-            labels.flatten(),
-            ignore_index=IGNORED,
-            label_smoothing=float(self.config.label_smoothing) if self.training else 0.0,
-            reduction="sum",
-        )
+    def _score(self, hidden: Tensor, labels: Tensor | None, num_items: Tensor | int | None) -> dict[str, Tensor]:
+        """What the outputs hold of `hidden` (B, T, D)."""
+        if labels is None:
+            return {"logits": self.lm_head(hidden)}
         if num_items is None:
             num_items = labels.ne(IGNORED).sum()
-        return total / num_items
+        if self.training:
+            places = labels.flatten().ne(IGNORED).nonzero().squeeze(1)  # (N,)
+            total, right = linear_cross_entropy(
+                hidden.flatten(0, 1)[places],
+                self.lm_head.weight,
+                labels.flatten()[places],
+                float(self.config.label_smoothing),
+            )
+            correct = torch.zeros_like(labels, dtype=torch.bool)
+            correct.view(-1)[places] = right
+            return {"loss": total / num_items, "correct": correct}
+        logits = self.lm_head(hidden)  # (B, T, V)
+        total = nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return {"loss": total / num_items, "logits": logits}
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         return shift_right(labels, self.config.decoder_start_token_id, self.config.pad_token_id)

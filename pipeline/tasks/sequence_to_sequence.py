@@ -115,7 +115,9 @@ class SequenceToSequence(Task):
 
     def count(self, outputs: Seq2SeqLMOutput, batch: Batch) -> tuple[Tensor, Tensor]:
         """Target tokens, and those whose most probable token is the right one."""
-        correct = outputs.logits.argmax(-1).eq(batch["labels"])  # (B, T); an ignored label equals no token
+        correct = outputs.get("correct")
+        if correct is None:
+            correct = outputs.logits.argmax(-1).eq(batch["labels"])  # (B, T); an ignored label equals no token
         return batch["labels"].ne(IGNORED).sum(-1), correct.sum(-1)
 
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig) -> list[str]:
