@@ -26,6 +26,10 @@ class Prediction:
     def is_right(self) -> bool:
         return self.prediction == self.reference
 
+    def __str__(self) -> str:
+        mark = "right" if self.is_right else "wrong"
+        return f"  source     {self.source}\n  reference  {self.reference}\n  {mark:<9}  {self.prediction}\n"
+
 
 @dataclass(frozen=True)
 class Evaluation:

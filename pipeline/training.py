@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from pipeline import checkpointing
 from pipeline.batching import BatchLoader
 from pipeline.callbacks import MAX_NOT_FINITE, Guard, PassEnd
 from pipeline.config import RunError
-from pipeline.evaluation import Evaluation, Prediction, evaluate
+from pipeline.evaluation import Evaluation, evaluate
 from pipeline.metrics import Metric
 from pipeline.signals import StopRequest
 from pipeline.tasks.task import Feature, Task
@@ -87,6 +88,7 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         self._counts = torch.zeros(2, device=self.args.device)  # target tokens since the last log, and right ones
         self._loss = torch.zeros((), device=self.args.device)  # of the step in hand
         self._steps_since_log = self._skipped_since_log = 0
+        self._last_log = 0.0
         self.skipped_steps = self.skipped_in_a_row = 0
         self._rolled_back_to: Path | None = None
         self.whole: Any = copy.deepcopy(self.model) if self.is_fsdp_enabled else self.model
@@ -110,6 +112,7 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             self.loader.load_state_dict(state["data"])
             self.skipped_steps = state["skipped_steps"]
             self._load_carried(Path(resume_from_checkpoint))
+        self._last_log = time.perf_counter()
         with self.stop_request:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.is_stopped:
@@ -205,6 +208,9 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             items, correct = self.accelerator.reduce(self._counts).tolist()
             if self.task.accuracy is not None:
                 logs[self.task.accuracy] = correct / max(items, 1)
+            seconds = time.perf_counter() - self._last_log
+            logs["items_per_second"] = items / seconds
+            self._last_log += seconds
             self._counts.zero_()
             done = self._steps_since_log - self._skipped_since_log
             logs["loss"] = logs["loss"] * self._steps_since_log / done if done else math.nan
@@ -221,12 +227,14 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
         """Scores the validation features; see `pipeline.evaluation.evaluate`."""
+        begin = time.perf_counter()
         result = self.score(self.validation, self.generation)
+        self._last_log += time.perf_counter() - begin  # which is of training alone
         numbers = {f"{metric_key_prefix}_{name}": value for name, value in result.numbers.items()}
         self.log(dict(numbers))
         if self.is_world_process_zero() and self.metrics:
             for prediction in result.predictions[: self.show]:
-                tqdm.write(describe(prediction))
+                tqdm.write(str(prediction))
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, numbers)
         return numbers
 
@@ -389,11 +397,3 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
 def _make_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-
-
-def describe(prediction: Prediction) -> str:
-    """One sample on three lines, marked right or wrong."""
-    mark = "right" if prediction.is_right else "wrong"
-    return (
-        f"  source     {prediction.source}\n  reference  {prediction.reference}\n  {mark:<9}  {prediction.prediction}\n"
-    )
