@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+# Large tensors on the CPU in large pages: a matrix whose rows are 4 kB long else needs a page for each of them.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether installed or not
 
 from accelerate import PartialState
