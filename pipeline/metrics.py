@@ -6,8 +6,6 @@ A value that is not a number (a signature) explains the number of the same name.
 import math
 from collections.abc import Callable, Sequence
 
-import sacrebleu
-
 Scores = dict[str, float | str]
 Metric = Callable[[Sequence[str], Sequence[str]], Scores]
 
@@ -20,6 +18,8 @@ def exact_match(predictions: Sequence[str], references: Sequence[str]) -> Scores
 
 def bleu(predictions: Sequence[str], references: Sequence[str]) -> Scores:
     """sacreBLEU's corpus BLEU, 0 to 100, with its signature (Post 2018, https://aclanthology.org/W18-6319)."""
+    import sacrebleu
+
     metric = sacrebleu.BLEU()
     score = metric.corpus_score(list(predictions), [list(references)]).score
     return {"sacrebleu": score, "sacrebleu_signature": str(metric.get_signature())}
@@ -27,6 +27,8 @@ def bleu(predictions: Sequence[str], references: Sequence[str]) -> Scores:
 
 def chrf(predictions: Sequence[str], references: Sequence[str]) -> Scores:
     """sacreBLEU's chrF2, 0 to 100, with its signature (Popovic 2015, https://aclanthology.org/W15-3049)."""
+    import sacrebleu
+
     metric = sacrebleu.CHRF()
     score = metric.corpus_score(list(predictions), [list(references)]).score
     return {"chrf": score, "chrf_signature": str(metric.get_signature())}

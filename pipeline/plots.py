@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 FORECASTS_FILE = "forecasts.png"
 MEASURES = ("token_accuracy", "accuracy", "mae")  # beside the loss, the first of these that is logged
+
+
+def _figure(**options) -> Any:
+    from matplotlib.figure import Figure  # here, as the import takes longer than that of all else a run needs at first
+
+    return Figure(**options)
 
 
 def training_curves(log_history: Sequence[dict[str, Any]], path: Path, label_smoothing: float = 0.0) -> None:
@@ -20,7 +25,7 @@ def training_curves(log_history: Sequence[dict[str, Any]], path: Path, label_smo
     """
     logged = {key.removeprefix("eval_") for entry in log_history for key in entry}
     panels = ["loss", *[name for name in MEASURES if name in logged][:1]]
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    figure = _figure(figsize=(5 * len(panels), 4), layout="constrained")
     for axes, train in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         smoothed = f" (label smoothing {label_smoothing:g})" if label_smoothing and train == "loss" else ""
         for key, label in ((train, f"train{smoothed}"), (f"eval_{train}", "validation")):
@@ -47,7 +52,7 @@ def forecasts(
     Args:
         pasts: one array (L, C) a window. futures, predictions: (H, C) likewise.
     """
-    figure = Figure(figsize=(4.2 * len(pasts), 1.8 * len(series)), layout="constrained")
+    figure = _figure(figsize=(4.2 * len(pasts), 1.8 * len(series)), layout="constrained")
     grid = figure.subplots(len(series), len(pasts), squeeze=False, sharex=True)
     for column, (past, future, prediction) in enumerate(zip(pasts, futures, predictions, strict=True)):
         before, after = range(-len(past), 0), range(len(future))
@@ -80,7 +85,7 @@ def attention_and_losses(
     size = min(9.0, max(5.0, 0.5 + longest / 9))  # inches; grows until a token has a line of small print
     # A dollar sign in a token is only that, no formula.
     print_of_tokens: dict[str, Any] = {"fontsize": max(4, min(9, 50 * size / longest)), "parse_math": False}
-    figure = Figure(figsize=(3.2 * size, 1.6 * size), layout="constrained")
+    figure = _figure(figsize=(3.2 * size, 1.6 * size), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=[1.6, 1])
     upper, lower = halves
     panels = upper.subplots(1, len(maps), squeeze=False)[0]

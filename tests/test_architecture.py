@@ -13,7 +13,14 @@ LAYERS = [  # each may import from those behind it, never from its own or an ear
     {"pipeline.evaluation", "pipeline.generation", "pipeline.callbacks", "pipeline.tracing", "pipeline.trace_assets"},
     {"pipeline.tasks"},
     {"pipeline.sources", "pipeline.batching", "pipeline.optimization", "pipeline.checkpointing"},
-    {"pipeline.downloads", "pipeline.grouping", "pipeline.embeddings", "pipeline.augmentation", "pipeline.ngrams"},
+    {
+        "pipeline.downloads",
+        "pipeline.grouping",
+        "pipeline.embeddings",
+        "pipeline.augmentation",
+        "pipeline.ngrams",
+        "pipeline.decoding",
+    },
     {"pipeline.config", "pipeline.signals", "pipeline.metrics", "pipeline.models", "pipeline.plots", "tokenizer"},
 ]
 SOURCES = [path for folder in ("pipeline", "tokenizer", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -9,12 +9,12 @@ import sacrebleu
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import MarianConfig, MarianMTModel
 
 from pipeline.metrics import bleu, chrf
 from pipeline.models.modeling_seq2seq import shift_right
-from pipeline.models.transformer_layers import DecoderLayer, EncoderLayer, sinusoidal_positions
+from pipeline.models.transformer_layers import DecoderLayer, Dropout, EncoderLayer, sinusoidal_positions
 from pipeline.run import run
+from scripts.measure import to_marian
 
 NORMS = pytest.mark.parametrize("pre_norm", [True, False])
 
@@ -105,52 +105,10 @@ def test_layers_are_torch_layers(make_model, pre_norm, activation):
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def to_marian(model) -> MarianMTModel:
-    """transformers' Marian, which is post-norm, with the weights of `model`."""
-    config = model.config
-    marian = MarianMTModel(
-        MarianConfig(
-            vocab_size=config.vocab_size,
-            d_model=config.d_model,
-            encoder_layers=config.encoder_layers,
-            decoder_layers=config.decoder_layers,
-            encoder_attention_heads=config.attention_heads,
-            decoder_attention_heads=config.attention_heads,
-            encoder_ffn_dim=config.ffn_dim,
-            decoder_ffn_dim=config.ffn_dim,
-            activation_function=config.activation_function,
-            scale_embedding=True,
-            pad_token_id=0,
-            eos_token_id=2,
-            decoder_start_token_id=1,
-            forced_eos_token_id=None,
-            max_position_embeddings=64,
-        )
-    ).eval()
-    names = {
-        "self_attn_residual.norm": "self_attn_layer_norm",
-        "cross_attn_residual.norm": "encoder_attn_layer_norm",
-        "feed_forward_residual.norm": "final_layer_norm",
-        "feed_forward.": "",
-        "cross_attn.": "encoder_attn.",
-    }
-    state = {}
-    for name, tensor in model.state_dict().items():
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        state[name if name.startswith("lm_head") else f"model.{name}"] = tensor
-    state["model.shared.weight"] = model.encoder.embed_tokens.weight
-    state["final_logits_bias"] = torch.zeros(1, config.vocab_size)
-    for side in ("encoder", "decoder"):  # Marian lays sines and cosines side by side instead of in turn
-        state[f"model.{side}.embed_positions.weight"] = sinusoidal_positions(torch.arange(64), config.d_model)
-    marian.load_state_dict(state, strict=True)
-    return marian
-
-
 def test_whole_model_is_marian(make_model, batch):
     model = make_model(pre_norm=False)
     randomise(model)
-    marian = to_marian(model)
+    marian = to_marian(model, positions=64)
     with torch.no_grad():
         ours = model(**batch)
         theirs = marian(**batch)
@@ -243,6 +201,52 @@ def test_label_smoothing_is_torchs(make_model, batch):
     smoothed = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
     torch.testing.assert_close(model.train()(**batch).loss, smoothed)
     assert not torch.isclose(plain, smoothed)
+
+
+def test_two_hundred_steps_lose_as_marian_does(make_model):
+    """Without logits, and by plain cross-entropy over all of them: the same losses, on the same rows in one order."""
+    model = make_model(pre_norm=False, dropout=0.0, label_smoothing=0.1).train()
+    marian = to_marian(model, positions=64).train()
+    marian.config.dropout = 0.0
+    optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-3) for each in (model, marian)]
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for _ in range(200):
+        ids = torch.randint(4, 40, (8, 6), generator=generator)
+        labels = ids.flip(1)
+        theirs = marian(input_ids=ids, labels=labels).logits
+        pair = [
+            model(input_ids=ids, labels=labels).loss,
+            nn.functional.cross_entropy(theirs.flatten(0, 1), labels.flatten(), label_smoothing=0.1),
+        ]
+        for optimizer, loss in zip(optimizers, pair, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append([loss.item() for loss in pair])
+    ours, theirs = torch.tensor(losses).T
+    assert ours[-20:].mean() < ours[:20].mean() - 0.3, "they learn"
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout(p):
+    torch.manual_seed(0)
+    states = torch.ones(1000, 1001, requires_grad=True)
+    layer = Dropout(p)
+    output = layer(states)
+    kept = output != 0
+    # The deviation of the share is sqrt(p (1 - p) / 1e6), 0.0003 or 0.0005.
+    assert kept.float().mean().item() == pytest.approx(1 - p, abs=0.003)
+    torch.testing.assert_close(output[kept].unique(), torch.tensor([1 / (1 - p)]), rtol=1e-4, atol=0)
+    neighbours = (kept[:, :-1] & kept[:, 1:]).float().mean().item()
+    assert neighbours == pytest.approx((1 - p) ** 2, abs=0.004), "independent"
+    output.sum().backward()
+    assert torch.equal(states.grad, output)
+    assert not torch.equal(layer(states), output)
+    torch.manual_seed(0)
+    assert torch.equal(layer(states), output)
+    assert layer.eval()(states) is states or torch.equal(layer(states), states)
 
 
 def test_a_fresh_process_gives_equal_logits(make_model, batch, tmp_path):

@@ -43,8 +43,8 @@ def _slices(
     needs_gradient = any(ctx.needs_input_grad[:2])
     total = torch.zeros((), device=hidden.device)
     correct = torch.empty_like(labels, dtype=torch.bool)
-    hidden_gradient = torch.empty_like(hidden) if needs_gradient else None
-    weight_gradient = torch.zeros_like(weight) if needs_gradient else None
+    hidden_gradient = torch.empty_like(hidden)
+    weight_gradient = torch.zeros_like(weight if needs_gradient else weight[:0])
     for start in range(0, len(labels), rows):
         part = slice(start, start + rows)
         states, targets = hidden[part].to(cast.dtype), labels[part, None]

@@ -120,7 +120,7 @@ class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: Tensor,  # (B, T)
+        input_ids: Tensor,  # (B, T); in beam search as many rows for each source as there are beams
         source: Tensor,  # (B, S, D)
         attention_mask: Tensor | None = None,  # (B, T so far)
         source_attention_mask: Tensor | None = None,  # (B, S)
@@ -132,6 +132,7 @@ class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
         self._check_attentions(kwargs.get("output_attentions"))
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        beams = len(input_ids) // len(source)
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         hidden_states = self._embed(input_ids, past_length)  # (B, T, D)
         causal_mask = create_causal_mask(
@@ -141,7 +142,7 @@ class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
             past_key_values.self_attention_cache if isinstance(past_key_values, EncoderDecoderCache) else None,
         )
         source_mask = create_bidirectional_mask(
-            self.config, hidden_states, source_attention_mask, encoder_hidden_states=source
+            self.config, hidden_states[::beams], source_attention_mask, encoder_hidden_states=source
         )
         for layer in self.layers:
             hidden_states = layer(
@@ -216,9 +217,9 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
                 micro-batches and ranks. The targets of this batch when left out.
 
         Returns:
-            `logits` (B, T, V), and `loss` when `labels` are given: cross-entropy in nats per target. In training mode the
-            loss is smoothed by `config.label_smoothing`, and there are no logits, which would need most of the memory,
-            but `correct` (B, T): whether the label is the most probable token.
+            `logits` (B, T, V), and `loss` when `labels` are given: cross-entropy in nats per target. In training mode
+            the loss is smoothed by `config.label_smoothing`, and in place of logits, which would need most of the
+            memory, there is `correct` (B, T): whether the label is the most probable token.
 
         Raises:
             ValueError: when neither labels nor decoder inputs are given, or attentions are asked of a kernel that
@@ -288,6 +289,24 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         if source is not None and kwargs.get("attention_mask") is None:
             kwargs["attention_mask"] = source.ne(self.config.pad_token_id).long()
         return super().generate(inputs, *args, **kwargs)
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs):
+        """As in `GenerationMixin`, but the encoded source stays as it is: all its beams read the one copy."""
+        if not self.shares_source:
+            return super()._expand_inputs_for_generation(expand_size, **kwargs)
+        shared = {name: kwargs.pop(name, None) for name in ("encoder_outputs", "attention_mask")}
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, **kwargs | {"is_encoder_decoder": False})
+        return input_ids, kwargs | shared
+
+    @property
+    def shares_source(self) -> bool:
+        """Whether the beams of a source read one copy of it, which the kernel's masks must allow."""
+        return self.config._attn_implementation in ("eager", "sdpa")
+
+    def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: Tensor) -> EncoderDecoderCache:
+        """Beams change places with those of the same source alone, whose keys and values stay."""
+        past_key_values.self_attention_cache.reorder_cache(beam_idx)
+        return past_key_values
 
 
 AutoConfig.register(Seq2SeqTransformerConfig.model_type, Seq2SeqTransformerConfig)

@@ -117,6 +117,10 @@ class MultiHeadAttention(nn.Module):
         key, value = self._keys_and_values(
             hidden_states if source is None else source, source is not None, past_key_values
         )
+        beams = len(query) // len(key)
+        if beams > 1:  # of one source, whose keys are there once: they are queries of one row
+            query = query.unflatten(0, (-1, beams)).transpose(1, 2).flatten(2, 3)  # (B, H, beams * T, E)
+            attention_mask = None if attention_mask is None else attention_mask[..., :1, :]
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         mixed, weights = attention(
             self,
@@ -128,6 +132,10 @@ class MultiHeadAttention(nn.Module):
             dropout=self.config.attention_dropout if self.training else 0.0,
             **kwargs,
         )  # (B, T, H, E)
+        if beams > 1:
+            mixed = mixed.unflatten(1, (beams, -1)).flatten(0, 1)
+            if weights is not None:
+                weights = weights.unflatten(2, (beams, -1)).transpose(1, 2).flatten(0, 1)
         return self.out_proj(mixed.flatten(-2)), weights
 
     def _keys_and_values(

@@ -8,6 +8,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from pipeline.config import DataConfig
+from pipeline.decoding import search_of
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.tasks.task import Batch, Columns, Feature, Task, tokenize, what_is_wrong
 
@@ -121,5 +122,10 @@ class SequenceToSequence(Task):
         return batch["labels"].ne(IGNORED).sum(-1), correct.sum(-1)
 
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig) -> list[str]:
-        ids = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=generation)
+        ids = model.generate(
+            batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            generation_config=generation,
+            custom_generate=search_of(model, generation),
+        )
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)

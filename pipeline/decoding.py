@@ -1,0 +1,197 @@
+"""Greedy and beam search that leave a row when it is finished, in place of going on until the last one is.
+
+Each is a `custom_generate` of `GenerationMixin.generate`, which prepares inputs, cache, processors and criteria as
+ever, and gives the same tokens. https://huggingface.co/docs/transformers/generation_strategies#custom-generation-methods
+
+Shapes: B rows that go on, K beams, L tokens so far, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+
+NEVER = -1.0e9  # as a score; finite, as in `generate`
+
+
+def search_of(model: PreTrainedModel, generation: GenerationConfig) -> Callable | None:
+    """The search that gives what `model.generate` would by `generation`; None where only that itself does."""
+    is_plain = (
+        getattr(model, "shares_source", False)
+        and generation.use_cache is not False
+        and not generation.do_sample
+        and (generation.num_return_sequences or 1) == 1
+        and not generation.return_dict_in_generate
+        # These look at the source by the number of the row.
+        and (generation.encoder_repetition_penalty or 1.0) == 1.0
+        and not generation.encoder_no_repeat_ngram_size
+        and generation.cache_implementation is None
+        and generation.prompt_lookup_num_tokens is None
+    )
+    return None if not is_plain else beam_search if (generation.num_beams or 1) > 1 else greedy_search
+
+
+def greedy_search(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **model_kwargs,
+) -> Tensor:
+    """The most probable token at each step, until a criterion is met: decoder inputs (B, 1) to (B, L)."""
+    answers = [input_ids[0]] * len(input_ids)
+    rows = torch.arange(len(input_ids), device=input_ids.device)  # those that go on
+    source, attention_mask, past_key_values = _inputs(model_kwargs)
+    new_ids = input_ids
+    while len(rows):
+        logits = _next_logits(model, new_ids, source, attention_mask, past_key_values)
+        new_ids = logits_processor(input_ids, logits).argmax(-1, keepdim=True)
+        input_ids = torch.cat([input_ids, new_ids], 1)
+        is_done = stopping_criteria(input_ids, None)
+        if is_done.any():
+            for row, ids in zip(rows[is_done].tolist(), input_ids[is_done], strict=True):
+                answers[row] = ids
+            going_on = (~is_done).nonzero().squeeze(1)
+            rows, source, attention_mask, input_ids, new_ids = (
+                each[going_on] for each in (rows, source, attention_mask, input_ids, new_ids)
+            )
+            past_key_values.batch_select_indices(going_on)
+    return _stack(answers, generation_config)
+
+
+def beam_search(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **model_kwargs,
+) -> Tensor:
+    """The best finished sequence of K beams: decoder inputs (B * K, 1) to (B, L).
+
+    Scores are sums of log-probabilities, of finished sequences divided by length ** length_penalty.
+    """
+    beams = generation_config.num_beams
+    beginning = input_ids.shape[1]
+    running = input_ids.unflatten(0, (-1, beams))  # (B, K, L)
+    answers = [input_ids[0]] * len(running)
+    rows = torch.arange(len(running), device=input_ids.device)
+    scores = torch.full(running.shape[:2], NEVER, device=input_ids.device)
+    finished = Finished(running, torch.full_like(scores, NEVER), torch.zeros_like(scores, dtype=torch.bool))
+    scores[:, 0] = 0  # all beams are alike at first: the others must not be chosen
+    may_improve = torch.ones_like(rows, dtype=torch.bool)
+    source, attention_mask, past_key_values = _inputs(model_kwargs)
+    new_ids = input_ids
+    while len(rows):
+        logits = _next_logits(model, new_ids, source, attention_mask, past_key_values)
+        logs = logits_processor(running.flatten(0, 1), logits.log_softmax(-1))  # (B * K, V)
+        grown, totals, origin = _grow(running, scores, logs, generation_config)
+        is_done = stopping_criteria(grown.flatten(0, 1), None).unflatten(0, grown.shape[:2])  # (B, candidates)
+        finished = finished.update(grown, totals, is_done, may_improve, beginning, generation_config)
+        scores, chosen = (totals + is_done * NEVER).topk(beams)
+        running, origin = _take(grown, chosen), origin.gather(1, chosen)
+        may_improve = may_improve & finished.may_improve(scores, beginning, generation_config)
+        going_on = may_improve & ~is_done.all(1)
+        if generation_config.early_stopping is True:
+            going_on &= ~finished.is_there.all(1)
+        kept = going_on.nonzero().squeeze(1)
+        if len(kept) < len(rows):
+            for row, ids in zip(rows[~going_on].tolist(), finished.ids[~going_on, 0], strict=True):
+                answers[row] = ids
+            past_key_values.cross_attention_cache.batch_select_indices(kept)
+            rows, source, attention_mask, running, scores, may_improve = (
+                each[kept] for each in (rows, source, attention_mask, running, scores, may_improve)
+            )
+            finished = finished[kept]
+        past_key_values.self_attention_cache.reorder_cache((kept[:, None] * beams + origin[kept]).flatten())
+        new_ids = running[..., -1:].flatten(0, 1)
+    return _stack(answers, generation_config)
+
+
+class Finished:
+    """The K best finished sequences of each row: ids (B, K, L), scores (B, K), and whether there are so many (B, K)."""
+
+    def __init__(self, ids: Tensor, scores: Tensor, is_there: Tensor):
+        self.ids, self.scores, self.is_there = ids, scores, is_there
+
+    def __getitem__(self, rows: Tensor) -> "Finished":
+        return Finished(self.ids[rows], self.scores[rows], self.is_there[rows])
+
+    def update(
+        self,
+        grown: Tensor,
+        totals: Tensor,
+        is_done: Tensor,
+        may_improve: Tensor,
+        beginning: int,
+        generation: GenerationConfig,
+    ) -> "Finished":
+        """With those of the K best candidates that are done."""
+        beams = self.ids.shape[1]
+        new = is_done & (torch.arange(totals.shape[1], device=totals.device) < beams)
+        refused = ~new | ~may_improve[:, None]
+        if generation.early_stopping is True:
+            refused |= self.is_there.all(1, keepdim=True)
+        scores = totals / (grown.shape[-1] - beginning) ** generation.length_penalty + refused * NEVER
+        ids = torch.cat([nn.functional.pad(self.ids, (0, 1), value=_padding(generation)), grown], 1)
+        scores, chosen = torch.cat([self.scores, scores], 1).topk(beams)
+        return Finished(_take(ids, chosen), scores, torch.cat([self.is_there, new], 1).gather(1, chosen))
+
+    def may_improve(self, scores: Tensor, beginning: int, generation: GenerationConfig) -> Tensor:
+        """Whether the best running beam, at its present length or the longest, could beat the worst that is here."""
+        length = self.ids.shape[-1] - beginning
+        if generation.early_stopping == "never" and generation.length_penalty > 0:
+            length = generation.max_length - beginning
+        best = scores[:, :1] / length**generation.length_penalty
+        worst = torch.where(self.is_there, self.scores.amin(1, keepdim=True), NEVER)
+        return (best > worst).any(1)
+
+
+def _inputs(model_kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, EncoderDecoderCache]:
+    # Not by parameters of the searches, as `generate` then hands on what it was given beside what it made of that.
+    source = model_kwargs["encoder_outputs"].last_hidden_state
+    return source, model_kwargs["attention_mask"], model_kwargs["past_key_values"]
+
+
+def _next_logits(
+    model: PreTrainedModel, new_ids: Tensor, source: Tensor, attention_mask: Tensor, cache: EncoderDecoderCache
+) -> Tensor:
+    outputs = model(
+        decoder_input_ids=new_ids,
+        encoder_outputs=BaseModelOutput(source),
+        attention_mask=attention_mask,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return outputs.logits[:, -1].float()
+
+
+def _grow(running: Tensor, scores: Tensor, logs: Tensor, generation: GenerationConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """The best continuations (B, candidates, L + 1), their scores, and the beams they come from.
+
+    So many that K of them go on, even where the others all end.
+    """
+    eos = generation.eos_token_id
+    ends = 0 if eos is None else len(eos) if isinstance(eos, list) else 1
+    vocabulary, beams = logs.shape[-1], running.shape[1]
+    totals = (logs.unflatten(0, (-1, beams)) + scores[..., None]).flatten(1)  # (B, K * V)
+    totals, index = totals.topk(max(2, 1 + ends) * beams)
+    origin, token = index // vocabulary, index % vocabulary
+    return torch.cat([_take(running, origin), token[..., None]], -1), totals, origin
+
+
+def _take(sequences: Tensor, chosen: Tensor) -> Tensor:
+    return sequences.gather(1, chosen[..., None].expand(-1, -1, sequences.shape[-1]))
+
+
+def _padding(generation: GenerationConfig) -> int:
+    return 0 if generation.pad_token_id is None else generation.pad_token_id
+
+
+def _stack(answers: list[Tensor], generation: GenerationConfig) -> Tensor:
+    return nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=_padding(generation))

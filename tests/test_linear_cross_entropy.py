@@ -1,0 +1,77 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from pipeline.models import linear_cross_entropy as module
+from pipeline.models.linear_cross_entropy import linear_cross_entropy
+
+ROWS, WIDTH, VOCABULARY = 11, 6, 17
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(ROWS, WIDTH, generator=generator)
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator)
+    return hidden, weight, torch.randint(0, VOCABULARY, (ROWS,), generator=generator)
+
+
+@pytest.fixture(params=[1, 3 * VOCABULARY, 1000], ids=["a row each", "three rows each", "one slice"])
+def slices(request, monkeypatch):
+    monkeypatch.setitem(module.SLICE_NUMBERS, "cpu", request.param)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_and_gradients_are_torchs(inputs, slices, smoothing):
+    *tensors, labels = inputs
+    ours = [tensor.clone().requires_grad_() for tensor in tensors]
+    theirs = [tensor.clone().requires_grad_() for tensor in tensors]
+    total, correct = linear_cross_entropy(*ours, labels, smoothing)
+    logits = functional.linear(*theirs)
+    expected = functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+    torch.testing.assert_close(total, expected)
+    assert torch.equal(correct, logits.argmax(-1).eq(labels))
+    (total / 3).backward()  # as a mean would have it
+    (expected / 3).backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_without_gradients(inputs, slices):
+    hidden, weight, labels = inputs
+    total, _ = linear_cross_entropy(hidden, weight, labels)
+    assert not total.requires_grad
+    torch.testing.assert_close(total, functional.cross_entropy(hidden @ weight.T, labels, reduction="sum"))
+
+
+def test_no_label_at_all(inputs):
+    hidden, weight, labels = inputs
+    weight.requires_grad_()
+    total, correct = linear_cross_entropy(hidden[:0], weight, labels[:0])
+    total.backward()
+    assert total == 0 and correct.shape == (0,) and not weight.grad.any()
+
+
+def test_autocast_is_as_near_as_bf16_allows():
+    exact = torch.randn(64, 32, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(50, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    labels = torch.arange(64) % 50
+    states = exact.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        total, _ = linear_cross_entropy(states, weight, labels)
+    total.backward()
+    assert total.dtype == states.grad.dtype == weight.grad.dtype == torch.float32
+    reference = exact.clone().requires_grad_()
+    expected = functional.cross_entropy(reference @ weight.detach().T, labels, reduction="sum")
+    expected.backward()
+    torch.testing.assert_close(total, expected, rtol=0.01, atol=0)
+    torch.testing.assert_close(states.grad, reference.grad, rtol=0.05, atol=0.05)
+
+
+def test_what_is_kept_is_no_logits(inputs, monkeypatch):
+    hidden, weight, labels = inputs
+    monkeypatch.setitem(module.SLICE_NUMBERS, "cpu", VOCABULARY)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
+        linear_cross_entropy(hidden.requires_grad_(), weight, labels)
+    assert {tuple(shape) for shape in kept} == {(ROWS, WIDTH), (VOCABULARY, WIDTH)}
