@@ -15,7 +15,7 @@ def generate(
     task: Task,
     texts: Sequence[str],
     generation: GenerationConfig | None = None,
-    batch_size: int = 32,
+    batch_size: int = 128,
 ) -> list[str]:
     """Generates one text for each, by the model's own generation config unless another is given.
 

@@ -3,6 +3,7 @@
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -45,6 +46,7 @@ def arrange(counts: Counter[Lengths], room: Room) -> list[Lengths]:
     if not counts or len(next(iter(counts))) == 1:
         return sorted(counts)
     values = sorted({lengths[-1] for lengths in counts})
+    room = cache(room)
     candidates = values[1 :: -(-len(values) // MAX_STRIPS)]
     borders = set(candidates[::2])
     best = _in_strips(counts, borders)

@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument("checkpoint", help="folder or Hub id of a trained model")
     parser.add_argument("texts", nargs="*", help="source texts")
     parser.add_argument("--file", type=Path, help="read the source texts from this file, one a line")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N")
     parser.add_argument("--seed", type=int, help="for sampling")
     parser.add_argument(
         "--set",

@@ -62,7 +62,7 @@ def test_it_is_what_generate_gives_each_alone(model, sources, options):
     ours = together(model, sources, generation, custom_generate=search)
     alone = [together(model, [source], generation)[0] for source in sources]
     assert ours == alone
-    assert options.get("max_new_tokens") == 1 or len({len(ids) for ids in alone}) > 2, "lengths differ"
+    assert options.get("max_new_tokens") == 1 or len({len(ids) for ids in alone}) > 1, "lengths differ"
 
 
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])

@@ -1,7 +1,9 @@
 """Text to text: reversal, translation, summarisation, and whatever else is a pair of sequences."""
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -80,14 +82,11 @@ class SequenceToSequence(Task):
             attention_mask [[1, 1, 1], [1, 1, 0]]
             labels         [[9, 2, -100], [8, 9, 2]]
         """
-        sources = [torch.tensor(feature["input_ids"]) for feature in features]
-        targets = [torch.tensor(feature["labels"], dtype=torch.long) for feature in features]
-        masks = [torch.ones_like(source) for source in sources]
-        pad = nn.utils.rnn.pad_sequence
+        inputs = [feature["input_ids"] for feature in features]
         return {
-            "input_ids": pad(sources, batch_first=True, padding_value=self.tokenizer.pad_token_id),  # (B, S)
-            "attention_mask": pad(masks, batch_first=True),  # (B, S)
-            "labels": pad(targets, batch_first=True, padding_value=IGNORED),  # (B, T)
+            "input_ids": _pad(inputs, self.tokenizer.pad_token_id),  # (B, S)
+            "attention_mask": _pad([[1] * len(ids) for ids in inputs], 0),  # (B, S)
+            "labels": _pad([feature["labels"] for feature in features], IGNORED),  # (B, T)
         }
 
     def loss(
@@ -129,3 +128,10 @@ class SequenceToSequence(Task):
             custom_generate=search_of(model, generation),
         )
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def _pad(rows: list[list[int]], value: int) -> Tensor:
+    """(B, T), of rows of different lengths; at once, as a tensor for each of them takes several times as long."""
+    return torch.from_numpy(
+        np.array([*zip_longest(*rows, fillvalue=value)], dtype=np.int64).reshape(-1, len(rows)).T.copy()
+    )
