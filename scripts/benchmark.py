@@ -134,12 +134,13 @@ def generation(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             name: measure(arguments, ["generate", name, beams], arguments.overrides)["texts"]
             for name in ("ours", "alone")
         }
-        pairs = zip(texts["ours"], texts["alone"], strict=True)
+        pairs = [pair for pair in zip(texts["ours"], texts["alone"], strict=True) if pair[0] != pair[1]]
         result[f"{beams} beams"] = {
             "tokens a second": rates,
             "ours / stock": statistics.median(rates["ours"]) / statistics.median(rates["stock"]),
             "texts": len(texts["ours"]),
-            "texts that differ from those of each sentence alone": sum(ours != alone for ours, alone in pairs),
+            "texts that differ from those of each sentence alone": len(pairs),
+            **{f"  {number}": f"{ours!r} | alone: {alone!r}" for number, (ours, alone) in enumerate(pairs, start=1)},
         }
     return result
 
@@ -238,7 +239,7 @@ def print_table(part: str, numbers: dict[str, Any], indent: str = "  ") -> None:
         elif isinstance(value, list):
             print(f"{indent}{name:<42} {statistics.median(value):>16,.6g}   {min(value):,.6g} to {max(value):,.6g}")
         else:
-            print(f"{indent}{name:<42} {f'{value:,.4g}' if isinstance(value, int | float) else value:>16}")
+            print(f"{indent}{name:<42} {f'{value:,.4g}' if isinstance(value, int | float) else value:>16}", flush=True)
 
 
 def main() -> int:

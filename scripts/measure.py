@@ -167,21 +167,26 @@ def encode(config: Config, tokenizer: Any, count: int | None = None) -> list[dic
 
 
 def describe_batches(arguments: argparse.Namespace, count: int = 200) -> tuple[float, float]:
-    """Of our batches: the share of places that hold a token, and the operations of a step by its target tokens.
-
-    Two operations for each weight of a matrix product that a token passes, and three times that with the backward pass
-    (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, section 2.1). Attention's own products are not counted.
-    """
+    """Of our batches: the share of places that hold a token, and the operations of a step by its target tokens."""
     batches, model = build(load(arguments.config, arguments.overrides))
     sources = targets = places = 0
     for _, batch in zip(range(count), iter(batches), strict=False):
         sources += int(batch["attention_mask"].sum())
         targets += int(batch["labels"].ne(-100).sum())
         places += batch["input_ids"].numel() + batch["labels"].numel()
+    return (sources + targets) / places, count_operations(model, sources, targets) / targets
+
+
+def count_operations(model: Seq2SeqTransformerConfig, sources: int, targets: int) -> int:
+    """Of the matrix products of a training step with so many source and target tokens.
+
+    Two operations for each weight that a token meets, and three times that with the backward pass (Kaplan et al. 2020,
+    https://arxiv.org/abs/2001.08361, section 2.1). Attention's own products are not counted.
+    """
     square, feed_forward = model.d_model**2, 2 * model.d_model * model.ffn_dim
     a_source = model.encoder_layers * (4 * square + feed_forward) + model.decoder_layers * 2 * square
     a_target = model.decoder_layers * (6 * square + feed_forward) + model.vocab_size * model.d_model
-    return (sources + targets) / places, 6 * (a_source * sources / targets + a_target)
+    return 6 * (a_source * sources + a_target * targets)
 
 
 def load_batches(arguments: argparse.Namespace, streaming: bool) -> float:
