@@ -249,6 +249,7 @@ EVERY_FILE = {
     "configuration_seq2seq.py",
     "generation_config.json",
     "metrics.json",
+    "linear_cross_entropy.py",
     "model.safetensors",
     "modeling_seq2seq.py",
     "run.yaml",
