@@ -6,6 +6,7 @@ ever, and gives the same tokens. https://huggingface.co/docs/transformers/genera
 Shapes: B rows that go on, K beams, L tokens so far, V vocabulary.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.cache_utils import EncoderDecoderCache
+from transformers.generation import GenerationMode
 from transformers.modeling_outputs import BaseModelOutput
 
 NEVER = -1.0e9  # as a score; finite, as in `generate`
@@ -20,19 +22,20 @@ NEVER = -1.0e9  # as a score; finite, as in `generate`
 
 def search_of(model: PreTrainedModel, generation: GenerationConfig) -> Callable | None:
     """The search that gives what `model.generate` would by `generation`; None where only that itself does."""
+    generation = copy.deepcopy(generation)
+    generation.update(**model.generation_config.to_dict(), defaults_only=True)  # as `generate` fills what is unset
     is_plain = (
         getattr(model, "shares_source", False)
         and generation.use_cache is not False
-        and not generation.do_sample
+        and generation.cache_implementation is None
         and (generation.num_return_sequences or 1) == 1
         and not generation.return_dict_in_generate
         # These look at the source by the number of the row.
         and (generation.encoder_repetition_penalty or 1.0) == 1.0
         and not generation.encoder_no_repeat_ngram_size
-        and generation.cache_implementation is None
-        and generation.prompt_lookup_num_tokens is None
     )
-    return None if not is_plain else beam_search if (generation.num_beams or 1) > 1 else greedy_search
+    searches = {GenerationMode.GREEDY_SEARCH: greedy_search, GenerationMode.BEAM_SEARCH: beam_search}
+    return searches.get(generation.get_generation_mode()) if is_plain else None
 
 
 def greedy_search(

@@ -11,7 +11,7 @@ MEASURES = ("token_accuracy", "accuracy", "mae")  # beside the loss, the first o
 
 
 def _figure(**options) -> Any:
-    from matplotlib.figure import Figure  # here, as the import takes longer than that of all else a run needs at first
+    from matplotlib.figure import Figure  # here, as the first step of a run should not wait for it
 
     return Figure(**options)
 

@@ -65,7 +65,7 @@ def training(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def memory(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """What a training step of 4,096 target tokens needs at a vocabulary of 32,000, beside weights and optimizer."""
     needs = {
-        name: [measure(arguments, ["step_memory", name], []) for _ in range(arguments.rounds)]
+        name: [measure(arguments, ["step_memory", name], arguments.overrides) for _ in range(arguments.rounds)]
         for name in ("stock", "ours")
     }
     return {
@@ -129,18 +129,17 @@ def generation(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         rates: Rates = {"stock": [], "ours": []}
         for _ in range(arguments.rounds):
             for name in rates:
-                rates[name].append(measure(arguments, ["generate", name, beams], arguments.overrides)["rate"])
-        texts = {
-            name: measure(arguments, ["generate", name, beams], arguments.overrides)["texts"]
-            for name in ("ours", "alone")
-        }
-        pairs = [pair for pair in zip(texts["ours"], texts["alone"], strict=True) if pair[0] != pair[1]]
+                last = measure(arguments, ["generate", name, beams], arguments.overrides)
+                rates[name].append(last["rate"])
+        texts = last["texts"]  # ours, as they come last
+        alone = measure(arguments, ["generate", "alone", beams], arguments.overrides)["texts"]
+        pairs = [pair for pair in zip(texts, alone, strict=True) if pair[0] != pair[1]]
         result[f"{beams} beams"] = {
             "tokens a second": rates,
             "ours / stock": statistics.median(rates["ours"]) / statistics.median(rates["stock"]),
-            "texts": len(texts["ours"]),
+            "texts": len(texts),
             "texts that differ from those of each sentence alone": len(pairs),
-            **{f"  {number}": f"{ours!r} | alone: {alone!r}" for number, (ours, alone) in enumerate(pairs, start=1)},
+            **{f"  {number}": f"{ours!r} | alone: {other!r}" for number, (ours, other) in enumerate(pairs, start=1)},
         }
     return result
 
@@ -209,7 +208,7 @@ def seconds_to_output(command: list[str]) -> float:
 def measure(arguments: argparse.Namespace, what: list, overrides: list[str], **environment: str) -> Any:
     """What a function of scripts/measure.py gives; the peak memory of its process joins a dict."""
     command = [str(SCRIPTS / "measure.py"), arguments.config, *overrides, "--what", json.dumps(what)]
-    command += ["--device", arguments.device, "--steps", str(arguments.steps)]
+    command += ["--device", arguments.device]
     if arguments.checkpoint:
         command += ["--checkpoint", arguments.checkpoint]
     output, peak = execute(command, environment)
@@ -239,7 +238,7 @@ def print_table(part: str, numbers: dict[str, Any], indent: str = "  ") -> None:
         elif isinstance(value, list):
             print(f"{indent}{name:<42} {statistics.median(value):>16,.6g}   {min(value):,.6g} to {max(value):,.6g}")
         else:
-            print(f"{indent}{name:<42} {f'{value:,.4g}' if isinstance(value, int | float) else value:>16}", flush=True)
+            print(f"{indent}{name:<42} {f'{value:,.4g}' if isinstance(value, int | float) else value:>16}")
 
 
 def main() -> int:
@@ -260,6 +259,7 @@ def main() -> int:
         for part in arguments.parts:
             results[part] = PARTS[part](arguments, Path(folder))
             print_table(part, results[part])
+            sys.stdout.flush()
             arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     return 0
 

@@ -38,7 +38,6 @@ from pipeline.tasks.tables import find
 from pipeline.tasks.tables import load as load_checkpoint
 
 STOCK_ROWS = {"training": 128, "generation": 32}  # of a batch
-STEPS_A_LOG = 10
 MEMORY_VOCABULARY, MEMORY_SHAPE = 32_000, (128, 32)  # 4,096 target tokens
 LOADER_SECONDS = 10.0
 
@@ -99,12 +98,12 @@ def stock(arguments: argparse.Namespace, is_grouped: bool) -> dict[str, Any]:
     features = encode(config, tokenizer)
     torch.manual_seed(0)
     model = marian(Seq2SeqTransformerConfig(vocab_size=len(tokenizer), **config.model))
-    watch = Stopwatch()
+    watch = Stopwatch(config.training["logging_steps"])
     chosen = ("learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "label_smoothing_factor", "bf16")
     args = Seq2SeqTrainingArguments(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=STOCK_ROWS["training"],
-        max_steps=arguments.steps,
+        max_steps=config.training["max_steps"],
         train_sampling_strategy="group_by_length" if is_grouped else "random",
         save_strategy="no",
         report_to="none",
@@ -126,7 +125,8 @@ def stock(arguments: argparse.Namespace, is_grouped: bool) -> dict[str, Any]:
 class Stopwatch(TrainerCallback):
     """Target tokens a second, of as many steps at a time as a log of ours has; the first of them are left out."""
 
-    def __init__(self):
+    def __init__(self, steps: int):
+        self.steps = steps
         self.tokens: list[int] = []  # of each batch, as far as they are collated
         self.times: list[float] = []
 
@@ -141,10 +141,9 @@ class Stopwatch(TrainerCallback):
 
     @property
     def rates(self) -> list[float]:
-        ends = range(2 * STEPS_A_LOG, len(self.times) + 1, STEPS_A_LOG)
         return [
-            sum(self.tokens[end - STEPS_A_LOG : end]) / (self.times[end - 1] - self.times[end - STEPS_A_LOG - 1])
-            for end in ends
+            sum(self.tokens[end - self.steps : end]) / (self.times[end - 1] - self.times[end - self.steps - 1])
+            for end in range(2 * self.steps, len(self.times) + 1, self.steps)
         ]
 
 
@@ -157,10 +156,9 @@ def build(config: Config) -> tuple[BatchLoader, Seq2SeqTransformerConfig]:
     return build_loader(config, training_arguments(config), task, rows), model
 
 
-def encode(config: Config, tokenizer: Any, count: int | None = None) -> list[dict[str, list[int]]]:
+def encode(config: Config, tokenizer: Any) -> list[dict[str, list[int]]]:
     """Ids of the training pairs."""
-    rows = read(config.data, config.data.train, find(config.task).task.columns(config.data))
-    rows = list(rows if count is None else rows.take(count))
+    rows = [*read(config.data, config.data.train, find(config.task).task.columns(config.data))]
     sources, targets = ([row[name] for row in rows] for name in ("source", "target"))
     ids = tokenizer(sources)["input_ids"], tokenizer(targets)["input_ids"]
     return [{"input_ids": source, "labels": target} for source, target in zip(*ids, strict=True)]
@@ -243,7 +241,7 @@ def generate_texts(arguments: argparse.Namespace, name: str, beams: int) -> dict
 
 def step_memory(arguments: argparse.Namespace, name: str) -> int:
     """Bytes that the second of two training steps needs at its peak, beside weights, gradients and optimizer state."""
-    config = Seq2SeqTransformerConfig(vocab_size=MEMORY_VOCABULARY, **load(arguments.config).model)
+    config = Seq2SeqTransformerConfig(vocab_size=MEMORY_VOCABULARY, **load(arguments.config, arguments.overrides).model)
     model = marian(config) if name == "stock" else Seq2SeqTransformerForConditionalGeneration(config)
     model.train().to(arguments.device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -310,7 +308,6 @@ def main() -> int:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--steps", type=int)
     parser.add_argument("--checkpoint")
     parser.add_argument("--what", type=json.loads, required=True, help='JSON: ["name of a measurement", option, ...]')
     arguments = parser.parse_args()

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.benchmark import print_table
-from scripts.measure import STEPS_A_LOG, Stopwatch, count_operations
+from scripts.measure import Stopwatch, count_operations
 from tests.conftest import ROOT, TINY
 
 
@@ -27,11 +27,11 @@ def test_counted_operations_are_those_of_torch(make_model):
 
 
 def test_the_stopwatch_leaves_out_the_first_steps(monkeypatch):
-    watch = Stopwatch()
+    watch = Stopwatch(10)
     clock = iter(range(0, 10_000, 2))  # two seconds a step
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
     arguments = SimpleNamespace(device=torch.device("cpu"))
-    for _ in range(3 * STEPS_A_LOG):
+    for _ in range(30):
         watch.count({"labels": torch.tensor([[5, 6, -100], [7, -100, -100]])})
         watch.on_step_end(arguments, None, None)
     assert watch.rates == [pytest.approx(1.5)] * 2

@@ -95,8 +95,18 @@ def test_sampling_several_answers_to_a_source(model, sources):
         {"num_beams": 2, "num_return_sequences": 2},
         {"use_cache": False},
         {"encoder_no_repeat_ngram_size": 2},
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0},
+        {"prompt_lookup_num_tokens": 2},
     ],
     ids=str,
 )
 def test_what_else_there_is_goes_to_generate(model, options):
     assert search_of(model, GenerationConfig(**SPECIAL, **options)) is None
+
+
+def test_what_is_unset_is_as_the_model_has_it(model):
+    model.generation_config = GenerationConfig(**SPECIAL, do_sample=True)
+    assert search_of(model, GenerationConfig(max_new_tokens=5)) is None
+    assert search_of(model, GenerationConfig(max_new_tokens=5, do_sample=False)) is greedy_search
+    model.generation_config = GenerationConfig(**SPECIAL, num_beams=3)
+    assert search_of(model, GenerationConfig(max_new_tokens=5)) is beam_search

@@ -39,7 +39,7 @@ class Dropout(nn.Module):
     """Sets each number to zero with probability `p` in training and scales up the others (Srivastava et al. 2014).
 
     On the CPU, where PyTorch draws one Bernoulli number after another, sixteen bits of a random integer decide each,
-    which takes a fifth of the time; `p` is rounded to a multiple of 2^-16 for that.
+    which takes much less time; `p` is rounded to a multiple of 2^-16 for that.
     """
 
     def __init__(self, p: float):
