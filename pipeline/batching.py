@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from pipeline.config import DataError, RunError
 from pipeline.downloads import iterate
-from pipeline.grouping import Lengths, group
+from pipeline.grouping import Lengths, group, pack
 from pipeline.signals import ignore_in_worker
 
 Columns = dict[str, list]
@@ -76,6 +76,7 @@ class BatchStream(torch.utils.data.IterableDataset):
         lengths: tokens on each side of a feature; rows of like lengths share a batch.
         batch_rows: rows in a batch, where `batch_tokens` is None.
         batch_tokens: a batch holds as many rows as fit when each side is padded to its longest, and at least one.
+        packing: nothing is padded, so any rows share a batch.
         window: rows read at a time; of a stream up to a tenth more.
         augment: changes a feature, by random numbers of its own for every pass and row.
         arrange: makes the batches of a window, in their order, from rows that are read in order, not permuted.
@@ -99,6 +100,7 @@ class BatchStream(torch.utils.data.IterableDataset):
         *,
         batch_rows: int,
         batch_tokens: int | None = None,
+        packing: bool = False,
         window: int = 10_000,
         arrange: Callable[[list[Feature], np.random.Generator], list[list[Feature]]] | None = None,
         augment: Callable[[Feature, np.random.Generator], Feature] | None = None,
@@ -109,7 +111,7 @@ class BatchStream(torch.utils.data.IterableDataset):
         world_size: int = 1,
     ):
         self.rows, self.encode, self.lengths = rows, encode, lengths
-        self.batch_rows, self.batch_tokens = batch_rows, batch_tokens
+        self.batch_rows, self.batch_tokens, self.packing = batch_rows, batch_tokens, packing
         self.window, self.max_bad_rows, self.patience = window, max_bad_rows, patience
         self.arrange, self.augment = arrange, augment
         self.seed, self.rank, self.world_size = seed, rank, world_size
@@ -157,10 +159,12 @@ class BatchStream(torch.utils.data.IterableDataset):
                         for each in features
                     ]
                 generator = np.random.default_rng((self.seed, position.number, position.window))
-                if self.arrange is None:
-                    batches = group(features, self.lengths, self._room, generator)
-                else:
+                if self.arrange is not None:
                     batches = self.arrange(features, generator)
+                elif self.packing and self.batch_tokens is not None:
+                    batches = pack(features, self.lengths, self.batch_tokens, generator)
+                else:
+                    batches = group(features, self.lengths, self._room, generator)
                 behind = replace(
                     position,
                     window=position.window + 1,

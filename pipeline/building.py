@@ -90,12 +90,14 @@ def build_model(
         is_new: whether word vectors are to be read; the weights of a run that goes on come from its checkpoint.
 
     Raises:
-        ConfigError: for an unknown or impossible size, a vocabulary that the tokenizer overflows, or a folder that
-            holds no weights this project can take.
+        ConfigError: for an unknown or impossible size, a vocabulary that the tokenizer overflows, a folder that holds
+            no weights this project can take, or a model whose batches cannot be packed.
     """
     transformers.set_seed(seed)
     settings = sizes | {name: value for name, value in config.model.items() if name not in ("from", "embeddings")}
     model = _make_model(config, tokenizer, settings, pretrained)
+    if config.data.packing and (not isinstance(model, find(config.task).model) or model.config.attention_dropout):
+        raise ConfigError("data.packing: needs a model of this project's own, and model.attention_dropout=0")
     if (given := config.model.get("embeddings")) is not None:
         if (
             not isinstance(given, dict)

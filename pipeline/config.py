@@ -61,6 +61,11 @@ class DataConfig(Section):
         ge=1,
         description="padded source and target tokens a batch and device; null: per_device_train_batch_size rows",
     )
+    packing: bool = Field(
+        False,
+        description="batches without padding, of batch_tokens tokens in one sequence where each row sees itself alone; "
+        "for GPUs, as a CPU is faster with rows of like lengths",
+    )
     shuffle_window: int = Field(10_000, ge=1, description="rows shuffled and grouped by length at a time")
     hub_patience: float = Field(600, ge=0, description="seconds to wait for a Hub that fails for a while")
     worker_timeout: int = Field(1200, ge=1, description="seconds to wait for a batch from a loader worker")

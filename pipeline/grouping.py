@@ -1,4 +1,4 @@
-"""Rows of like lengths into batches with little padding."""
+"""Rows into batches: those of like lengths, with little padding, or any, where none is needed."""
 
 from bisect import bisect
 from collections import Counter
@@ -35,6 +35,22 @@ def group(
             batches.append([feature])
             longest = lengths
     return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def pack(
+    features: Sequence[Feature], lengths_of: Callable[[Feature], Lengths], tokens: int, generator: np.random.Generator
+) -> list[list[Feature]]:
+    """Cuts all features, in random order, into batches of so many tokens at most, and of one feature at least."""
+    batches: list[list[Feature]] = []
+    left = 0
+    for index in generator.permutation(len(features)):
+        needed = sum(lengths_of(features[index]))
+        if not batches or needed > left:
+            batches.append([])
+            left = tokens
+        batches[-1].append(features[index])
+        left -= needed
+    return batches
 
 
 def arrange(counts: Counter[Lengths], room: Room) -> list[Lengths]:

@@ -103,6 +103,8 @@ def check_early(config: Config, args: Seq2SeqTrainingArguments) -> None:
             "training.load_best_model_at_end=false"
         )
     task = find(config.task).task
+    if config.data.packing and not (task.can_pack and config.data.batch_tokens):
+        raise ConfigError("data.packing: needs data.batch_tokens, and the task sequence_to_sequence")
     if config.evaluation.metrics and not task.has_metrics:
         raise ConfigError(f"evaluation.metrics: {config.task} is scored by {', '.join(task.scores)} alone; give []")
     known = [*task.scores, *config.evaluation.metrics]
@@ -208,6 +210,7 @@ def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, row
         task.lengths,
         batch_rows=args.per_device_train_batch_size,
         batch_tokens=config.data.batch_tokens,
+        packing=config.data.packing,
         window=config.data.shuffle_window,
         arrange=arrange,
         augment=augment,
@@ -223,7 +226,7 @@ def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, row
         args.max_steps = math.ceil(args.num_train_epochs * stream.count_batches() / batches_a_step)
     return BatchLoader(
         stream,
-        task.collate,
+        task.pack if config.data.packing else task.collate,
         num_workers=args.dataloader_num_workers,
         timeout=config.data.worker_timeout,
         prefetch_factor=args.dataloader_prefetch_factor,

@@ -28,6 +28,7 @@ from pipeline.tasks.tables import find
 SCRIPTS = Path(__file__).parent
 STEPS_A_LOG = 10
 BEAMS = (1, 5)
+ON_GPU = ["training.bf16=true", "training.torch_compile=true", "data.packing=true"]  # the last two are for ours alone
 Rates = dict[str, list[float]]
 
 
@@ -174,7 +175,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> list[str]:
         f"training.max_steps={arguments.steps}",
         f"training.save_steps={arguments.steps}",
         f"training.logging_steps={STEPS_A_LOG}",
-        f"training.use_cpu={str(arguments.device == 'cpu').lower()}",
+        *(["training.use_cpu=true"] if arguments.device == "cpu" else ON_GPU),
     ]
 
 

@@ -169,7 +169,7 @@ def describe_batches(arguments: argparse.Namespace, count: int = 200) -> tuple[f
     batches, model = build(load(arguments.config, arguments.overrides))
     sources = targets = places = 0
     for _, batch in zip(range(count), iter(batches), strict=False):
-        sources += int(batch["attention_mask"].sum())
+        sources += int(batch["input_ids"].ne(model.pad_token_id).sum())
         targets += int(batch["labels"].ne(-100).sum())
         places += batch["input_ids"].numel() + batch["labels"].numel()
     return (sources + targets) / places, count_operations(model, sources, targets) / targets
@@ -191,12 +191,13 @@ def load_batches(arguments: argparse.Namespace, streaming: bool) -> float:
     """Tokens a second of a loader as training has it, behind its first window."""
     workers = ["training.dataloader_num_workers=2", f"data.streaming={str(streaming).lower()}"]
     config = load(arguments.config, [*arguments.overrides, *workers])
-    batches = iter(build(config)[0])
+    loader, model = build(config)
+    batches = iter(loader)
     next(batches)
     tokens, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < LOADER_SECONDS:
         batch = next(batches)
-        tokens += int(batch["attention_mask"].sum() + batch["labels"].ne(-100).sum())
+        tokens += int(batch["input_ids"].ne(model.pad_token_id).sum() + batch["labels"].ne(-100).sum())
     return tokens / (time.perf_counter() - begin)
 
 

@@ -44,6 +44,19 @@ def take(stream, count: int) -> list[list[int]]:
     return [[each["value"] for each in batch] for batch, _ in islice(iter(stream), count)]
 
 
+def test_packed_batches_hold_what_fits_unpadded():
+    batches = take(make_stream("dataset", batch_tokens=40, packing=True), 200)
+    first_pass, seen = [], set()
+    for batch in batches:
+        if seen & {*batch}:
+            break
+        first_pass.append(batch)
+        seen |= {*batch}
+    assert seen == {*range(100)}
+    tokens = [sum(sum(LENGTHS[value]) for value in batch) for batch in first_pass]
+    assert max(tokens) <= 40 and sum(tokens) / len(tokens) > 25
+
+
 KINDS = pytest.mark.parametrize("kind", ["dataset", "stream"])
 
 

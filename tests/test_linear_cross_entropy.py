@@ -26,7 +26,7 @@ def test_loss_and_gradients_are_torchs(inputs, slices, smoothing):
     *tensors, labels = inputs
     ours = [tensor.clone().requires_grad_() for tensor in tensors]
     theirs = [tensor.clone().requires_grad_() for tensor in tensors]
-    total, correct = linear_cross_entropy(*ours, labels, smoothing)
+    total, correct = linear_cross_entropy(*ours, labels, label_smoothing=smoothing)
     logits = functional.linear(*theirs)
     expected = functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
     torch.testing.assert_close(total, expected)
@@ -35,6 +35,14 @@ def test_loss_and_gradients_are_torchs(inputs, slices, smoothing):
     (expected / 3).backward()
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_ignored_labels(inputs):
+    hidden, weight, labels = inputs
+    labels[3:6] = -100
+    total, correct = linear_cross_entropy(hidden[None], weight, labels[None])
+    torch.testing.assert_close(total, functional.cross_entropy(hidden @ weight.T, labels, reduction="sum"))
+    assert torch.equal(correct, (hidden @ weight.T).argmax(-1).eq(labels)[None])
 
 
 def test_without_gradients(inputs, slices):
@@ -74,4 +82,4 @@ def test_what_is_kept_is_no_logits(inputs, monkeypatch):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
         linear_cross_entropy(hidden.requires_grad_(), weight, labels)
-    assert {tuple(shape) for shape in kept} == {(ROWS, WIDTH), (VOCABULARY, WIDTH)}
+    assert {tuple(shape) for shape in kept} == {(ROWS,), (ROWS, WIDTH), (VOCABULARY, WIDTH)}

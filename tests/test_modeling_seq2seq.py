@@ -2,8 +2,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig
 
+from pipeline.models import modeling_seq2seq
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
+from pipeline.models.transformer_layers import rows_block_mask
 
 
 def test_auto_classes_know_the_model(make_model, tmp_path):
@@ -88,6 +90,27 @@ def test_flex_attention_is_eager(make_model, batch):
         with torch.no_grad():  # on the CPU the kernel has no backward pass
             logits[kernel] = model(**batch).logits
     torch.testing.assert_close(logits["flex_attention"], logits["eager"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow  # as above
+def test_packed_flex_attention_is_dense(make_model, monkeypatch):
+    """What a GPU computes of rows in one sequence, in a whole model and when that is compiled too."""
+    torch.manual_seed(0)
+    rows = torch.arange(16).repeat_interleave(16)[None]
+    ids = torch.randint(3, 40, rows.shape)
+    given = {"input_ids": ids, "labels": ids.flip(1), "source_rows": rows, "target_rows": rows}
+    model = make_model(d_model=64)
+    with torch.no_grad():  # on the CPU the kernel has no backward pass
+        dense = model(**given).logits
+        monkeypatch.setattr(
+            modeling_seq2seq,
+            "rows_mask",
+            lambda queries, keys, dtype, is_causal=False: rows_block_mask(queries[0], keys[0], is_causal),
+        )
+        torch.testing.assert_close(model(**given).logits, dense, atol=1e-5, rtol=0)
+        # Traced, but not by Inductor, whose kernel for the CPU takes queries that are no view alone.
+        compiled = torch.compile(model, backend="aot_eager")
+        torch.testing.assert_close(compiled(**given).logits, dense, atol=1e-5, rtol=0)
 
 
 def test_a_target_is_needed(make_model, batch):

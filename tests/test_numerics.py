@@ -12,7 +12,14 @@ from torch import nn
 
 from pipeline.metrics import bleu, chrf
 from pipeline.models.modeling_seq2seq import shift_right
-from pipeline.models.transformer_layers import DecoderLayer, Dropout, EncoderLayer, sinusoidal_positions
+from pipeline.models.transformer_layers import (
+    DecoderLayer,
+    Dropout,
+    EncoderLayer,
+    rows_block_mask,
+    rows_mask,
+    sinusoidal_positions,
+)
 from pipeline.run import run
 from scripts.measure import to_marian
 
@@ -182,6 +189,51 @@ def test_sdpa_is_eager(make_model, batch, pre_norm):
         results[kernel] = [loss.detach(), *(parameter.grad for parameter in model.parameters())]
     for eager, sdpa in zip(*results.values(), strict=True):
         torch.testing.assert_close(eager, sdpa, atol=1e-6, rtol=1e-4)
+
+
+def pack(batch: dict[str, torch.Tensor], length: int = 128) -> dict[str, torch.Tensor]:
+    """Two pairs padded beside each other, as one sequence each side."""
+    packed = {}
+    for name, rows, ignored in (("input_ids", "source_rows", 0), ("labels", "target_rows", -100)):
+        real = batch[name].ne(ignored)
+        padding = (0, length - int(real.sum()))
+        packed[name] = nn.functional.pad(batch[name][real], padding, value=ignored)[None]
+        packed[rows] = nn.functional.pad(real.nonzero()[:, 0], padding, value=len(real))[None]
+    return packed
+
+
+@NORMS
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_packed_is_padded(make_model, batch, pre_norm, kernel):
+    """All rows in one sequence have the loss and the gradients of the rows beside each other."""
+    results = []
+    for given in (batch, pack(batch)):
+        model = make_model(pre_norm=pre_norm, dropout=0.0).train()
+        model.set_attn_implementation(kernel)
+        outputs = model(**given)
+        outputs.loss.backward()
+        right = outputs.correct[given["labels"].ne(-100)]
+        results.append([outputs.loss.detach(), right, *(parameter.grad for parameter in model.parameters())])
+    for padded, packed in zip(*results, strict=True):
+        torch.testing.assert_close(packed, padded, atol=1e-6, rtol=1e-4)
+
+
+def test_blocks_of_packed_rows_are_those_where_rows_meet():
+    """The flex mask, spelled out place by place, is the dense one, and leaves blocks out."""
+    torch.manual_seed(0)
+    sides = []
+    for _ in range(2):
+        lengths = torch.randint(1, 90, (14,))
+        lengths[-1] += -lengths.sum() % 128
+        sides.append(torch.arange(14).repeat_interleave(lengths))
+    target, source = sides
+    for keys, is_causal in ((target, True), (source, False)):
+        mask = rows_block_mask(target, keys, is_causal)
+        dense = rows_mask(target[None], keys[None], torch.float32, is_causal)[0, 0] == 0
+        q, k = torch.meshgrid(torch.arange(len(target)), torch.arange(len(keys)), indexing="ij")
+        blocks = mask.to_dense()[0, 0].bool().repeat_interleave(128, 0).repeat_interleave(128, 1)
+        assert torch.equal(mask.mask_mod(0, 0, q, k) & blocks, dense)
+        assert not blocks.all()
 
 
 def test_loss_is_summed_and_divided_once(make_model, batch):

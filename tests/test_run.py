@@ -10,6 +10,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from pipeline.config import ConfigError, DataError
 from pipeline.run import run, use_all_cores
+from pipeline.training import TeacherForcingTrainer
 from tokenizer.checks import TokenizerError
 from tokenizer.training import train as train_tokenizer
 
@@ -44,6 +45,16 @@ def test_what_a_run_leaves(make_config):
     history = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
     assert {"loss", "token_accuracy", "grad_norm"} <= set(history[0])
     assert any("eval_exact_match" in entry for entry in history)
+
+
+def test_packed_batches_train(make_config):
+    data = {"packing": True, "batch_tokens": 256}
+    folder = run(
+        make_config(data=data, training={"max_steps": 60, "logging_steps": 10, "learning_rate": 1e-2})
+    ).output_dir
+    history = json.loads((folder / "checkpoint-60" / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.3
 
 
 def test_a_finished_run_is_only_reported(make_config, capsys):
@@ -96,6 +107,12 @@ def test_a_start_that_failed_leaves_nothing_behind_that_counts(make_config):
         ({"training": {"max_steps": -1}, "data": {"streaming": True}}, ConfigError, "training.max_steps: a streamed"),
         ({"data": {"validation": None}}, ConfigError, "training.eval_strategy: .*data.validation"),
         ({"training": {"report_to": ["tensorboard", "swanlab"]}}, ConfigError, "report_to: swanlab is not installed"),
+        ({"data": {"packing": True}}, ConfigError, "data.packing: needs data.batch_tokens"),
+        (
+            {"data": {"packing": True, "batch_tokens": 64}, "model": {"attention_dropout": 0.1}},
+            ConfigError,
+            "data.packing: needs .* model.attention_dropout=0",
+        ),
         ({"hub": {"push": True}}, ConfigError, "hub.model_id: name the repository"),
     ],
 )
@@ -236,3 +253,27 @@ def test_the_mean_of_the_last_checkpoints(make_config):
 def test_a_mean_of_checkpoints_that_are_not_kept(make_config, no_step, training):
     with pytest.raises(ConfigError, match=r"evaluation\.average_checkpoints: 2 must be kept"):
         run(make_config(training=training, evaluation={"average_checkpoints": 2}))
+
+
+@pytest.mark.slow  # compiles, for which the CPU needs a C++ compiler
+def test_packed_batches_train_compiled(make_config):
+    """Batches differ in their numbers of tokens, but the shapes that are compiled are few."""
+    torch._dynamo.reset()
+    graphs = []
+    step = TeacherForcingTrainer.training_step
+
+    def counted(self, *args, **kwargs):
+        loss = step(self, *args, **kwargs)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        return loss
+
+    options = {"length": 4, "symbols": 8, "rows": 640, "held_out": 8}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TeacherForcingTrainer, "training_step", counted)
+        run(
+            make_config(
+                data={"packing": True, "batch_tokens": 1100, "shuffle_window": 250, "options": options},
+                training={"torch_compile": True, "max_steps": 40, "eval_strategy": "no", "save_steps": 40},
+            )
+        )
+    assert graphs[-1] == graphs[9] <= 6  # two of a shape of their own, then two of any shape

@@ -24,6 +24,22 @@ def test_encode_and_collate(tokenizer):
     }
 
 
+def test_pack(tokenizer):
+    task = SequenceToSequence(tokenizer)
+    features = task.encode({"source": ["a b", "a"], "target": ["c", "c d"], "row": [0, 1]})
+    a, b, c, d = tokenizer.convert_tokens_to_ids(list("abcd"))
+    batch = task.pack(features)
+    assert {name: tensor[0, :6].tolist() for name, tensor in batch.items()} == {
+        "input_ids": [a, b, 2, a, 2, 0],
+        "source_rows": [0, 0, 0, 1, 1, 2],
+        "labels": [c, 2, c, d, 2, -100],
+        "target_rows": [0, 0, 1, 1, 1, 2],
+    }
+    assert {tensor.shape for tensor in batch.values()} == {(1, 128)}
+    full = task.pack([{"input_ids": [a] * 128, "labels": [a] * 127}])
+    assert [full[name].shape[1] for name in ("input_ids", "labels")] == [256, 128], "there is always some padding"
+
+
 def test_tokenizing_is_the_tokenizers(tokenizer):
     """Whatever was asked of it before, and special tokens in a text being text."""
     texts = ["a b c d", "a", "</s> b", "x"]

@@ -72,22 +72,30 @@ def _slices(
     return total, correct
 
 
+@torch.compiler.disable  # the number of labels is another in each batch, and the slices would be compiled for each
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int = -100, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of the labels in nats, and which of them are the most probable of their row.
+    """Summed cross-entropy of the labels in nats, and which of them are the most probable token.
 
     Equal to `torch.nn.functional.cross_entropy(linear(hidden, weight), labels, reduction="sum")`. That logits need not
     be there all at once is the idea of Wijmans et al. 2024 (https://arxiv.org/abs/2411.09009); gradients in the
     forward pass are Liger's (Hsu et al. 2024, https://arxiv.org/abs/2410.10989).
 
     Args:
-        hidden: (N, D).
+        hidden: (..., D).
         weight: (V, D), of the output projection.
-        labels: (N), each of them a token.
+        labels: (...).
+        ignore_index: the label that carries no loss, and costs no time.
         label_smoothing: share of the target probability spread over the vocabulary.
 
     Returns:
-        The loss (), and a bool for each label (N).
+        The loss (), and a bool for each label (...), false where it is ignored.
     """
-    return LinearCrossEntropy.apply(hidden, weight, labels, label_smoothing)
+    places = labels.flatten().ne(ignore_index).nonzero().squeeze(1)  # (N)
+    total, right = LinearCrossEntropy.apply(
+        hidden.flatten(0, -2)[places], weight, labels.flatten()[places], label_smoothing
+    )
+    correct = torch.zeros_like(labels, dtype=torch.bool)
+    correct.view(-1)[places] = right
+    return total, correct

@@ -19,19 +19,31 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_seq2seq import Seq2SeqTransformerConfig
 from .linear_cross_entropy import linear_cross_entropy
-from .transformer_layers import DecoderLayer, Dropout, EncoderLayer, MultiHeadAttention, sinusoidal_positions
+from .transformer_layers import (
+    DecoderLayer,
+    Dropout,
+    EncoderLayer,
+    MultiHeadAttention,
+    positions_in_rows,
+    rows_mask,
+    sinusoidal_positions,
+)
 from .translation_pipeline import TranslationPipeline  # noqa: F401  what is imported here goes into the checkpoint
 
 IGNORED = -100  # the label that carries no loss, as everywhere in transformers
 
 
-def shift_right(labels: Tensor, start_token_id: int, pad_token_id: int) -> Tensor:
+def shift_right(labels: Tensor, start_token_id: int, pad_token_id: int, rows: Tensor | None = None) -> Tensor:
     """Teacher forcing: the decoder input that belongs to `labels`, both (B, T), one position later.
 
-    `[[a, b, </s>], [c, </s>, -100]]` becomes `[[<s>, a, b], [<s>, c, </s>]]`; ignored labels become padding.
+    `[[a, b, </s>], [c, </s>, -100]]` becomes `[[<s>, a, b], [<s>, c, </s>]]`; ignored labels become padding. Where many
+    rows lie in one sequence, `rows` (1, T) tells them apart.
     """
     shifted = torch.roll(labels, 1, dims=-1)
-    shifted[..., 0] = start_token_id
+    if rows is None:
+        shifted[..., 0] = start_token_id
+    else:
+        shifted = shifted.masked_fill(positions_in_rows(rows) == 0, start_token_id)
     return shifted.masked_fill(shifted == IGNORED, pad_token_id)
 
 
@@ -63,10 +75,13 @@ class Seq2SeqTransformerPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def _embed(self, input_ids: Tensor, offset: int | Tensor = 0) -> Tensor:
-        """Token vectors times sqrt(D), plus positions counted from `offset`: (B, T) -> (B, T, D)."""
+    def _embed(self, input_ids: Tensor, rows: Tensor | None, offset: int | Tensor = 0) -> Tensor:
+        """Token vectors times sqrt(D), plus positions, in each row or from `offset` on: (B, T) -> (B, T, D)."""
         vectors = self.embed_tokens(input_ids) * math.sqrt(self.config.d_model)
-        position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device) + offset  # (T,)
+        if rows is None:
+            position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device) + offset  # (T,)
+        else:
+            position_ids = positions_in_rows(rows)  # (1, T)
         vectors = vectors + sinusoidal_positions(position_ids, self.config.d_model, vectors.dtype)
         return self.dropout(vectors)
 
@@ -91,13 +106,18 @@ class Seq2SeqTransformerEncoder(Seq2SeqTransformerPreTrainedModel):
         self.post_init()
 
     @capture_outputs
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs) -> BaseModelOutput:
-        """Encodes `input_ids` (B, S) under `attention_mask` (B, S; 1 real, 0 padding) into (B, S, D)."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, rows: Tensor | None = None, **kwargs
+    ) -> BaseModelOutput:
+        """Encodes `input_ids` (B, S) under `attention_mask` (B, S; 1 real, 0 padding), or `rows`, into (B, S, D)."""
         self._check_attentions(kwargs.get("output_attentions"))
-        hidden_states = self._embed(input_ids)  # (B, S, D)
-        attention_mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
+        hidden_states = self._embed(input_ids, rows)  # (B, S, D)
+        if rows is None:
+            mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
+        else:
+            mask = rows_mask(rows, rows, hidden_states.dtype)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+            hidden_states = layer(hidden_states, mask, **kwargs)
         return BaseModelOutput(last_hidden_state=self.final_norm(hidden_states))
 
 
@@ -126,24 +146,30 @@ class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
         source_attention_mask: Tensor | None = None,  # (B, S)
         past_key_values: Cache | None = None,
         use_cache: bool = False,
+        rows: Tensor | None = None,  # (1, T)
+        source_rows: Tensor | None = None,  # (1, S)
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Decodes T target tokens, seeing the source and the target up to each of them."""
         self._check_attentions(kwargs.get("output_attentions"))
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        beams = len(input_ids) // len(source)
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        hidden_states = self._embed(input_ids, past_length)  # (B, T, D)
-        causal_mask = create_causal_mask(
-            self.config,
-            hidden_states,
-            attention_mask,
-            past_key_values.self_attention_cache if isinstance(past_key_values, EncoderDecoderCache) else None,
-        )
-        source_mask = create_bidirectional_mask(
-            self.config, hidden_states[::beams], source_attention_mask, encoder_hidden_states=source
-        )
+        hidden_states = self._embed(input_ids, rows, past_length)  # (B, T, D)
+        if rows is not None and source_rows is not None:
+            causal_mask = rows_mask(rows, rows, hidden_states.dtype, is_causal=True)
+            source_mask = rows_mask(rows, source_rows, hidden_states.dtype)
+        else:
+            beams = len(input_ids) // len(source)
+            causal_mask = create_causal_mask(
+                self.config,
+                hidden_states,
+                attention_mask,
+                past_key_values.self_attention_cache if isinstance(past_key_values, EncoderDecoderCache) else None,
+            )
+            source_mask = create_bidirectional_mask(
+                self.config, hidden_states[::beams], source_attention_mask, encoder_hidden_states=source
+            )
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
@@ -200,6 +226,8 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         encoder_outputs: BaseModelOutput | None = None,
         past_key_values: Cache | None = None,
         labels: Tensor | None = None,
+        source_rows: Tensor | None = None,
+        target_rows: Tensor | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
@@ -213,6 +241,9 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             decoder_input_ids: (B, T), `<s> y_1 .. y_m`; made from `labels` when left out.
             decoder_attention_mask: (B, T so far); not needed for right-padded targets.
             labels: (B, T), `y_1 .. y_m </s>`, -100 where no loss is due.
+            source_rows, target_rows: (1, S) and (1, T), where all pairs lie in one sequence each side, without padding
+                between them: the number of the pair that each place belongs to, rising; 128 or a multiple long on a
+                GPU. In place of the attention masks.
             num_items_in_batch: divides the summed loss: the number of targets in the whole optimizer step, over all
                 micro-batches and ranks. The targets of this batch when left out.
 
@@ -226,13 +257,15 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
                 does not return them.
         """
         if labels is not None and decoder_input_ids is None:
-            decoder_input_ids = shift_right(labels, self.config.decoder_start_token_id, self.config.pad_token_id)
+            decoder_input_ids = shift_right(
+                labels, self.config.decoder_start_token_id, self.config.pad_token_id, target_rows
+            )
         if decoder_input_ids is None:
             raise ValueError("give labels or decoder_input_ids: without a target there is nothing to score")
-        if attention_mask is None and input_ids is not None:
+        if attention_mask is None and input_ids is not None and source_rows is None:
             attention_mask = input_ids.ne(self.config.pad_token_id).long()
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(input_ids, attention_mask, **kwargs)
+            encoder_outputs = self.encoder(input_ids, attention_mask, rows=source_rows, **kwargs)
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         use_cache = labels is None and (self.config.use_cache if use_cache is None else use_cache)
@@ -243,6 +276,8 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             source_attention_mask=attention_mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            rows=target_rows,
+            source_rows=source_rows,
             **kwargs,
         )
         outputs = Seq2SeqTrainingOutput(
@@ -264,15 +299,9 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         if num_items is None:
             num_items = labels.ne(IGNORED).sum()
         if self.training:
-            places = labels.flatten().ne(IGNORED).nonzero().squeeze(1)  # (N,)
-            total, right = linear_cross_entropy(
-                hidden.flatten(0, 1)[places],
-                self.lm_head.weight,
-                labels.flatten()[places],
-                float(self.config.label_smoothing),
+            total, correct = linear_cross_entropy(
+                hidden, self.lm_head.weight, labels, IGNORED, float(self.config.label_smoothing)
             )
-            correct = torch.zeros_like(labels, dtype=torch.bool)
-            correct.view(-1)[places] = right
             return {"loss": total / num_items, "correct": correct}
         logits = self.lm_head(hidden)  # (B, T, V)
         total = nn.functional.cross_entropy(

@@ -9,11 +9,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+BLOCK = 128  # places that a flex kernel takes at a time
 
 
 def sinusoidal_positions(position_ids: Tensor, d_model: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -35,6 +38,50 @@ def sinusoidal_positions(position_ids: Tensor, d_model: int, dtype: torch.dtype 
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2).to(dtype)  # (..., D)
 
 
+def positions_in_rows(rows: Tensor) -> Tensor:
+    """The position of each place in its own row, (1, T), where `rows` (1, T) numbers the row of each place, rising."""
+    return torch.arange(rows.shape[-1], device=rows.device) - torch.searchsorted(rows, rows)
+
+
+def rows_mask(query_rows: Tensor, key_rows: Tensor, dtype: torch.dtype, is_causal: bool = False) -> Tensor | BlockMask:
+    """Lets each place attend to those of its own row alone, where many rows lie in one sequence, unpadded.
+
+    Args:
+        query_rows, key_rows: the row of each place, (1, T) and (1, K), rising; on a GPU multiples of `BLOCK` long.
+        is_causal: and to none behind it.
+
+    Returns:
+        On a GPU the mask of a flex kernel, which leaves out the blocks where no rows meet (Dong et al. 2024,
+        https://arxiv.org/abs/2412.05496); elsewhere, as flex has no gradients there, one to add to the scores,
+        (1, 1, T, K).
+    """
+    if not query_rows.is_cuda:
+        allowed = query_rows[..., None] == key_rows[:, None]
+        allowed = allowed.tril() if is_causal else allowed
+        return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)[None]
+    return rows_block_mask(query_rows[0], key_rows[0], is_causal)
+
+
+def rows_block_mask(query_rows: Tensor, key_rows: Tensor, is_causal: bool) -> BlockMask:
+    """The flex mask of `rows_mask`, of rows (T) and (K): from the first and last row of each block, never T x K."""
+
+    def attends(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        is_same = query_rows[query] == key_rows[key]
+        return is_same & (key <= query) if is_causal else is_same
+
+    queries, keys = query_rows.view(-1, BLOCK, 1), key_rows.view(-1, BLOCK)
+    meets = (queries[:, 0] <= keys[:, -1]) & (keys[:, 0] <= queries[:, -1])  # (T / BLOCK, K / BLOCK)
+    meets = meets.tril() if is_causal else meets
+    chosen = meets.int().argsort(dim=-1, descending=True, stable=True).int()
+    return BlockMask.from_kv_blocks(
+        meets.sum(-1, dtype=torch.int32)[None, None],
+        chosen[None, None],
+        BLOCK_SIZE=BLOCK,
+        mask_mod=attends,
+        seq_lengths=(len(query_rows), len(key_rows)),
+    )
+
+
 class Dropout(nn.Module):
     """Sets each number to zero with probability `p` in training and scales up the others (Srivastava et al. 2014).
 
@@ -47,7 +94,8 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, states: Tensor) -> Tensor:
-        if states.device.type != "cpu" or not self.training or self.p == 0:
+        # A compiler makes the random numbers together with what they are for.
+        if states.device.type != "cpu" or torch.compiler.is_compiling() or not self.training or self.p == 0:
             return nn.functional.dropout(states, self.p, self.training)
         dropped = round(self.p * 2**16)
         drawn = torch.empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
@@ -89,7 +137,7 @@ def eager_attention(
 class MultiHeadAttention(nn.Module):
     """Self-attention, or cross-attention when `source` is given (Vaswani et al. 2017, section 3.2.2).
 
-    The kernel (eager, sdpa, flash, flex) is the one that `model.set_attn_implementation` chose.
+    The kernel (eager, sdpa, flash, flex) is the one that `model.set_attn_implementation` chose, or that the mask needs.
     """
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int | None = None, is_causal: bool = False):
@@ -107,7 +155,7 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,  # (B, T, D)
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | BlockMask | None = None,
         source: Tensor | None = None,  # (B, S, D)
         past_key_values: EncoderDecoderCache | None = None,
         **kwargs,
@@ -120,8 +168,9 @@ class MultiHeadAttention(nn.Module):
         beams = len(query) // len(key)
         if beams > 1:  # of one source, whose keys are there once: they are queries of one row
             query = query.unflatten(0, (-1, beams)).transpose(1, 2).flatten(2, 3)  # (B, H, beams * T, E)
-            attention_mask = None if attention_mask is None else attention_mask[..., :1, :]
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+            attention_mask = attention_mask[..., :1, :] if isinstance(attention_mask, Tensor) else None
+        kernel = "flex_attention" if isinstance(attention_mask, BlockMask) else self.config._attn_implementation
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention)
         mixed, weights = attention(
             self,
             query,

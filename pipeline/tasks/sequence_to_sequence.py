@@ -1,7 +1,8 @@
 """Text to text: reversal, translation, summarisation, and whatever else is a pair of sequences."""
 
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, zip_longest
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 from pipeline.config import DataConfig
 from pipeline.decoding import search_of
 from pipeline.models.modeling_seq2seq import IGNORED
+from pipeline.models.transformer_layers import BLOCK
 from pipeline.tasks.task import Batch, Columns, Feature, Task, tokenize, what_is_wrong
 
 
@@ -23,6 +25,7 @@ class SequenceToSequence(Task):
         max_source_length, max_target_length: in tokens, `</s>` included. Rows over it are bad rows; None keeps all.
     """
 
+    can_pack: ClassVar[bool] = True
     tokenizer: PreTrainedTokenizerBase
     max_source_length: int | None = None
     max_target_length: int | None = None
@@ -89,6 +92,24 @@ class SequenceToSequence(Task):
             "labels": _pad([feature["labels"] for feature in features], IGNORED),  # (B, T)
         }
 
+    def pack(self, features: list[Feature]) -> Batch:
+        """All sources in one row and all targets in another, with the number of each place's pair.
+
+        The two pairs above become, with padding up to a multiple of `BLOCK` left out,
+
+            input_ids      [[7, 8, 2, 7, 2]]
+            source_rows    [[0, 0, 0, 1, 1]]
+            labels         [[9, 2, 8, 9, 2]]
+            target_rows    [[0, 0, 1, 1, 1]]
+        """
+        inputs, labels = ([feature[name] for feature in features] for name in ("input_ids", "labels"))
+        return {
+            "input_ids": _chain(inputs, self.tokenizer.pad_token_id),  # (1, S)
+            "source_rows": _chain([[row] * len(ids) for row, ids in enumerate(inputs)], len(inputs)),  # (1, S)
+            "labels": _chain(labels, IGNORED),  # (1, T)
+            "target_rows": _chain([[row] * len(ids) for row, ids in enumerate(labels)], len(labels)),  # (1, T)
+        }
+
     def loss(
         self, outputs: Seq2SeqLMOutput, labels: Tensor, num_items_in_batch: Tensor | int, label_smoothing: float = 0.0
     ) -> Tensor:
@@ -135,3 +156,10 @@ def _pad(rows: list[list[int]], value: int) -> Tensor:
     return torch.from_numpy(
         np.array([*zip_longest(*rows, fillvalue=value)], dtype=np.int64).reshape(-1, len(rows)).T.copy()
     )
+
+
+def _chain(rows: list[list[int]], value: int) -> Tensor:
+    """(1, T), a multiple of `BLOCK`, so that there are few shapes; always with some padding, as the other side's needs
+    something to attend to."""
+    joined = [*chain.from_iterable(rows)]
+    return torch.tensor([joined + [value] * (BLOCK - len(joined) % BLOCK)])

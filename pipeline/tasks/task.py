@@ -39,6 +39,7 @@ class Task(ABC):
         accuracy: the one among them that is the share of items predicted right, where there is one.
         has_metrics: whether there are predictions to score beyond that.
         answers_empty: whether an empty source has an answer, the empty one.
+        can_pack: whether many rows can be one sequence, in training.
         boundary: whether `</s>` stands at the "end" or the "start" of a text.
     """
 
@@ -48,6 +49,7 @@ class Task(ABC):
     accuracy: ClassVar[str | None] = "token_accuracy"
     has_metrics: ClassVar[bool] = True
     answers_empty: ClassVar[bool] = True
+    can_pack: ClassVar[bool] = False
     boundary: ClassVar[str] = "end"
 
     @classmethod
@@ -88,6 +90,10 @@ class Task(ABC):
     @abstractmethod
     def collate(self, features: list[Feature]) -> Batch:
         """Features to a batch whose keys are arguments of the model's `forward`."""
+
+    def pack(self, features: list[Feature]) -> Batch:
+        """As `collate`, in one sequence without padding between the rows."""
+        raise NotImplementedError
 
     def targets(self, batch: Batch) -> Batch:
         """The batch with its items as "labels", where Trainer counts them."""
