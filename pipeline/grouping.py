@@ -9,7 +9,6 @@ from typing import TypeVar
 import numpy as np
 
 MAX_STRIPS = 64  # by which lengths are grouped
-SWEEPS = 3  # of the search for their borders
 
 Feature = TypeVar("Feature")
 Lengths = tuple[int, ...]  # of one row, on each side that is padded by itself
@@ -57,7 +56,8 @@ def arrange(counts: Counter[Lengths], room: Room) -> list[Lengths]:
     """Puts the lengths that occur into an order that, cut into batches, needs little padding.
 
     Sorting by one side leaves the other at random. So the last side is divided into strips, and the others rise in one
-    strip and fall in the next. Local search finds the borders that need the fewest padded tokens.
+    strip and fall in the next. Each border in turn is set or dropped where that pads fewer tokens; a second round
+    found nothing more.
     """
     if not counts or len(next(iter(counts))) == 1:
         return sorted(counts)
@@ -67,7 +67,7 @@ def arrange(counts: Counter[Lengths], room: Room) -> list[Lengths]:
     borders = set(candidates[::2])
     best = _in_strips(counts, borders)
     padded = count_padded(counts, best, room)
-    for border in SWEEPS * candidates:
+    for border in candidates:
         trial = borders ^ {border}
         order = _in_strips(counts, trial)
         if (needed := count_padded(counts, order, room)) < padded:

@@ -132,15 +132,15 @@ def generation(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for name in rates:
                 last = measure(arguments, ["generate", name, beams], arguments.overrides)
                 rates[name].append(last["rate"])
-        texts = last["texts"]  # ours, as they come last
-        alone = measure(arguments, ["generate", "alone", beams], arguments.overrides)["texts"]
-        pairs = [pair for pair in zip(texts, alone, strict=True) if pair[0] != pair[1]]
+        together = last["ids"]  # ours, as they come last
+        alone = measure(arguments, ["generate", "alone", beams], arguments.overrides)["ids"]
+        pairs = [pair for pair in zip(together, alone, strict=True) if pair[0] != pair[1]]
         result[f"{beams} beams"] = {
             "tokens a second": rates,
             "ours / stock": statistics.median(rates["ours"]) / statistics.median(rates["stock"]),
-            "texts": len(texts),
-            "texts that differ from those of each sentence alone": len(pairs),
-            **{f"  {number}": f"{ours!r} | alone: {other!r}" for number, (ours, other) in enumerate(pairs, start=1)},
+            "sentences": len(together),
+            "sentences whose ids differ from those of each alone": len(pairs),
+            **{f"  {number}": f"{ours} | alone: {other}" for number, (ours, other) in enumerate(pairs, start=1)},
         }
     return result
 

@@ -212,8 +212,8 @@ def encode_alone(arguments: argparse.Namespace) -> float:
     return tokens / (time.perf_counter() - begin)
 
 
-def generate_texts(arguments: argparse.Namespace, name: str, beams: int) -> dict[str, Any]:
-    """The test split by stock's generate in file order, by ours, or by ours one sentence at a time."""
+def generate_ids(arguments: argparse.Namespace, name: str, beams: int) -> dict[str, Any]:
+    """Ids for the test split: stock's in file order, ours, or what `model.generate` gives on each sentence alone."""
     config = load(arguments.config, arguments.overrides)
     model, task = load_checkpoint(arguments.checkpoint)
     rows = read(config.data, config.data.test or "test", task.columns(config.data))
@@ -224,6 +224,9 @@ def generate_texts(arguments: argparse.Namespace, name: str, beams: int) -> dict
         **{key: getattr(model.config, key) for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id")},
     )
     model = (to_marian(model) if name == "stock" else model).to(arguments.device)
+    tokenizer = task.tokenizer
+    ends = {options.pad_token_id, options.eos_token_id, options.decoder_start_token_id}
+    tokenizer.batch_decode = lambda rows, **_: [[id for id in row if id not in ends] for row in rows.tolist()]
     begin = time.perf_counter()
     if name == "ours":
         answers = generate(model, task, texts, options)
@@ -231,13 +234,11 @@ def generate_texts(arguments: argparse.Namespace, name: str, beams: int) -> dict
         size = STOCK_ROWS["generation"] if name == "stock" else 1
         answers = []
         for at in range(0, len(texts), size):
-            inputs = task.tokenizer(texts[at : at + size], return_tensors="pt", padding=True).to(arguments.device)
+            inputs = tokenizer(texts[at : at + size], return_tensors="pt", padding=True).to(arguments.device)
             inputs.pop("token_type_ids", None)
             ids = model.generate(**inputs, generation_config=options)
-            answers += task.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    seconds = time.perf_counter() - begin
-    tokens = sum(len(ids) for ids in task.tokenizer(answers)["input_ids"])
-    return {"rate": tokens / seconds, "texts": answers}
+            answers += tokenizer.batch_decode(ids)
+    return {"rate": sum(map(len, answers)) / (time.perf_counter() - begin), "ids": answers}
 
 
 def step_memory(arguments: argparse.Namespace, name: str) -> int:
@@ -300,7 +301,7 @@ MEASUREMENTS: dict[str, Callable[..., Any]] = {
     "step_memory": step_memory,
     "load_batches": load_batches,
     "encode_alone": encode_alone,
-    "generate": generate_texts,
+    "generate": generate_ids,
 }
 
 

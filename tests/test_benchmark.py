@@ -62,4 +62,4 @@ def test_the_whole_benchmark(make_pairs, tmp_path):
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert list(numbers) == ["training", "memory", "loader", "start", "generation"]
     assert numbers["memory"]["ours / stock"] < 0.5
-    assert numbers["generation"]["5 beams"]["texts that differ from those of each sentence alone"] == 0
+    assert numbers["generation"]["5 beams"]["sentences whose ids differ from those of each alone"] == 0
