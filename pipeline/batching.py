@@ -7,10 +7,10 @@ one window again, not what came before it.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from itertools import count, takewhile
-from multiprocessing import active_children
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count, cycle, takewhile
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,10 @@ from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
-from torch.utils.data import DataLoader, get_worker_info
 
-from pipeline.config import DataError, RunError
+from pipeline.config import DataError
 from pipeline.downloads import iterate
 from pipeline.grouping import Lengths, group, pack
-from pipeline.signals import ignore_in_worker
 
 Columns = dict[str, list]
 Feature = dict[str, Any]
@@ -65,6 +63,22 @@ class Position:
     skipped_in_pass: int = 0
     skipped_in_window: int = 0
     epoch: float = 0.0
+
+
+@dataclass
+class Window:
+    """What some rows that are read together give, wherever in the order they stand.
+
+    Attributes:
+        batches: lists of features, or what they are collated into.
+        size: its rows. bad: a name for each bad one.
+        end: in a stream, the place behind it.
+    """
+
+    batches: list[Any]
+    size: int
+    bad: list[str]
+    end: Any
 
 
 class BatchStream(torch.utils.data.IterableDataset):
@@ -119,69 +133,91 @@ class BatchStream(torch.utils.data.IterableDataset):
 
     def count_batches(self) -> int:
         """Batches in the first pass, over all ranks; reads and encodes every row once."""
-        first_pass = takewhile(lambda window: window[0].number == 0, self._windows(Position()))
-        return sum(len(batches) for _, _, batches in first_pass)
+        begin = Position()
+        first_pass = takewhile(lambda placed: placed[0].number == 0, self._place(self.windows(begin), begin))
+        return sum(len(window.batches) for _, _, window in first_pass)
 
     def __iter__(self) -> Iterator[tuple[list[Feature], Position]]:
-        worker = get_worker_info()
-        num_workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
+        return self.batches(self.windows(self.position))
+
+    def windows(self, position: Position, worker: int = 0, num_workers: int = 1) -> Generator[Window | None]:
+        """Windows from `position` on, with None at the end of each pass; of these items, every `num_workers`-th."""
+        turns = cycle(range(num_workers))
+        for number in count(position.number):
+            start = position if number == position.number else Position(number)
+            for window, (read, end) in enumerate(self._read(start), start.window):
+                if next(turns) == worker:
+                    yield self._cut(read(), end, number, np.random.default_rng((self.seed, number, window)))
+            if next(turns) == worker:
+                yield None
+
+    def batches(self, windows: Iterator[Window | None]) -> Iterator[tuple[Any, Position]]:
+        """This rank's batches of the windows from `self.position` on."""
         begin = self.position.next_batch
-        for window, behind, batches in self._windows(self.position):
-            for index, batch in enumerate(batches):
-                turn, rank = divmod(window.first_batch + index - begin, self.world_size)
-                if turn < 0 or rank != self.rank or turn % num_workers != worker_id:
+        for here, behind, window in self._place(windows, self.position):
+            for index, batch in enumerate(window.batches):
+                turn, rank = divmod(here.first_batch + index - begin, self.world_size)
+                if turn < 0 or rank != self.rank:
                     continue
                 next_batch = begin + (turn + 1) * self.world_size
                 yield (
                     batch,
                     replace(
-                        window if next_batch < behind.first_batch else behind,  # a used up window is not read again
+                        here if next_batch < behind.first_batch else behind,  # a used up window is not read again
                         next_batch=next_batch,
-                        epoch=window.number + self._share_of_pass(window, (index + 1) / len(batches)),
+                        epoch=here.number + self._share_of_pass(here, (index + 1) / len(window.batches)),
                     ),
                 )
 
-    def _windows(self, position: Position) -> Iterator[tuple[Position, Position, list[list[Feature]]]]:
-        """Every window from `position` on: the positions of its beginning and its end, and all its batches in order."""
+    def _place(
+        self, windows: Iterator[Window | None], position: Position
+    ) -> Iterator[tuple[Position, Position, Window]]:
+        """Every window from `position` on, with the positions of its beginning and its end."""
         useful = position.first_batch > 0
         bad: list[str] = []
-        while True:
-            for columns, end in self._read(position):
-                encoded = self.encode(columns)
-                features = [feature for feature in encoded if not isinstance(feature, str)]
-                if found := name_bad_rows(columns, encoded):
-                    bad = found
-                    self._complain(bad, position)
-                skipped = len(encoded) - len(features)
-                if self.augment is not None:
-                    features = [
-                        self.augment(each, np.random.default_rng((self.seed, position.number, each["sample_id"], 1)))
-                        for each in features
-                    ]
-                generator = np.random.default_rng((self.seed, position.number, position.window))
-                if self.arrange is not None:
-                    batches = self.arrange(features, generator)
-                elif self.packing and self.batch_tokens is not None:
-                    batches = pack(features, self.lengths, self.batch_tokens, generator)
-                else:
-                    batches = group(features, self.lengths, self._room, generator)
-                behind = replace(
-                    position,
-                    window=position.window + 1,
-                    rows=end,
-                    first_row=position.first_row + len(encoded),
-                    first_batch=position.first_batch + len(batches),
-                    skipped_before=position.skipped_before + skipped,
-                    skipped_in_pass=position.skipped_in_pass + skipped,
+        for window in windows:
+            if window is None:
+                if not useful:
+                    last = f"; the last: {bad[-1]}" if bad else ""
+                    raise DataError(f"none of the {position.first_row} training rows can be used{last}")
+                position = replace(
+                    position, number=position.number + 1, window=0, rows=None, first_row=0, skipped_in_pass=0
                 )
-                yield replace(position, skipped_in_window=skipped), behind, batches
-                useful = useful or bool(batches)
-                position = behind
-            if not useful:
-                raise DataError(f"none of the {position.first_row} training rows can be used; the last: {bad[-1]}")
-            position = replace(
-                position, number=position.number + 1, window=0, rows=None, first_row=0, skipped_in_pass=0
+                continue
+            skipped = len(window.bad)
+            if skipped:
+                bad = window.bad
+                self._complain(bad, position)
+            behind = replace(
+                position,
+                window=position.window + 1,
+                rows=window.end,
+                first_row=position.first_row + window.size,
+                first_batch=position.first_batch + len(window.batches),
+                skipped_before=position.skipped_before + skipped,
+                skipped_in_pass=position.skipped_in_pass + skipped,
+                skipped_in_window=0,
             )
+            yield replace(position, skipped_in_window=skipped), behind, window
+            useful = useful or bool(window.batches)
+            position = behind
+
+    def _cut(self, columns: Columns, end: Any, number: int, generator: np.random.Generator) -> Window:
+        """The batches of some rows, in pass `number`."""
+        encoded = self.encode(columns)
+        features = [feature for feature in encoded if not isinstance(feature, str)]
+        if self.augment is not None:
+            features = [
+                self.augment(each, np.random.default_rng((self.seed, number, each["sample_id"], 1)))
+                for each in features
+            ]
+        if self.arrange is not None:
+            batches = self.arrange(features, generator)
+        elif self.packing and self.batch_tokens is not None:
+            batches = pack(features, self.lengths, self.batch_tokens, generator)
+        else:
+            batches = group(features, self.lengths, self._room, generator)
+        return Window(batches, len(encoded), name_bad_rows(columns, encoded), end)
 
     def _complain(self, bad: list[str], position: Position) -> None:
         """Raises DataError for more bad rows than are allowed; else names some of them in the log, on one process."""
@@ -190,20 +226,18 @@ class BatchStream(torch.utils.data.IterableDataset):
         count = position.skipped_in_pass + len(bad)
         if self.max_bad_rows is not None and count > self.max_bad_rows:
             raise DataError(f"{count} bad rows in one pass, where data.max_bad_rows={self.max_bad_rows}; one: {bad[0]}")
-        worker = get_worker_info()
-        if position.number == 0 and self.rank == 0 and (worker is None or worker.id == 0):
+        if position.number == 0 and self.rank == 0:
             for name in bad[:NAMED_BAD_ROWS]:
                 logger.warning("skipped: %s", name)
             if len(bad) > NAMED_BAD_ROWS:
                 logger.warning("skipped: %d more rows of the same %d", len(bad) - NAMED_BAD_ROWS, self.window)
 
-    def _read(self, position: Position) -> Iterator[tuple[Columns, Any]]:
-        """The windows of the position's pass from there on: the columns of each, and the place behind it."""
+    def _read(self, position: Position) -> Iterator[tuple[Callable[[], Columns], Any]]:
+        """The windows of the position's pass from there on: what gives the columns of each, and the place behind it."""
         if isinstance(self.rows, Dataset):
             order = self._order(position, len(self.rows))
             for start in range(position.first_row, len(order), self.window):
-                rows = order[start : start + self.window]
-                yield {**self.rows[rows], "row": rows.tolist()}, None
+                yield partial(self._rows, order[start : start + self.window]), None
             return
         first_row, end = position.first_row, position.rows
         columns: Columns = {"row": []}
@@ -213,10 +247,13 @@ class BatchStream(torch.utils.data.IterableDataset):
             for name, values in part.items():
                 columns.setdefault(name, []).extend(values)
             if len(columns["row"]) >= self.window:
-                yield columns, end
+                yield partial(dict, columns), end
                 columns, first_row = {"row": []}, first_row + len(columns["row"])
         if columns["row"]:
-            yield columns, end
+            yield partial(dict, columns), end
+
+    def _rows(self, numbers: np.ndarray) -> Columns:
+        return {**self.rows[numbers], "row": numbers.tolist()}
 
     def _read_shards(self, position: Position) -> Iterator[tuple[Columns, Any]]:
         """Columns of some rows at a time, and the place behind them: a shard's turn and the state inside it.
@@ -268,95 +305,3 @@ def name_bad_rows(columns: Columns, encoded: list[Feature | str]) -> list[str]:
         for place, problem, feature in zip(places, problems, encoded, strict=True)
         if isinstance(feature, str)
     ]
-
-
-class BatchLoader:
-    """What Trainer iterates over: collated batches of a `BatchStream`, and the position behind the one in use.
-
-    It has no length: Trainer then counts steps alone, so no step is cut short where a pass over the data ends.
-
-    Args:
-        num_workers: processes that read and collate; 0 does it here.
-        timeout: seconds to wait for a worker.
-        options: of torch's DataLoader.
-
-    Raises:
-        DataError: the stream's own, from any worker.
-        RunError: when a worker hangs, naming it.
-    """
-
-    def __init__(
-        self,
-        stream: BatchStream,
-        collate: Callable[[list[Feature]], dict[str, torch.Tensor]],
-        num_workers: int = 0,
-        timeout: int = 1200,
-        **options,
-    ):
-        self.stream, self.collate, self.options = stream, collate, options
-        self.num_workers, self.timeout = num_workers, timeout
-
-    @property
-    def position(self) -> Position:
-        return self.stream.position
-
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self.position)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.stream.position = Position(**state)
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        others = set(active_children())
-        items: Any = iter(
-            DataLoader(
-                _Items(self.stream, self.collate),
-                batch_size=None,
-                # Of its own: DataLoader draws a seed at its start, which would shift a resumed run's dropout.
-                generator=torch.Generator(),
-                num_workers=self.num_workers,
-                timeout=self.timeout if self.num_workers else 0,
-                worker_init_fn=ignore_in_worker,
-                **self.options,
-            )
-        )
-        workers = set(active_children()) - others
-        try:
-            for turn in count():
-                item = self._next(items, turn)
-                if isinstance(item, Exception):
-                    raise item
-                batch, self.stream.position = item
-                yield batch
-        finally:
-            if workers:
-                items._shutdown_workers()  # as when DataLoader's iterator is collected, but now
-            for worker in workers:
-                worker.kill()  # one that hangs does not hear of the end
-                worker.join()
-
-    def _next(self, items: Iterator, turn: int) -> Any:
-        try:
-            return next(items)
-        except RuntimeError as error:
-            if "timed out" not in str(error):
-                raise
-        raise RunError(
-            f"loader worker {turn % self.num_workers} of {self.num_workers} gave no batch in {self.timeout} seconds, "
-            f"after row {self.position.first_row} of pass {self.position.number}; look at what it reads, or raise "
-            "data.worker_timeout"
-        )
-
-
-class _Items(torch.utils.data.IterableDataset):
-    """Collated batches with their positions; an error of the data is the last item, as DataLoader would garble it."""
-
-    def __init__(self, stream: BatchStream, collate: Callable[[list[Feature]], dict[str, torch.Tensor]]):
-        self.stream, self.collate = stream, collate
-
-    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], Position] | DataError]:
-        try:
-            for features, position in self.stream:
-                yield self.collate(features), position
-        except DataError as error:
-            yield error

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import DefaultFlowCallback
 
-from pipeline.batching import BatchLoader
+from pipeline.loading import BatchLoader
 
 MAX_NOT_FINITE = 10  # steps in a row without a finite loss and gradient, before the run goes back to a checkpoint
 

@@ -68,7 +68,7 @@ class DataConfig(Section):
     )
     shuffle_window: int = Field(10_000, ge=1, description="rows shuffled and grouped by length at a time")
     hub_patience: float = Field(600, ge=0, description="seconds to wait for a Hub that fails for a while")
-    worker_timeout: int = Field(1200, ge=1, description="seconds to wait for a batch from a loader worker")
+    worker_timeout: int = Field(1200, ge=1, description="seconds to wait for a window from a loader worker")
 
     @property
     def columns(self) -> dict[str, str]:

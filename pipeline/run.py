@@ -22,13 +22,14 @@ from transformers.integrations import get_available_reporting_integrations
 
 from pipeline import checkpointing, hub, plots
 from pipeline.augmentation import Augmentation
-from pipeline.batching import BatchLoader, BatchStream, name_bad_rows
+from pipeline.batching import BatchStream, name_bad_rows
 from pipeline.building import build_model, find_pretrained, generation_config, load_or_train_tokenizer
 from pipeline.card import card
 from pipeline.checkpointing import METRICS_FILE
 from pipeline.config import Config, ConfigError, DataError, RunError, nearest
 from pipeline.downloads import each_row, pin
 from pipeline.evaluation import Evaluation
+from pipeline.loading import BatchLoader
 from pipeline.metrics import Metric, load_metric
 from pipeline.optimization import noam
 from pipeline.sources import Rows, is_on_hub, patience_of, read
@@ -228,8 +229,8 @@ def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, row
         stream,
         task.pack if config.data.packing else task.collate,
         num_workers=args.dataloader_num_workers,
+        prefetch_factor=args.dataloader_prefetch_factor or 1,
         timeout=config.data.worker_timeout,
-        prefetch_factor=args.dataloader_prefetch_factor,
         pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
     )
 

@@ -29,10 +29,10 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
 
 from pipeline import checkpointing
-from pipeline.batching import BatchLoader
 from pipeline.callbacks import MAX_NOT_FINITE, Guard, PassEnd
 from pipeline.config import RunError
 from pipeline.evaluation import Evaluation, evaluate
+from pipeline.loading import BatchLoader
 from pipeline.metrics import Metric
 from pipeline.signals import StopRequest
 from pipeline.tasks.task import Feature, Task

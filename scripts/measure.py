@@ -26,9 +26,9 @@ from transformers import (
     TrainerCallback,
 )
 
-from pipeline.batching import BatchLoader
 from pipeline.config import Config, load
 from pipeline.generation import generate
+from pipeline.loading import BatchLoader
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
 from pipeline.models.transformer_layers import sinusoidal_positions

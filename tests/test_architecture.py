@@ -11,7 +11,7 @@ LAYERS = [  # each may import from those behind it, never from its own or an ear
     {"pipeline.run"},
     {"pipeline.training", "pipeline.building", "pipeline.card", "pipeline.hub", "pipeline.trace_page"},
     {"pipeline.evaluation", "pipeline.generation", "pipeline.callbacks", "pipeline.tracing", "pipeline.trace_assets"},
-    {"pipeline.tasks"},
+    {"pipeline.tasks", "pipeline.loading"},
     {"pipeline.sources", "pipeline.batching", "pipeline.optimization", "pipeline.checkpointing"},
     {
         "pipeline.downloads",

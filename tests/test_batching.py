@@ -8,11 +8,13 @@ from multiprocessing import active_children
 
 import psutil
 import pytest
+import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import get_worker_info
 
-from pipeline.batching import BatchLoader, BatchStream, Position
+from pipeline.batching import BatchStream, Position
 from pipeline.config import DataConfig, DataError, RunError, load
+from pipeline.loading import BatchLoader
 from pipeline.sources import read
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from tokenizer.training import train
@@ -38,6 +40,14 @@ def encode(columns):
 def make_stream(kind: str, **options) -> BatchStream:
     options = {"batch_rows": 4, "window": 30, "seed": 1, **options}
     return BatchStream(make_rows(kind), options.pop("encode", encode), lambda each: each["lengths"], **options)
+
+
+def collate(features):
+    return {"values": torch.tensor([each["value"] for each in features])}
+
+
+def take_loaded(loader: BatchLoader, count: int) -> list[list[int]]:
+    return [batch["values"].tolist() for batch in islice(iter(loader), count)]
 
 
 def take(stream, count: int) -> list[list[int]]:
@@ -124,7 +134,7 @@ def test_resuming_goes_on_with_the_next_batch(kind):
     expected = [[each["value"] for each in batch] for batch, _ in batches]
     for index, (_, position) in enumerate(batches[:52]):
         stream = make_stream(kind)
-        loader = BatchLoader(stream, collate=list)
+        loader = BatchLoader(stream, collate)
         loader.load_state_dict(json.loads(json.dumps(asdict(position))))
         assert take(stream, 3) == expected[index + 1 : index + 4]
 
@@ -162,10 +172,9 @@ def test_other_ranks_and_workers_go_on_with_the_same_order(kind, before, after):
         for rank in range(ranks):
             stream = make_stream(kind, rank=rank, world_size=ranks)
             stream.position = position
-            loader = BatchLoader(stream, list, num_workers=workers)
-            taken.append(list(islice(iter(loader), steps)))
-        batches = [[each["value"] for each in batch] for turn in zip(*taken, strict=True) for batch in turn]
-        return batches, loader.position
+            loader = BatchLoader(stream, collate, num_workers=workers)
+            taken.append(take_loaded(loader, steps))
+        return [batch for turn in zip(*taken, strict=True) for batch in turn], loader.position
 
     first, position = train(*before, 15, Position())
     second, _ = train(*after, 20, position)
@@ -202,11 +211,23 @@ def test_resuming_reads_one_shard_and_one_window():
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @KINDS
 def test_workers_change_nothing(kind, workers):
-    def collate(features):
-        return [each["value"] for each in features]
-
     loader = BatchLoader(make_stream(kind), collate, num_workers=workers)
-    assert list(islice(iter(loader), 90)) == take(make_stream(kind), 90)  # over three ends of a pass
+    assert take_loaded(loader, 90) == take(make_stream(kind), 90)  # over three ends of a pass
+    assert not active_children()
+
+
+@KINDS
+def test_a_window_is_prepared_by_one_worker(kind, tmp_path):
+    def note(columns):
+        with (tmp_path / "rows.txt").open("a") as file:
+            file.write(f"{get_worker_info().id} {len(columns['row'])}\n")
+        return encode(columns)
+
+    loader = BatchLoader(make_stream(kind, encode=note), collate, num_workers=2)
+    taken = sum(map(len, take_loaded(loader, 100)))
+    notes = [line.split() for line in (tmp_path / "rows.txt").read_text().splitlines()]
+    assert {worker for worker, _ in notes} == {"0", "1"}
+    assert taken <= sum(int(rows) for _, rows in notes) <= taken + 5 * 33  # the window in use, two in work, two ready
 
 
 def test_token_budget_and_padding():
@@ -268,7 +289,7 @@ def test_nothing_left_to_train_on(kind, workers):
     """The message is the same from a worker: it travels as it is."""
     stream = make_stream(kind, encode=lambda columns: ["too long"] * len(columns["row"]), max_bad_rows=None)
     with pytest.raises(DataError, match=r"^none of the 100 training rows can be used; the last: row \d+: too long$"):
-        next(iter(BatchLoader(stream, list, num_workers=workers)))
+        next(iter(BatchLoader(stream, collate, num_workers=workers)))
 
 
 def test_a_hung_worker_is_named():
@@ -277,9 +298,9 @@ def test_a_hung_worker_is_named():
             time.sleep(60)
         return encode(columns)
 
-    loader = BatchLoader(make_stream("dataset", encode=hang), list, num_workers=2, timeout=2)
-    with pytest.raises(RunError, match=r"loader worker 1 of 2 gave no batch in 2 seconds, after row 0 of pass 0"):
-        list(islice(iter(loader), 2))
+    loader = BatchLoader(make_stream("dataset", encode=hang), collate, num_workers=2, timeout=2)
+    with pytest.raises(RunError, match=r"loader worker 1 of 2 gave nothing in 2 seconds, after row 30 of pass 0"):
+        list(islice(iter(loader), 20))
     assert not active_children()
 
 
