@@ -17,9 +17,10 @@ def make_classifier():
     return make
 
 
+@pytest.mark.parametrize("kernels", [[], [2, 3, 5]])
 @pytest.mark.parametrize("pooling", ["mean", "max", "first"])
-def test_padding_changes_nothing(make_classifier, batch, pooling):
-    model = make_classifier(pooling=pooling)
+def test_padding_changes_nothing(make_classifier, batch, pooling, kernels):
+    model = make_classifier(pooling=pooling, conv_kernels=kernels)
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     alone = model(input_ids=batch["input_ids"][1:, :3]).logits
     torch.testing.assert_close(logits[1:], alone)
@@ -33,6 +34,18 @@ def test_pooling(make_classifier, batch):
         states = model.encoder(batch["input_ids"], batch["attention_mask"]).last_hidden_state
         pooled = torch.stack([pool(states[0], 0), pool(states[1, :3], 0)])
         torch.testing.assert_close(model(batch["input_ids"], batch["attention_mask"]).logits, model.classifier(pooled))
+
+
+def test_convolutions_are_added_to_the_embedding(make_classifier):
+    """By the formula: at each place, relu of the weighted sum over its neighbours and itself."""
+    encoder = make_classifier(conv_kernels=[3]).encoder
+    plain = make_classifier().encoder
+    plain.load_state_dict(encoder.state_dict(), strict=False)
+    ids = torch.tensor([[5, 6, 7]])
+    vectors, found = plain._embed(ids, None)[0], encoder._embed(ids, None)[0]
+    left, here, right = encoder.convolutions[0].weight.unbind(-1)  # (D, D) each
+    middle = (left @ vectors[0] + here @ vectors[1] + right @ vectors[2] + encoder.convolutions[0].bias).relu()
+    torch.testing.assert_close(found[1], vectors[1] + middle)
 
 
 def test_loss_is_cross_entropy(make_classifier, batch):
@@ -57,6 +70,7 @@ def test_saved_and_loaded(make_classifier, batch, tmp_path):
 @pytest.mark.parametrize(
     "changes, problem",
     [
+        ({"conv_kernels": [3, 0]}, r"conv_kernels=\[3, 0\]: each must be at least 1"),
         ({"pooling": "sum"}, "pooling=.sum.: it must be one of mean, max, first"),
         ({"classifier_dropout": 1.0}, "below 1"),
     ],

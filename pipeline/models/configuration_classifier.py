@@ -14,6 +14,8 @@ class TransformerClassifierConfig(Seq2SeqTransformerConfig):
     Args:
         pooling: what the head sees: "mean" or "max" of all real positions, or the "first" one.
         classifier_dropout: on what the head sees.
+        conv_kernels: widths of convolutions over neighbouring tokens, whose rectified outputs are added to the
+            embedding; none when left out.
 
     The sizes of the encoder are those of `Seq2SeqTransformerConfig`; those of a decoder are not used.
 
@@ -27,8 +29,12 @@ class TransformerClassifierConfig(Seq2SeqTransformerConfig):
     use_cache: bool = False
     pooling: str = "mean"
     classifier_dropout: float | int = 0.1
+    conv_kernels: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        self.conv_kernels = self.conv_kernels or []
+        if any(width < 1 for width in self.conv_kernels):
+            raise ValueError(f"conv_kernels={self.conv_kernels}: each must be at least 1")
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling={self.pooling!r}: it must be one of {', '.join(POOLINGS)}")
         if not 0 <= self.classifier_dropout < 1:

@@ -3,13 +3,45 @@
 Shapes: B batch, S source length, D = d_model, C classes.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import initialization as init
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .configuration_classifier import TransformerClassifierConfig
 from .modeling_seq2seq import Seq2SeqTransformerEncoder, Seq2SeqTransformerPreTrainedModel
+
+
+class ConvolutionalEncoder(Seq2SeqTransformerEncoder):
+    """An encoder whose embeddings know their neighbours, by convolutions of several widths (Kim 2014,
+    https://aclanthology.org/D14-1181)."""
+
+    config: TransformerClassifierConfig
+
+    def __init__(self, config: TransformerClassifierConfig):
+        super().__init__(config)
+        self.convolutions = nn.ModuleList(
+            [nn.Conv1d(config.d_model, config.d_model, width, padding="same") for width in config.conv_kernels or []]
+        )
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv1d):  # as torch begins
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            init.uniform_(module.weight, -bound, bound)
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    def _embed(self, input_ids: Tensor, rows: Tensor | None, offset: int | Tensor = 0) -> Tensor:
+        vectors = super()._embed(input_ids, rows, offset)  # (B, S, D)
+        real = input_ids.ne(self.config.pad_token_id)[..., None]
+        inputs = (vectors * real).transpose(1, 2)  # zeros behind a text, padded or not
+        return vectors + sum(each(inputs).relu().transpose(1, 2) for each in self.convolutions)
 
 
 class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
@@ -20,7 +52,7 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
 
     def __init__(self, config: TransformerClassifierConfig):
         super().__init__(config)
-        self.encoder = Seq2SeqTransformerEncoder(config)
+        self.encoder = ConvolutionalEncoder(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.d_model, config.num_labels)
         self.post_init()
@@ -54,6 +86,7 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
         """
         if attention_mask is None:
             attention_mask = input_ids.ne(self.config.pad_token_id).long()
+        input_ids = input_ids.masked_fill(attention_mask == 0, self.config.pad_token_id)
         outputs = self.encoder(input_ids, attention_mask, **kwargs)
         pooled = self._pool(outputs.last_hidden_state, attention_mask)  # (B, D)
         logits = self.classifier(self.dropout(pooled))  # (B, C)
