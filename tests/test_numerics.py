@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.metrics import bleu, chrf
+from pipeline.models import transformer_layers
 from pipeline.models.modeling_seq2seq import shift_right
 from pipeline.models.transformer_layers import (
     DecoderLayer,
@@ -179,16 +180,18 @@ def test_padding_changes_nothing(make_model, batch, pre_norm, kernel):
 
 
 @NORMS
-def test_sdpa_is_eager(make_model, batch, pre_norm):
+def test_sdpa_is_eager(make_model, batch, pre_norm, monkeypatch):
     results = {}
-    for kernel in ("eager", "sdpa"):
-        model = make_model(pre_norm=pre_norm)
+    for kernel, short_scores in (("eager", 0), ("sdpa", 0), ("sdpa", transformer_layers.SHORT_SCORES)):
+        monkeypatch.setattr(transformer_layers, "SHORT_SCORES", short_scores)
+        model = make_model(pre_norm=pre_norm).train()
         model.set_attn_implementation(kernel)
         loss = model(**batch).loss
         loss.backward()
-        results[kernel] = [loss.detach(), *(parameter.grad for parameter in model.parameters())]
-    for eager, sdpa in zip(*results.values(), strict=True):
-        torch.testing.assert_close(eager, sdpa, atol=1e-6, rtol=1e-4)
+        results[kernel, short_scores] = [loss.detach(), *(parameter.grad for parameter in model.parameters())]
+    for eager, sdpa, short in zip(*results.values(), strict=True):
+        torch.testing.assert_close(sdpa, eager, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(short, eager, atol=1e-6, rtol=1e-4)
 
 
 def pack(batch: dict[str, torch.Tensor], length: int = 128) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # Numbers in a slice of the logits: on a CPU what its caches hold, elsewhere what keeps the device busy.
-SLICE_NUMBERS = {"cpu": 1 << 21}
+SLICE_NUMBERS = {"cpu": 1 << 23}
 SLICE_NUMBERS_ELSEWHERE = 1 << 26
 
 
@@ -41,24 +41,24 @@ def _slices(
     ctx, hidden: Tensor, weight: Tensor, cast: Tensor, labels: Tensor, label_smoothing: float, rows: int
 ) -> tuple[Tensor, Tensor]:
     needs_gradient = any(ctx.needs_input_grad[:2])
+    count, vocabulary = len(labels), len(weight)
     total = torch.zeros((), device=hidden.device)
     correct = torch.empty_like(labels, dtype=torch.bool)
     hidden_gradient = torch.empty_like(hidden)
     weight_gradient = torch.zeros_like(weight if needs_gradient else weight[:0])
-    for start in range(0, len(labels), rows):
+    uniform = label_smoothing / vocabulary  # what smoothing makes of every logit's target, the same for all tokens
+    weight_sum, hidden_sum = cast.float().sum(0), hidden.float().sum(0)  # (D)
+    buffer = torch.empty(min(rows, count), vocabulary, device=hidden.device, dtype=cast.dtype)
+    for start in range(0, count, rows):
         part = slice(start, start + rows)
         states, targets = hidden[part].to(cast.dtype), labels[part, None]
-        logs = nn.functional.linear(states, cast).float().log_softmax(-1)  # (n, V)
-        chosen = logs.gather(1, targets)
-        correct[part] = (chosen >= logs.amax(-1, keepdim=True)).squeeze(1)
-        total -= (1 - label_smoothing) * chosen.sum()
-        if label_smoothing:
-            total -= label_smoothing * logs.sum() / logs.shape[1]
+        logits = torch.mm(states, cast.T, out=buffer[: len(states)]).float()  # (n, V)
+        highest, chosen = logits.amax(-1, keepdim=True), logits.gather(1, targets)
+        correct[part] = (chosen >= highest).squeeze(1)
+        slopes = torch.softmax(logits, -1, out=logits)  # softmax - target distribution, but for its uniform part
+        total += (highest - slopes.amax(-1, keepdim=True).log() - (1 - label_smoothing) * chosen).sum()
         if not needs_gradient:
             continue
-        slopes = logs.exp_()  # softmax - target distribution, in the place of the logs
-        if label_smoothing:
-            slopes -= label_smoothing / logs.shape[1]
         slopes.scatter_add_(1, targets, torch.full_like(chosen, label_smoothing - 1))
         slopes = slopes.to(cast.dtype)
         hidden_gradient[part] = slopes @ cast
@@ -66,7 +66,12 @@ def _slices(
             weight_gradient.addmm_(slopes.T, states)
         else:
             weight_gradient += slopes.T @ states
+    if label_smoothing:
+        total -= uniform * (hidden_sum @ weight_sum)  # the sum of all logits
     if needs_gradient:
+        if label_smoothing:
+            hidden_gradient -= uniform * weight_sum
+            weight_gradient -= uniform * hidden_sum
         ctx.save_for_backward(hidden_gradient, weight_gradient)
     ctx.mark_non_differentiable(correct)
     return total, correct

@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 BLOCK = 128  # places that a flex kernel takes at a time
+SHORT_SCORES = 128 * 128  # T * K up to which a CPU trains faster by whole matrices than by PyTorch's kernel
 
 
 def sinusoidal_positions(position_ids: Tensor, d_model: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -58,8 +59,13 @@ def rows_mask(query_rows: Tensor, key_rows: Tensor, dtype: torch.dtype, is_causa
     if not query_rows.is_cuda:
         allowed = query_rows[..., None] == key_rows[:, None]
         allowed = allowed.tril() if is_causal else allowed
-        return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)[None]
+        return to_bias(allowed, dtype)[None]
     return rows_block_mask(query_rows[0], key_rows[0], is_causal)
+
+
+def to_bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """What to add to the scores so that a query attends where `allowed` is true, in the same shape."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 def rows_block_mask(query_rows: Tensor, key_rows: Tensor, is_causal: bool) -> BlockMask:
@@ -170,6 +176,14 @@ class MultiHeadAttention(nn.Module):
             query = query.unflatten(0, (-1, beams)).transpose(1, 2).flatten(2, 3)  # (B, H, beams * T, E)
             attention_mask = attention_mask[..., :1, :] if isinstance(attention_mask, Tensor) else None
         kernel = "flex_attention" if isinstance(attention_mask, BlockMask) else self.config._attn_implementation
+        num_scores = query.shape[2] * key.shape[2]
+        if kernel == "sdpa" and self.training and query.device.type == "cpu" and num_scores <= SHORT_SCORES:
+            # PyTorch's kernel takes each head of each row by itself, which here costs more than the arithmetic.
+            kernel = "eager"
+            if attention_mask is None and self.is_causal:
+                attention_mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+            if attention_mask is not None and attention_mask.dtype == torch.bool:
+                attention_mask = to_bias(attention_mask, query.dtype)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention)
         mixed, weights = attention(
             self,
