@@ -4,7 +4,7 @@ Shapes: N tokens, D width, V vocabulary.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Numbers in a slice of the logits: on a CPU what its caches hold, elsewhere what keeps the device busy.
