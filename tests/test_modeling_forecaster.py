@@ -38,7 +38,7 @@ def standardised(model: TransformerForecaster, values: torch.Tensor) -> torch.Te
     return (values - torch.tensor(model.config.means)) / torch.tensor(model.config.stds)
 
 
-@pytest.mark.parametrize("changes", [{}, {"head": "last"}, {"pre_norm": False}, {"patch_stride": 8}, PLAIN])
+@pytest.mark.parametrize("changes", [{}, {"head": "last"}, {"pre_norm": False}, {"patch_stride": 8}, {"linear_forecast": True}, PLAIN])
 def test_shapes(changes):
     model = make(**changes)
     past, future = make_batch(model)
@@ -48,6 +48,31 @@ def test_shapes(changes):
     assert model(past).loss is None and model(past).losses is None
     loss, predictions, losses = model(past, future, return_dict=False)
     assert loss == outputs.loss and torch.equal(predictions, outputs.prediction_outputs) and len(losses) == len(past)
+
+
+def test_linear_forecast_is_averaged_and_learns_alone():
+    """The mean of both forecasts is what counts; in training each has its own error, so its own gradient."""
+    model = make(linear_forecast=True)
+    past, future = make_batch(model)
+    target = standardised(model, future)
+    window = standardised(model, past).transpose(1, 2)  # (B, C, L)
+    centre = window.mean(-1, keepdim=True)
+    spread = (window.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    linear = (model.linear((window - centre) / spread) * spread + centre).transpose(1, 2)
+    encoder = make(linear_forecast=False)
+    encoder.load_state_dict({name: value for name, value in model.state_dict().items() if "linear." not in name})
+    alone = standardised(encoder, forecast(encoder, past))
+    torch.testing.assert_close(standardised(model, forecast(model, past)), (alone + linear) / 2)
+    torch.testing.assert_close(model(past, future).loss, ((alone + linear) / 2 - target).square().mean())
+    errors = [(each - target).square().mean() for each in (alone, linear)]
+    for module in model.modules():
+        if hasattr(module, "p"):
+            module.p = 0.0
+    loss = model.train()(past, future).loss
+    torch.testing.assert_close(loss, (errors[0] + errors[1]) / 2)
+    loss.backward()
+    (expected,) = torch.autograd.grad(errors[1] / 2, [model.linear.weight])
+    torch.testing.assert_close(model.linear.weight.grad, expected)
 
 
 def test_patches_of_the_paper():

@@ -26,6 +26,8 @@ class TransformerForecasterConfig(PreTrainedConfig):
             https://openreview.net/forum?id=cGDAkQo1C0p; without its learned scale and shift).
         head: what the linear head sees: all positions ("flatten"), or the "last" one.
         head_dropout: on what the head sees.
+        linear_forecast: average the encoder's forecast with that of one linear map of the window (RLinear, Li et al.
+            2023, https://arxiv.org/abs/2305.10721). Each learns by a loss of its own, so that their errors differ.
         d_model ... activation_dropout: as in `Seq2SeqTransformerConfig`.
 
     Raises:
@@ -48,6 +50,7 @@ class TransformerForecasterConfig(PreTrainedConfig):
     patch_stride: int = 8
     instance_norm: bool = True
     head: str = "flatten"
+    linear_forecast: bool = False
     d_model: int = 64
     encoder_layers: int = 3
     attention_heads: int = 4

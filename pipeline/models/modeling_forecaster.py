@@ -1,6 +1,7 @@
 """A Transformer encoder over patches of time series, with a head for the steps to come.
 
-Shapes: B windows, L steps of the past, H steps of the future, C series, N patches, P patch length, D = d_model.
+Shapes: B windows, L steps of the past, H steps of the future, C series, N patches, P patch length, D = d_model, F
+forecasts that are averaged.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from .transformer_layers import EncoderLayer, sinusoidal_positions
 @dataclass
 class ForecasterOutput(ModelOutput):
     """Args:
-    loss: mean squared error of standardised values. losses: (B, H, C), those of which it is the mean.
+    loss: mean squared error of standardised values; in training, where two forecasts are averaged, the mean of their
+        own errors. losses: (B, H, C), those of which it is the mean.
     prediction_outputs: (B, H, C), in the units of the data.
     """
 
@@ -47,6 +49,7 @@ class TransformerForecaster(PreTrainedModel):
         self.head_dropout = nn.Dropout(config.head_dropout)
         width = config.d_model * (config.num_patches if config.head == "flatten" else 1)
         self.head = nn.Linear(width, config.prediction_length)
+        self.linear = nn.Linear(config.context_length, config.prediction_length) if config.linear_forecast else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -94,13 +97,19 @@ class TransformerForecaster(PreTrainedModel):
             centre = series.mean(-1, keepdim=True)
             spread = (series.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()  # a constant window has none
             series = (series - centre) / spread
-        forecast = self._forecast(series.flatten(0, 1)).unflatten(0, series.shape[:2])  # (B, C, H)
+        flat = series.flatten(0, 1)  # (B * C, L)
+        each = [self._forecast(flat)]  # (B * C, H)
+        if self.linear is not None:
+            each.append(self.linear(flat.to(self.dtype)).float())
+        forecasts = torch.stack(each).unflatten(1, series.shape[:2])  # (F, B, C, H)
         if self.config.instance_norm:
-            forecast = forecast * spread + centre
-        forecast = forecast.transpose(1, 2)  # (B, H, C)
+            forecasts = forecasts * spread + centre
+        forecasts = forecasts.transpose(2, 3)  # (F, B, H, C)
+        forecast = forecasts.mean(0)
         loss = losses = None
         if future_values is not None:
-            losses = (forecast - (future_values.float() - means) / stds).square()
+            judged = forecasts if self.training else forecast[None]
+            losses = (judged - (future_values.float() - means) / stds).square().mean(0)  # (B, H, C)
             loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
         result = ForecasterOutput(loss=loss, prediction_outputs=forecast * stds + means, losses=losses)
         return result.to_tuple() if return_dict is False else result
