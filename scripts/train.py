@@ -1,11 +1,13 @@
 """Trains the model that a config describes: accelerate launch scripts/train.py CONFIG [section.key=value ...]"""
 
 import argparse
+import gc
 import logging
 import os
 import sys
 from pathlib import Path
 
+gc.disable()  # until everything is imported: what imports make stays, and to look through it again and again takes time
 # Large tensors on the CPU in large pages: a matrix whose rows are 4 kB long else needs a page for each of them.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether installed or not
@@ -19,6 +21,9 @@ from pipeline.run import Result, run
 from pipeline.signals import stop_with_launcher
 from pipeline.training import Stopped
 from tokenizer.training import TokenizerError
+
+gc.freeze()
+gc.enable()
 
 TABLE_ROWS = 10
 
