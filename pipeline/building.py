@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
@@ -16,6 +17,8 @@ from pipeline.embeddings import load_embeddings, read_words
 from pipeline.tasks.tables import find
 from tokenizer.training import train
 
+BOTH = "both"  # word vectors that are kept, beside others that are learned
+LEARNED_BESIDE = 0.3  # how large those begin, of their usual size
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
@@ -95,24 +98,45 @@ def build_model(
     """
     transformers.set_seed(seed)
     settings = sizes | {name: value for name, value in config.model.items() if name not in ("from", "embeddings")}
+    given = config.model.get("embeddings")
+    if given is not None:
+        _check_embeddings(config, given, tokenizer)
+        if given["trainable"] == BOTH:
+            settings["static_embeddings"] = True
     model = _make_model(config, tokenizer, settings, pretrained)
     if config.data.packing and (not isinstance(model, find(config.task).model) or model.config.attention_dropout):
         raise ConfigError("data.packing: needs a model of this project's own, and model.attention_dropout=0")
-    if (given := config.model.get("embeddings")) is not None:
-        if (
-            not isinstance(given, dict)
-            or set(given) != {"path", "trainable"}
-            or not isinstance(given["trainable"], bool)
-        ):
-            raise ConfigError(
-                "model.embeddings: write {path: FILE, trainable: true}, or false to keep them as they are"
-            )
-        if tokenizer is None:
-            raise ConfigError(f"model.embeddings: there are no words in the data of {config.task}")
-        if is_new:
-            load_embeddings(model, tokenizer, given["path"], seed)
-        model.get_input_embeddings().requires_grad_(given["trainable"])
+    if given is not None and tokenizer is not None:
+        _load_embeddings(model, tokenizer, given["path"], given["trainable"], seed, is_new)
     return model
+
+
+def _check_embeddings(config: Config, given: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    trainable = given.get("trainable") if isinstance(given, dict) and set(given) == {"path", "trainable"} else None
+    if not isinstance(trainable, bool) and trainable != BOTH:
+        raise ConfigError(
+            "model.embeddings: write {path: FILE, trainable: true}, or false to keep them as they are, or both to keep "
+            "them beside others that are learned"
+        )
+    if tokenizer is None:
+        raise ConfigError(f"model.embeddings: there are no words in the data of {config.task}")
+    if trainable == BOTH and not hasattr(find(config.task).config, "static_embeddings"):
+        raise ConfigError(f"model.embeddings: {config.task} has no place for both; write trainable: true or false")
+
+
+def _load_embeddings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str, trainable: bool | str, seed: int, is_new: bool
+) -> None:
+    """Reads word vectors into a new model, and lets training change what it may."""
+    learned = model.get_input_embeddings()
+    embedding = model.encoder.static_tokens if trainable == BOTH else learned
+    if is_new:
+        found = load_embeddings(embedding, tokenizer, path, seed)
+        if trainable == BOTH:  # words without a vector have none here, and all begin with little beside it
+            with torch.no_grad():
+                embedding.weight[~torch.isin(torch.arange(len(embedding.weight)), found)] = 0
+                learned.weight *= LEARNED_BESIDE
+    embedding.requires_grad_(trainable is True)
 
 
 def _make_model(

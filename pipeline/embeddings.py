@@ -10,7 +10,8 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import ConfigError
 
@@ -53,16 +54,16 @@ def read_vectors(path: str | Path, words: set[str]) -> dict[str, np.ndarray]:
 
 
 def load_embeddings(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str | Path, seed: int = 0
-) -> float:
-    """Writes the vectors of a file into the model's embedding, for the tokens that are words of it.
+    embedding: nn.Embedding, tokenizer: PreTrainedTokenizerBase, path: str | Path, seed: int = 0
+) -> torch.Tensor:
+    """Writes the vectors of a file into an embedding, for the tokens that are words of it.
 
-    A token is looked up as it is decoded, then in lower case. Other rows stay random. Vectors wider than the
+    A token is looked up as it is decoded, then in lower case. Other rows stay as they are. Vectors wider than the
     embedding are projected onto their principal axes, narrower ones by a random orthonormal map, which keeps all
     angles. They are scaled to the spread that the random rows have.
 
     Returns:
-        The share of ordinary tokens that have a vector.
+        The numbers of the tokens that have a vector, (N).
 
     Raises:
         ConfigError: as `read_vectors`; when no token has a vector.
@@ -74,13 +75,13 @@ def load_embeddings(
     rows = {number: vector for number, vector in found.items() if vector is not None}
     if not rows:
         raise ConfigError(f"model.embeddings.path: {path} has no word of the vocabulary; is it another language?")
-    weight = model.get_input_embeddings().weight
+    weight = embedding.weight
     values = _project(torch.from_numpy(np.stack(list(rows.values()))), weight.shape[1], seed)
     with torch.no_grad():
         weight[list(rows)] = (values * (weight.std() / values.std())).to(weight)
     coverage = len(rows) / len(tokens)
     logger.info("%s: vectors for %d of %d tokens (%.1f %%)", path, len(rows), len(tokens), 100 * coverage)
-    return coverage
+    return torch.tensor(list(rows))
 
 
 def _project(vectors: torch.Tensor, width: int, seed: int) -> torch.Tensor:

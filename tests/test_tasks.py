@@ -179,7 +179,7 @@ def test_an_unseen_class_in_validation(make_task, tmp_path):
         run(config)
 
 
-@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize("trainable", [True, False, "both"])
 def test_word_vectors(make_task, tmp_path, trainable):
     """They join the vocabulary, are kept or tuned, and are not needed any more when the run goes on."""
     path = tmp_path / "vectors.txt"
@@ -190,20 +190,34 @@ def test_word_vectors(make_task, tmp_path, trainable):
         model={"embeddings": {"path": str(path), "trainable": trainable}},
     )
     folder = run(config).output_dir
-    before = load_file(folder / "checkpoint-2" / "model.safetensors")["encoder.embed_tokens.weight"]
-    after = load_file(folder / "model.safetensors")["encoder.embed_tokens.weight"]
-    assert torch.equal(before, after) is not trainable
-    assert "unseen" in AutoTokenizer.from_pretrained(folder).get_vocab()
+    before = load_file(folder / "checkpoint-2" / "model.safetensors")
+    after = load_file(folder / "model.safetensors")
+    learned, static = "encoder.embed_tokens.weight", "encoder.static_tokens.weight"
+    assert torch.equal(before[learned], after[learned]) is not trainable
+    assert (static in after) is (trainable == "both")
+    vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
+    assert "unseen" in vocabulary
+    if static in after:
+        assert torch.equal(before[static], after[static])
+        with_vector = after[static].any(-1).nonzero().squeeze(1).tolist()
+        assert sorted(with_vector) == sorted(vocabulary[word] for word in ("a", "b", "unseen"))
     rewind(folder, 2)
     path.unlink()
     run(config)
-    assert torch.equal(load_file(folder / "model.safetensors")["encoder.embed_tokens.weight"], after)
+    again = load_file(folder / "model.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in after.items())
 
 
 @pytest.mark.parametrize("given", ["glove.txt", {"path": "x"}, {"path": "x", "trainable": 1}])
 def test_word_vectors_wrongly_asked_for(make_task, given):
     with pytest.raises(ConfigError, match=r"model\.embeddings: write \{path: FILE, trainable: true\}"):
         run(make_task("text_classification", model={"embeddings": given}))
+
+
+def test_word_vectors_beside_learned_ones_need_a_model_for_them(make_task):
+    model = {"embeddings": {"path": "x", "trainable": "both"}}
+    with pytest.raises(ConfigError, match=r"model\.embeddings: language_modeling has no place for both"):
+        run(make_task("language_modeling", model=model))
 
 
 def test_a_language_model(make_task):

@@ -16,13 +16,17 @@ from .modeling_seq2seq import Seq2SeqTransformerEncoder, Seq2SeqTransformerPreTr
 
 
 class ConvolutionalEncoder(Seq2SeqTransformerEncoder):
-    """An encoder whose embeddings know their neighbours, by convolutions of several widths (Kim 2014,
-    https://aclanthology.org/D14-1181)."""
+    """An encoder whose embeddings know their neighbours, by convolutions of several widths, and may have word vectors
+    that do not change beside those that are learned (Kim 2014, https://aclanthology.org/D14-1181)."""
 
     config: TransformerClassifierConfig
 
     def __init__(self, config: TransformerClassifierConfig):
         super().__init__(config)
+        self.static_tokens = None
+        if config.static_embeddings:
+            self.static_tokens = nn.Embedding(config.vocab_size, config.d_model).requires_grad_(False)
+            self.static_projection = nn.Linear(config.d_model, config.d_model)
         self.convolutions = nn.ModuleList(
             [nn.Conv1d(config.d_model, config.d_model, width, padding="same") for width in config.conv_kernels or []]
         )
@@ -39,6 +43,9 @@ class ConvolutionalEncoder(Seq2SeqTransformerEncoder):
 
     def _embed(self, input_ids: Tensor, rows: Tensor | None, offset: int | Tensor = 0) -> Tensor:
         vectors = super()._embed(input_ids, rows, offset)  # (B, S, D)
+        if self.static_tokens is not None:
+            static = self.static_tokens(input_ids) * math.sqrt(self.config.d_model)
+            vectors = vectors + self.dropout(self.static_projection(static))
         real = input_ids.ne(self.config.pad_token_id)[..., None]
         inputs = (vectors * real).transpose(1, 2)  # zeros behind a text, padded or not
         return vectors + sum(each(inputs).relu().transpose(1, 2) for each in self.convolutions)
