@@ -125,7 +125,12 @@ def _check_embeddings(config: Config, given: Any, tokenizer: PreTrainedTokenizer
 
 
 def _load_embeddings(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str, trainable: bool | str, seed: int, is_new: bool
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: str,
+    trainable: bool | str,
+    seed: int,
+    is_new: bool,
 ) -> None:
     """Reads word vectors into a new model, and lets training change what it may."""
     learned = model.get_input_embeddings()

@@ -129,8 +129,8 @@ class Config(Section):
     model: dict[str, Any] = Field(
         {},
         description="the model's own sizes, such as d_model; see pipeline/models/. Also from: a checkpoint to start "
-        "from; and embeddings: {path: FILE, trainable: true}, word vectors in text format to start from (false: to keep; "
-        "both: to keep beside learned ones)",
+        "from; and embeddings: {path: FILE, trainable: true}, word vectors in text format to start from (false: to "
+        "keep; both: to keep beside learned ones)",
     )
     augmentation: AugmentationConfig = AugmentationConfig()
     training: dict[str, Any] = Field(

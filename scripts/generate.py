@@ -28,7 +28,7 @@ def main() -> int:
         metavar="KEY=VALUE",
         help="change the stored generation config, such as: --set do_sample=true top_k=10 temperature=0.6",
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.texts and arguments.file:
         parser.error("give texts or --file, not both")
     logging.disable_progress_bar()

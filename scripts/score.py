@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help="another config than the one found beside the checkpoint")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
     parser.add_argument("--predictions", type=Path, help="write one JSON line a sample: source, reference, prediction")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     logging.disable_progress_bar()
     try:
         config = configuration.load(arguments.config or find_config(arguments.checkpoint), arguments.overrides)

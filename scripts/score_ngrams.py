@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="section.key=value, to change the config that it was trained with")
     parser.add_argument("--split", default="test", choices=["validation", "test"])
     parser.add_argument("--order", type=int, default=3, metavar="N", help="of the Kneser-Ney model")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     logging.disable_progress_bar()
     try:
         config = configuration.load(find_config(arguments.checkpoint), arguments.overrides)

@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument(
         "--accept-changes", action="store_true", help="go on with other settings in a folder that holds a run"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     stop_with_launcher()
     logging.basicConfig(format="%(message)s")
     is_main = os.environ.get("RANK", "0") == "0"

@@ -38,7 +38,9 @@ def standardised(model: TransformerForecaster, values: torch.Tensor) -> torch.Te
     return (values - torch.tensor(model.config.means)) / torch.tensor(model.config.stds)
 
 
-@pytest.mark.parametrize("changes", [{}, {"head": "last"}, {"pre_norm": False}, {"patch_stride": 8}, {"linear_forecast": True}, PLAIN])
+@pytest.mark.parametrize(
+    "changes", [{}, {"head": "last"}, {"pre_norm": False}, {"patch_stride": 8}, {"linear_forecast": True}, PLAIN]
+)
 def test_shapes(changes):
     model = make(**changes)
     past, future = make_batch(model)

@@ -16,8 +16,8 @@ class TransformerClassifierConfig(Seq2SeqTransformerConfig):
         classifier_dropout: on what the head sees.
         conv_kernels: widths of convolutions over neighbouring tokens, whose rectified outputs are added to the
             embedding; none when left out.
-        static_embeddings: word vectors that training leaves as they are, seen through a linear map, beside the embedding
-            that it learns (the two channels of Kim 2014, section 3.1).
+        static_embeddings: word vectors that training leaves as they are, seen through a linear map, beside the
+            embedding that it learns (the two channels of Kim 2014, section 3.1).
 
     The sizes of the encoder are those of `Seq2SeqTransformerConfig`; those of a decoder are not used.
 

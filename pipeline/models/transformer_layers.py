@@ -182,7 +182,7 @@ class MultiHeadAttention(nn.Module):
             kernel = "eager"
             if attention_mask is None and self.is_causal:
                 attention_mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
-            if attention_mask is not None and attention_mask.dtype == torch.bool:
+            if isinstance(attention_mask, Tensor) and attention_mask.dtype == torch.bool:
                 attention_mask = to_bias(attention_mask, query.dtype)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention)
         mixed, weights = attention(
