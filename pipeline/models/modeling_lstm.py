@@ -140,7 +140,9 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
             given = None
             if past_key_values is not None:
                 given = (past_key_values.hidden[number][None], past_key_values.cell[number][None])
-            states, (last_hidden, last_cell) = _run(layer, states, given, lengths)  # (B, T, H)
+            # In float32 on CPUs: under autocast PyTorch asks for a bfloat16 LSTM, which those without AVX-512 lack.
+            with torch.autocast("cpu", enabled=False):
+                states, (last_hidden, last_cell) = _run(layer, states, given, lengths)  # (B, T, H)
             states = self.dropout(states)
             hidden.append(last_hidden[0])
             cell.append(last_cell[0])
