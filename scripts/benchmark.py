@@ -252,7 +252,7 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--checkpoint", help="trained with model.pre_norm=false, for the part generation")
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if "generation" in arguments.parts and not arguments.checkpoint:
         parser.error("the part generation needs --checkpoint: a run of this config with model.pre_norm=false")
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Numbers in a slice of the logits: on a CPU what its caches hold, elsewhere what keeps the device busy.
+# Numbers in a slice of the logits: on a CPU the 32 MiB of a large cache, elsewhere what keeps the device busy.
 SLICE_NUMBERS = {"cpu": 1 << 23}
 SLICE_NUMBERS_ELSEWHERE = 1 << 26
 
