@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, cycle, takewhile
+from itertools import chain, count, cycle, repeat, takewhile
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ Feature = dict[str, Any]
 NAMED_BAD_ROWS = 3  # of a window, in the log
 # pyarrow's and pandas' errors are ValueErrors; the others are the Hub's, when patience is at its end.
 UNREADABLE = (ValueError, DatasetGenerationError, HfHubHTTPError, httpx.TransportError, ConnectionError, EOFError)
+FIRST_ROWS = 1_000  # in the first window of the first pass, so that training begins soon whatever a window holds
 PARTS_OF_WINDOW = 10  # a stream's windows end at a multiple of these parts, as a shard may end anywhere
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class BatchStream(torch.utils.data.IterableDataset):
         batch_rows: rows in a batch, where `batch_tokens` is None.
         batch_tokens: a batch holds as many rows as fit when each side is padded to its longest, and at least one.
         packing: nothing is padded, so any rows share a batch.
-        window: rows read at a time; of a stream up to a tenth more.
+        window: rows read at a time, fewer in the first window of the first pass; of a stream up to a tenth more.
         augment: changes a feature, by random numbers of its own for every pass and row.
         arrange: makes the batches of a window, in their order, from rows that are read in order, not permuted.
         patience: seconds to try again what a stream cannot read.
@@ -236,21 +237,30 @@ class BatchStream(torch.utils.data.IterableDataset):
         """The windows of the position's pass from there on: what gives the columns of each, and the place behind it."""
         if isinstance(self.rows, Dataset):
             order = self._order(position, len(self.rows))
-            for start in range(position.first_row, len(order), self.window):
-                yield partial(self._rows, order[start : start + self.window]), None
-            return
-        first_row, end = position.first_row, position.rows
+            start = position.first_row
+            for size in self._sizes(position):
+                if start >= len(order):
+                    return
+                yield partial(self._rows, order[start : start + size]), None
+                start += size
+        first_row, end, sizes = position.first_row, position.rows, self._sizes(position)
+        size = next(sizes)
         columns: Columns = {"row": []}
         for part, end in self._read_shards(position):
             row = first_row + len(columns["row"])
             columns["row"] += range(row, row + len(next(iter(part.values()))))
             for name, values in part.items():
                 columns.setdefault(name, []).extend(values)
-            if len(columns["row"]) >= self.window:
+            if len(columns["row"]) >= size:
                 yield partial(dict, columns), end
-                columns, first_row = {"row": []}, first_row + len(columns["row"])
+                columns, first_row, size = {"row": []}, first_row + len(columns["row"]), next(sizes)
         if columns["row"]:
             yield partial(dict, columns), end
+
+    def _sizes(self, position: Position) -> Iterator[int]:
+        """Rows of the windows of a pass, from the position on."""
+        is_first = position.number == position.window == 0 and self.arrange is None
+        return chain([min(FIRST_ROWS, self.window)] if is_first else [], repeat(self.window))
 
     def _rows(self, numbers: np.ndarray) -> Columns:
         return {**self.rows[numbers], "row": numbers.tolist()}
@@ -267,8 +277,9 @@ class BatchStream(torch.utils.data.IterableDataset):
         rows_read = position.first_row
         for turn in range(first, count):
             shard = self.rows.shard(count, order[turn])
+            part = max(1, min(self.window // PARTS_OF_WINDOW, FIRST_ROWS))
             try:
-                for columns, behind in iterate(shard, max(1, self.window // PARTS_OF_WINDOW), self.patience, state):
+                for columns, behind in iterate(shard, part, self.patience, state):
                     yield columns, (turn, behind)
                     rows_read += len(next(iter(columns.values())))
             except UNREADABLE as error:
@@ -288,7 +299,7 @@ class BatchStream(torch.utils.data.IterableDataset):
     def _share_of_pass(self, position: Position, share_of_window: float) -> float:
         if not isinstance(self.rows, Dataset):
             return 0.0
-        rows = min(self.window, len(self.rows) - position.first_row)
+        rows = min(next(self._sizes(position)), len(self.rows) - position.first_row)
         return (position.first_row + share_of_window * rows) / len(self.rows)
 
 

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import get_worker_info
 
+from pipeline import batching
 from pipeline.batching import BatchStream, Position
 from pipeline.config import DataConfig, DataError, RunError, load
 from pipeline.loading import BatchLoader
@@ -208,6 +209,28 @@ def test_resuming_reads_one_shard_and_one_window():
     assert len(read) - before <= 250 + 110
 
 
+@KINDS
+def test_the_first_window_of_the_first_pass_is_short(kind, monkeypatch):
+    """So the first step does not wait for a large window; what follows, and a resumed run, has whole windows."""
+    monkeypatch.setattr(batching, "FIRST_ROWS", 5)
+    sizes = []
+
+    def note(columns):
+        sizes.append(len(columns["value"]))
+        return encode(columns)
+
+    placed = list(islice(iter(make_stream(kind, encode=note, window=40)), 50))
+    assert 5 <= sizes[0] <= 8 and min(sizes[1], sizes[2], sizes[4]) >= 40 and sum(sizes[:4]) == 100
+    position = placed[20][1]
+    stream = make_stream(kind, encode=note, window=40)
+    stream.position = position
+    assert take(stream, 29) == [[each["value"] for each in batch] for batch, _ in placed[21:]]
+    sizes.clear()
+    text = make_stream(kind, encode=note, window=40, arrange=lambda features, generator: [features])
+    take(text, 1)
+    assert sizes[0] >= 40  # rows that follow one another are cut into streams, the fewer the better
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @KINDS
 def test_workers_change_nothing(kind, workers):
@@ -313,13 +336,13 @@ def test_epoch_is_the_share_of_the_pass():
 
 
 def test_captions_are_padded_little(shared_data):
-    """At least 95 % of the places in a batch of the translation config hold a token."""
+    """At least 96 % of the places in the batches of the translation config hold a token, the first pass included."""
     config = load("configs/translation_multi30k_en_fr.yaml", [f"data.path={shared_data}/multi30k", "data.options={}"])
     rows = read(config.data, "train", config.data.columns)
     texts = (row[name] for row in rows for name in ("source", "target"))
     task = SequenceToSequence(train(texts, config.tokenizer.kind, config.tokenizer.vocab_size))
-    batch_tokens = config.data.batch_tokens
-    stream = BatchStream(rows, task.encode, task.lengths, batch_rows=1, batch_tokens=batch_tokens)
+    batch_tokens, window = config.data.batch_tokens, config.data.shuffle_window
+    stream = BatchStream(rows, task.encode, task.lengths, batch_rows=1, batch_tokens=batch_tokens, window=window)
     real = places = 0
     for features, _ in takewhile(lambda item: item[1].number == 0, stream):
         batch = task.collate(features)
@@ -327,7 +350,7 @@ def test_captions_are_padded_little(shared_data):
         assert size <= batch_tokens
         real += int(batch["attention_mask"].sum() + batch["labels"].ne(-100).sum())
         places += size
-    assert real / places >= 0.95
+    assert real / places >= 0.96
 
 
 @pytest.mark.slow
