@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, count, cycle, repeat, takewhile
+from itertools import chain, count, cycle, repeat
 from typing import Any
 
 import numpy as np
@@ -71,11 +71,13 @@ class Window:
     """What some rows that are read together give, wherever in the order they stand.
 
     Attributes:
+        number: of its pass.
         batches: lists of features, or what they are collated into.
         size: its rows. bad: a name for each bad one.
         end: in a stream, the place behind it.
     """
 
+    number: int
     batches: list[Any]
     size: int
     bad: list[str]
@@ -135,24 +137,26 @@ class BatchStream(torch.utils.data.IterableDataset):
     def count_batches(self) -> int:
         """Batches in the first pass, over all ranks; reads and encodes every row once."""
         begin = Position()
-        first_pass = takewhile(lambda placed: placed[0].number == 0, self._place(self.windows(begin), begin))
-        return sum(len(window.batches) for _, _, window in first_pass)
+        windows = (self._cut(read(), end, 0, index) for index, (read, end) in enumerate(self._read(begin)))
+        return sum(len(window.batches) for _, _, window in self._place(windows, begin))
 
     def __iter__(self) -> Iterator[tuple[list[Feature], Position]]:
         return self.batches(self.windows(self.position))
 
-    def windows(self, position: Position, worker: int = 0, num_workers: int = 1) -> Generator[Window | None]:
-        """Windows from `position` on, with None at the end of each pass; of these items, every `num_workers`-th."""
+    def windows(self, position: Position, worker: int = 0, num_workers: int = 1) -> Generator[Window]:
+        """Windows from `position` on, pass after pass; of these, every `num_workers`-th."""
         turns = cycle(range(num_workers))
         for number in count(position.number):
             start = position if number == position.number else Position(number)
-            for window, (read, end) in enumerate(self._read(start), start.window):
+            is_empty = not start.first_row
+            for index, (read, end) in enumerate(self._read(start), start.window):
+                is_empty = False
                 if next(turns) == worker:
-                    yield self._cut(read(), end, number, np.random.default_rng((self.seed, number, window)))
-            if next(turns) == worker:
-                yield None
+                    yield self._cut(read(), end, number, index)
+            if is_empty:  # or this would go on for ever
+                raise DataError("there are no training rows")
 
-    def batches(self, windows: Iterator[Window | None]) -> Iterator[tuple[Any, Position]]:
+    def batches(self, windows: Iterator[Window]) -> Iterator[tuple[Any, Position]]:
         """This rank's batches of the windows from `self.position` on."""
         begin = self.position.next_batch
         for here, behind, window in self._place(windows, self.position):
@@ -170,21 +174,15 @@ class BatchStream(torch.utils.data.IterableDataset):
                     ),
                 )
 
-    def _place(
-        self, windows: Iterator[Window | None], position: Position
-    ) -> Iterator[tuple[Position, Position, Window]]:
+    def _place(self, windows: Iterator[Window], position: Position) -> Iterator[tuple[Position, Position, Window]]:
         """Every window from `position` on, with the positions of its beginning and its end."""
         useful = position.first_batch > 0
         bad: list[str] = []
         for window in windows:
-            if window is None:
+            if window.number > position.number:
                 if not useful:
-                    last = f"; the last: {bad[-1]}" if bad else ""
-                    raise DataError(f"none of the {position.first_row} training rows can be used{last}")
-                position = replace(
-                    position, number=position.number + 1, window=0, rows=None, first_row=0, skipped_in_pass=0
-                )
-                continue
+                    break
+                position = replace(position, number=window.number, window=0, rows=None, first_row=0, skipped_in_pass=0)
             skipped = len(window.bad)
             if skipped:
                 bad = window.bad
@@ -202,9 +200,13 @@ class BatchStream(torch.utils.data.IterableDataset):
             yield replace(position, skipped_in_window=skipped), behind, window
             useful = useful or bool(window.batches)
             position = behind
+        if not useful:
+            last = f"; the last: {bad[-1]}" if bad else ""
+            raise DataError(f"none of the {position.first_row} training rows can be used{last}")
 
-    def _cut(self, columns: Columns, end: Any, number: int, generator: np.random.Generator) -> Window:
-        """The batches of some rows, in pass `number`."""
+    def _cut(self, columns: Columns, end: Any, number: int, index: int) -> Window:
+        """The batches of some rows, which are a window of pass `number`."""
+        generator = np.random.default_rng((self.seed, number, index))
         encoded = self.encode(columns)
         features = [feature for feature in encoded if not isinstance(feature, str)]
         if self.augment is not None:
@@ -218,7 +220,7 @@ class BatchStream(torch.utils.data.IterableDataset):
             batches = pack(features, self.lengths, self.batch_tokens, generator)
         else:
             batches = group(features, self.lengths, self._room, generator)
-        return Window(batches, len(encoded), name_bad_rows(columns, encoded), end)
+        return Window(number, batches, len(encoded), name_bad_rows(columns, encoded), end)
 
     def _complain(self, bad: list[str], position: Position) -> None:
         """Raises DataError for more bad rows than are allowed; else names some of them in the log, on one process."""

@@ -68,7 +68,7 @@ class BatchLoader:
                 self.stream.position = position
                 yield {name: tensor.pin_memory() for name, tensor in tensors.items()} if self.pin_memory else tensors
 
-    def _of_workers(self) -> Generator[Window | None]:
+    def _of_workers(self) -> Generator[Window]:
         """The windows, with collated batches, in the order of the stream: DataLoader asks its workers in turn."""
         others = set(active_children())
         items: Any = iter(
@@ -115,13 +115,12 @@ class _Windows(torch.utils.data.IterableDataset):
     def __init__(self, stream: BatchStream, collate: Callable[[list[Feature]], Batch]):
         self.stream, self.collate = stream, collate
 
-    def __iter__(self) -> Iterator[Window | DataError | None]:
+    def __iter__(self) -> Iterator[Window | DataError]:
         worker = get_worker_info()
         assert worker is not None
         try:
             for window in self.stream.windows(self.stream.position, worker.id, worker.num_workers):
-                if window is not None:
-                    window.batches = [self._arrays(batch) for batch in window.batches]
+                window.batches = [self._arrays(batch) for batch in window.batches]
                 yield window
         except DataError as error:
             yield error

@@ -188,17 +188,21 @@ def count_operations(model: Seq2SeqTransformerConfig, sources: int, targets: int
 
 
 def load_batches(arguments: argparse.Namespace, streaming: bool) -> float:
-    """Tokens a second of a loader as training has it, behind its first window."""
+    """Tokens a second of a loader as training has it, over whole passes behind the first."""
     workers = ["training.dataloader_num_workers=2", f"data.streaming={str(streaming).lower()}"]
     config = load(arguments.config, [*arguments.overrides, *workers])
     loader, model = build(config)
-    batches = iter(loader)
-    next(batches)
-    tokens, begin = 0, time.perf_counter()
-    while time.perf_counter() - begin < LOADER_SECONDS:
-        batch = next(batches)
+    tokens = passes = 0
+    begin = now = time.perf_counter()
+    for batch in loader:
+        if loader.position.number > passes:
+            passes, now = passes + 1, time.perf_counter()
+            if passes == 1:
+                tokens, begin = 0, now
+            elif now - begin >= LOADER_SECONDS:
+                break
         tokens += int(batch["input_ids"].ne(model.pad_token_id).sum() + batch["labels"].ne(-100).sum())
-    return tokens / (time.perf_counter() - begin)
+    return tokens / (now - begin)
 
 
 def encode_alone(arguments: argparse.Namespace) -> float:
