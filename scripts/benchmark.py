@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether installed or not
 
 from pipeline.building import load_or_train_tokenizer
-from pipeline.config import load
+from pipeline.config import ConfigError, load
 from pipeline.sources import read
 from pipeline.tasks.tables import find
 
@@ -255,13 +255,19 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     if "generation" in arguments.parts and not arguments.checkpoint:
         parser.error("the part generation needs --checkpoint: a run of this config with model.pre_norm=false")
-    with tempfile.TemporaryDirectory() as folder:
-        results = {}
-        for part in arguments.parts:
-            results[part] = PARTS[part](arguments, Path(folder))
-            print_table(part, results[part])
-            sys.stdout.flush()
-            arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    results = {}
+    try:
+        if (task := load(arguments.config, arguments.overrides).task) != "sequence_to_sequence":
+            raise ConfigError(f"task: {task!r} has no counterpart here; take a config with task: sequence_to_sequence")
+        with tempfile.TemporaryDirectory() as folder:
+            for part in arguments.parts:
+                results[part] = PARTS[part](arguments, Path(folder))
+                print_table(part, results[part])
+                sys.stdout.flush()
+                arguments.output.write_text(json.dumps(results, indent=2) + "\n")
+    except (ValueError, OSError) as error:  # ConfigError and DataError are ValueErrors
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

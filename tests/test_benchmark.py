@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.benchmark import print_table
+from scripts.benchmark import main, print_table
 from scripts.measure import Stopwatch, count_operations
 from tests.conftest import ROOT, TINY
 
@@ -43,6 +43,21 @@ def test_the_table_shows_medians_and_ranges(capsys):
     assert lines[0] == "part"
     assert lines[2].split() == ["ours", "2", "1", "to", "3"]
     assert lines[3].split() == ["ratio", "1.5"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["configs/none.yaml"], "error: configs/none.yaml: no such config file"),
+        (["configs/reversal.yaml", "modle.d_model=8"], "unknown key modle; did you mean model?"),
+        (["configs/lstm_anna.yaml"], "error: task: 'language_modeling' has no counterpart here"),
+    ],
+)
+def test_a_wrong_config_is_named(arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments, "--parts", "start"])
+    assert main() == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
