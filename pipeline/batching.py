@@ -30,7 +30,7 @@ Feature = dict[str, Any]
 NAMED_BAD_ROWS = 3  # of a window, in the log
 # pyarrow's and pandas' errors are ValueErrors; the others are the Hub's, when patience is at its end.
 UNREADABLE = (ValueError, DatasetGenerationError, HfHubHTTPError, httpx.TransportError, ConnectionError, EOFError)
-FIRST_ROWS = 1_000  # in the first window of the first pass, so that training begins soon whatever a window holds
+FIRST_ROWS = 1_000  # in the very first window, so that training begins soon whatever a window holds
 PARTS_OF_WINDOW = 10  # a stream's windows end at a multiple of these parts, as a shard may end anywhere
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,8 @@ class BatchStream(torch.utils.data.IterableDataset):
         batch_rows: rows in a batch, where `batch_tokens` is None.
         batch_tokens: a batch holds as many rows as fit when each side is padded to its longest, and at least one.
         packing: nothing is padded, so any rows share a batch.
-        window: rows read at a time, fewer in the first window of the first pass; of a stream up to a tenth more.
+        window: rows read at a time; of a stream up to a tenth more. The very first window of batches counted in tokens
+            is short.
         augment: changes a feature, by random numbers of its own for every pass and row.
         arrange: makes the batches of a window, in their order, from rows that are read in order, not permuted.
         patience: seconds to try again what a stream cannot read.
@@ -260,9 +261,12 @@ class BatchStream(torch.utils.data.IterableDataset):
             yield partial(dict, columns), end
 
     def _sizes(self, position: Position) -> Iterator[int]:
-        """Rows of the windows of a pass, from the position on."""
-        is_first = position.number == position.window == 0 and self.arrange is None
-        return chain([min(FIRST_ROWS, self.window)] if is_first else [], repeat(self.window))
+        """Rows of the windows of a pass, from the position on.
+
+        Batches of so many rows have no short window, which would end in one more batch that is not full.
+        """
+        is_short = position.number == position.window == 0 and self.batch_tokens is not None and self.arrange is None
+        return chain([min(FIRST_ROWS, self.window)] if is_short else [], repeat(self.window))
 
     def _rows(self, numbers: np.ndarray) -> Columns:
         return {**self.rows[numbers], "row": numbers.tolist()}

@@ -219,16 +219,16 @@ def test_the_first_window_of_the_first_pass_is_short(kind, monkeypatch):
         sizes.append(len(columns["value"]))
         return encode(columns)
 
-    placed = list(islice(iter(make_stream(kind, encode=note, window=40)), 50))
+    placed = list(islice(iter(make_stream(kind, encode=note, window=40, batch_tokens=60)), 50))
     assert 5 <= sizes[0] <= 8 and min(sizes[1], sizes[2], sizes[4]) >= 40 and sum(sizes[:4]) == 100
     position = placed[20][1]
-    stream = make_stream(kind, encode=note, window=40)
+    stream = make_stream(kind, encode=note, window=40, batch_tokens=60)
     stream.position = position
     assert take(stream, 29) == [[each["value"] for each in batch] for batch, _ in placed[21:]]
-    sizes.clear()
-    text = make_stream(kind, encode=note, window=40, arrange=lambda features, generator: [features])
-    take(text, 1)
-    assert sizes[0] >= 40  # rows that follow one another are cut into streams, the fewer the better
+    for whole in ({}, {"batch_tokens": 60, "arrange": lambda features, generator: [features]}):
+        sizes.clear()
+        take(make_stream(kind, encode=note, window=40, **whole), 1)
+        assert sizes[0] >= 40  # of batches counted in rows, and of rows that follow one another
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
