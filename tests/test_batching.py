@@ -280,6 +280,16 @@ def test_a_row_over_the_budget_is_a_batch_of_its_own():
     assert sizes[1] > 0
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_rows_are_an_error(workers):
+    rows = Dataset.from_dict({"value": []})
+    stream = BatchStream(rows, encode, lambda each: each["lengths"], batch_rows=4)
+    with pytest.raises(DataError, match="there are no training rows"):
+        next(iter(BatchLoader(stream, collate, num_workers=workers)))
+    with pytest.raises(DataError, match="none of the 0 training rows can be used"):
+        stream.count_batches()
+
+
 def odd(columns):
     return [each if each["value"] % 2 else "even" for each in encode(columns)]
 
