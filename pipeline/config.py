@@ -4,7 +4,6 @@ The descriptions below are the manual of the keys; `python scripts/train.py --he
 """
 
 import dataclasses
-import difflib
 import typing
 from pathlib import Path
 from typing import Any, Literal
@@ -15,17 +14,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError
 from transformers import Seq2SeqTrainingArguments
 
-
-class ConfigError(ValueError):
-    """A setting that cannot work; the message names the key, the place where it was given, and the mend."""
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file, column or row, and the mend."""
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on for reasons outside its config and data; the message says what is safe, and the mend."""
+from pipeline.errors import ConfigError, nearest
 
 
 class Section(BaseModel):
@@ -225,13 +214,6 @@ def parse_overrides(overrides: typing.Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         _apply(override, values, {})
     return values
-
-
-def nearest(word: str, words: typing.Iterable[str]) -> str:
-    """`; did you mean X?` for the nearest of `words`, or the list of them all."""
-    words = sorted(words)
-    close = difflib.get_close_matches(word, words, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; there are: {', '.join(words)}"
 
 
 def _apply(override: str, values: dict, origins: dict[tuple[str, ...], str]) -> None:

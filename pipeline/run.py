@@ -20,22 +20,25 @@ from transformers import (
 )
 from transformers.integrations import get_available_reporting_integrations
 
-from pipeline import checkpointing, hub, plots
-from pipeline.augmentation import Augmentation
-from pipeline.batching import BatchStream, name_bad_rows
-from pipeline.building import build_model, find_pretrained, generation_config, load_or_train_tokenizer
-from pipeline.card import card
-from pipeline.checkpointing import METRICS_FILE
-from pipeline.config import Config, ConfigError, DataError, RunError, nearest
-from pipeline.downloads import each_row, pin
-from pipeline.evaluation import Evaluation
-from pipeline.loading import BatchLoader
-from pipeline.metrics import Metric, load_metric
-from pipeline.optimization import noam
-from pipeline.sources import Rows, is_on_hub, patience_of, read
-from pipeline.tasks.tables import find
-from pipeline.tasks.task import Feature, Task
-from pipeline.training import STATE_FILE, TeacherForcingTrainer
+from pipeline import plots
+from pipeline.config import Config
+from pipeline.data.augmentation import Augmentation
+from pipeline.data.batch_loader import BatchLoader
+from pipeline.data.batch_stream import BatchStream, name_bad_rows
+from pipeline.data.hub_reading import each_row, pin
+from pipeline.data.splits import Rows, is_on_hub, patience_of, read
+from pipeline.errors import ConfigError, DataError, RunError, nearest
+from pipeline.inference.evaluation import Evaluation
+from pipeline.inference.metrics import Metric, load_metric
+from pipeline.publishing import hub
+from pipeline.publishing.card import card
+from pipeline.setup.model_factory import build_model, find_pretrained, generation_config, load_or_train_tokenizer
+from pipeline.tasks.base import Feature, Task
+from pipeline.tasks.registry import find
+from pipeline.training import checkpoints
+from pipeline.training.checkpoints import METRICS_FILE
+from pipeline.training.schedules import noam
+from pipeline.training.trainer import STATE_FILE, TeacherForcingTrainer
 from tokenizer.checks import check
 
 CURVES_FILE = "training_curves.png"
@@ -153,7 +156,7 @@ def find_start(config: Config, args: Seq2SeqTrainingArguments, accept_changes: b
 
 
 def _find_start(config: Config, folder: Path, chosen: str | bool | None, accept_changes: bool) -> Start:
-    keys = checkpointing.changed_keys(config, folder)
+    keys = checkpoints.changed_keys(config, folder)
     if keys and not accept_changes:
         raise ConfigError(
             f"training.output_dir: {folder} holds a run with other settings ({', '.join(keys)}); "
@@ -163,10 +166,10 @@ def _find_start(config: Config, folder: Path, chosen: str | bool | None, accept_
         return Start(is_finished=True)
     checkpoint = None
     if chosen in (None, True):
-        checkpoint = checkpointing.find_newest(folder)
+        checkpoint = checkpoints.find_newest(folder)
     elif chosen is not False:
         checkpoint = Path(str(chosen))
-        if problem := checkpointing.damage(checkpoint):
+        if problem := checkpoints.damage(checkpoint):
             raise RunError(f"training.resume_from_checkpoint: {checkpoint} is not a whole checkpoint: {problem}")
     if checkpoint and not {"data.path", "data.revision"} & {*keys}:
         return Start(checkpoint, json.loads((checkpoint / STATE_FILE).read_text()).get("revision"))
@@ -265,12 +268,12 @@ def run(config: Config, accept_changes: bool = False) -> Result:
     output_dir = Path(args.output_dir)
     with ExitStack() as stack:
         if PartialState().is_main_process:
-            stack.enter_context(checkpointing.lock(output_dir))
+            stack.enter_context(checkpoints.lock(output_dir))
         try:
             return _run(config, args, output_dir, accept_changes)
         except Exception as error:
-            if checkpointing.is_storage_error(error):
-                raise RunError(checkpointing.explain_storage(output_dir, error)) from error
+            if checkpoints.is_storage_error(error):
+                raise RunError(checkpoints.explain_storage(output_dir, error)) from error
             raise
 
 
@@ -320,7 +323,7 @@ def _run(config: Config, args: Seq2SeqTrainingArguments, output_dir: Path, accep
     )
     if config.evaluation.average_checkpoints is not None and trainer.is_fsdp_enabled:
         raise ConfigError("evaluation.average_checkpoints: not with FSDP, where no process holds the whole model")
-    trainer.write(lambda: checkpointing.begin(given, output_dir), main_only=True)
+    trainer.write(lambda: checkpoints.begin(given, output_dir), main_only=True)
     if checkpoint:
         logger.info("going on from %s", checkpoint)
     publisher = None
@@ -372,7 +375,7 @@ def _write_report(
 ) -> None:
     _describe(config, trainer, output_dir, scores)
     # Last: this file says that the run is finished.
-    checkpointing.write_text(output_dir / METRICS_FILE, json.dumps(scores, indent=2))
+    checkpoints.write_text(output_dir / METRICS_FILE, json.dumps(scores, indent=2))
 
 
 def describe_progress(config: Config, trainer: TeacherForcingTrainer, folder: Path) -> None:

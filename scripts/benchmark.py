@@ -20,10 +20,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether installed or not
 
-from pipeline.building import load_or_train_tokenizer
-from pipeline.config import ConfigError, load
-from pipeline.sources import read
-from pipeline.tasks.tables import find
+from pipeline.config import load
+from pipeline.data.splits import read
+from pipeline.errors import ConfigError, TeacherForcingError
+from pipeline.setup.model_factory import load_or_train_tokenizer
+from pipeline.tasks.registry import find
 
 SCRIPTS = Path(__file__).parent
 STEPS_A_LOG = 10
@@ -207,8 +208,8 @@ def seconds_to_output(command: list[str]) -> float:
 
 
 def measure(arguments: argparse.Namespace, what: list, overrides: list[str], **environment: str) -> Any:
-    """What a function of scripts/measure.py gives; the peak memory of its process joins a dict."""
-    command = [str(SCRIPTS / "measure.py"), arguments.config, *overrides, "--what", json.dumps(what)]
+    """What a function of scripts/benchmark_cases.py gives; the peak memory of its process joins a dict."""
+    command = [str(SCRIPTS / "benchmark_cases.py"), arguments.config, *overrides, "--what", json.dumps(what)]
     command += ["--device", arguments.device]
     if arguments.checkpoint:
         command += ["--checkpoint", arguments.checkpoint]
@@ -265,7 +266,7 @@ def main() -> int:
                 print_table(part, results[part])
                 sys.stdout.flush()
                 arguments.output.write_text(json.dumps(results, indent=2) + "\n")
-    except (ValueError, OSError) as error:  # ConfigError and DataError are ValueErrors
+    except (TeacherForcingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # run from a clone, whether installed or not
 
-from pipeline.checkpointing import METRICS_FILE, STAGING_FOLDER, list_checkpoints, step_of
+from pipeline.training.checkpoints import METRICS_FILE, STAGING_FOLDER, list_checkpoints, step_of
 
 SAVES = 15
 SAVE_STEPS = 10

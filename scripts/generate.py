@@ -9,9 +9,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether 
 import torch
 from transformers.utils import logging
 
-from pipeline.config import ConfigError, parse_overrides
-from pipeline.generation import generate
-from pipeline.tasks.tables import load
+from pipeline.config import parse_overrides
+from pipeline.errors import ConfigError, TeacherForcingError
+from pipeline.inference.generation import generate
+from pipeline.tasks.registry import load
 
 
 def main() -> int:
@@ -44,7 +45,7 @@ def main() -> int:
         if arguments.seed is not None:
             torch.manual_seed(arguments.seed)
         answers = generate(model, task, texts, batch_size=arguments.batch_size)
-    except (ValueError, OSError) as error:  # ConfigError is a ValueError
+    except (TeacherForcingError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for text in answers:

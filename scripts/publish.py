@@ -6,8 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether installed or not
 
-from pipeline import hub
-from pipeline.config import ConfigError, HubConfig
+from pipeline.config import HubConfig
+from pipeline.errors import ConfigError
+from pipeline.publishing import hub
 
 
 def main() -> int:

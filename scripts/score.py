@@ -10,11 +10,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether 
 from transformers.utils import logging
 
 from pipeline import config as configuration
-from pipeline.checkpointing import find_config
-from pipeline.evaluation import evaluate
-from pipeline.metrics import load_metric
+from pipeline.errors import ConfigError, TeacherForcingError
+from pipeline.inference.evaluation import evaluate
+from pipeline.inference.metrics import load_metric
 from pipeline.run import encode_split
-from pipeline.tasks.tables import load
+from pipeline.tasks.registry import load
+from pipeline.training.checkpoints import find_config
 
 
 def main() -> int:
@@ -31,11 +32,11 @@ def main() -> int:
         config = configuration.load(arguments.config or find_config(arguments.checkpoint), arguments.overrides)
         split = getattr(config.data, arguments.split)
         if split is None:
-            raise configuration.ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
+            raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
         model, task = load(arguments.checkpoint)
         metrics = [load_metric(name) for name in config.evaluation.metrics]
         features = encode_split(config, task, split)
-    except (ValueError, OSError) as error:  # ConfigError and DataError are ValueErrors
+    except (TeacherForcingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     result = evaluate(

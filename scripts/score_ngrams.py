@@ -10,12 +10,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether 
 from transformers.utils import logging
 
 from pipeline import config as configuration
-from pipeline.checkpointing import find_config
-from pipeline.evaluation import evaluate
-from pipeline.ngrams import kneser_ney_perplexity, unigram_perplexity
+from pipeline.errors import ConfigError, TeacherForcingError
+from pipeline.inference.evaluation import evaluate
 from pipeline.run import encode_split
 from pipeline.tasks.language_modeling import LanguageModeling
-from pipeline.tasks.tables import load
+from pipeline.tasks.registry import load
+from pipeline.training.checkpoints import find_config
+from scripts.ngrams import kneser_ney_perplexity, unigram_perplexity
 
 
 def main() -> int:
@@ -30,12 +31,12 @@ def main() -> int:
         config = configuration.load(find_config(arguments.checkpoint), arguments.overrides)
         model, task = load(arguments.checkpoint)
         if not isinstance(task, LanguageModeling):
-            raise configuration.ConfigError(f"{arguments.checkpoint}: {config.task} has no n-grams to compare with")
+            raise ConfigError(f"{arguments.checkpoint}: {config.task} has no n-grams to compare with")
         train = encode_split(config, task, config.data.train)
         test = encode_split(config, task, getattr(config.data, arguments.split))
         if not train or not test:
-            raise configuration.ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
-    except (ValueError, OSError) as error:  # ConfigError and DataError are ValueErrors
+            raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
+    except (TeacherForcingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     ids, others, size = task.join(train), task.join(test), model.config.vocab_size

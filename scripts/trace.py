@@ -9,10 +9,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether 
 
 from transformers.utils import logging
 
-from pipeline.config import RunError
-from pipeline.tasks.tables import load
-from pipeline.trace_page import write_page, write_picture
-from pipeline.tracing import trace
+from pipeline.errors import TeacherForcingError
+from pipeline.inference.attention import trace
+from pipeline.tasks.registry import load
+from pipeline.tracing.page import write_page, write_picture
 
 
 def main() -> int:
@@ -34,7 +34,7 @@ def main() -> int:
         result = trace(model, task, arguments.source, arguments.target)
         write_page(result, page)
         write_picture(result, picture)
-    except (ValueError, OSError, RunError) as error:  # ConfigError is a ValueError
+    except (TeacherForcingError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"sum of {len(result.steps)} step losses   {result.summed_loss:.6f}")

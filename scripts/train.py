@@ -16,10 +16,9 @@ from accelerate import PartialState
 from transformers.utils import logging as transformers_logging
 
 from pipeline import config as configuration
-from pipeline.hub import NotPublished
+from pipeline.errors import ConfigError, DataError, NotPublished, RunError, Stopped
 from pipeline.run import Result, run
 from pipeline.signals import stop_with_launcher
-from pipeline.training import Stopped
 from tokenizer.training import TokenizerError
 
 gc.freeze()
@@ -55,14 +54,14 @@ def main() -> int:
     transformers_logging.disable_progress_bar()  # of loading and saving; the training's own stays
     try:
         result = run(configuration.load(arguments.config, arguments.overrides), arguments.accept_changes)
-    except (configuration.ConfigError, configuration.DataError, TokenizerError) as error:
+    except (ConfigError, DataError, TokenizerError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         if PartialState().is_main_process:
             print(f"\n{stopped}", file=sys.stderr)
         return 75
-    except configuration.RunError as error:
+    except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 4 if isinstance(error, NotPublished) else 3
     except KeyboardInterrupt:

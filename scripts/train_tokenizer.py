@@ -7,8 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether installed or not
 
-from pipeline.config import ConfigError, DataConfig, DataError
-from pipeline.sources import read
+from pipeline.config import DataConfig
+from pipeline.data.splits import read
+from pipeline.errors import ConfigError, DataError
 from tokenizer.checks import TokenizerError, check
 from tokenizer.training import KINDS, import_sentencepiece, train
 

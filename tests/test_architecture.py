@@ -1,42 +1,42 @@
 """The rules that keep the code easy to read, held by a test."""
 
 import ast
+import subprocess
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
 
-LAYERS = [  # each may import from those behind it, never from its own or an earlier one, but for the pairs named below
-    {"pipeline.run"},
-    {"pipeline.training", "pipeline.building", "pipeline.card", "pipeline.hub", "pipeline.trace_page"},
-    {"pipeline.evaluation", "pipeline.generation", "pipeline.callbacks", "pipeline.tracing", "pipeline.trace_assets"},
-    {"pipeline.tasks", "pipeline.loading"},
-    {"pipeline.sources", "pipeline.batching", "pipeline.optimization", "pipeline.checkpointing"},
-    {
-        "pipeline.downloads",
-        "pipeline.grouping",
-        "pipeline.embeddings",
-        "pipeline.augmentation",
-        "pipeline.ngrams",
-        "pipeline.decoding",
-    },
-    {"pipeline.config", "pipeline.signals", "pipeline.metrics", "pipeline.models", "pipeline.plots", "tokenizer"},
+# From the ground up. A room may import from the floors below it, and from itself.
+FLOORS = [
+    {"config", "errors", "signals", "plots", "data", "decoding", "models"},
+    {"tasks"},
+    {"inference", "setup"},
+    {"training", "exporting"},
+    {"tracing", "publishing"},
+    {"run", "run_folder"},
+    {"cli"},
 ]
+GROUND = {"config": {"errors"}, "signals": set(), "errors": set(), "plots": set(), "models": set(), "decoding": set()}
+GROUND["data"] = {"config", "errors", "signals"}
 SOURCES = [path for folder in ("pipeline", "tokenizer", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
 TOP_LEVEL = {"pipeline", "tokenizer", "configs", "scripts", "tests", "README.md", "pyproject.toml"}
-BESIDE = {"Makefile", ".ci", "LICENSE", "constraints.txt"}
+BESIDE = {"Makefile", "LICENSE", "CHANGELOG.md", "SECURITY.md", "constraints.txt"}
+
+
+def room(module: str) -> str:
+    """`training` for `pipeline.training.trainer`, `run` for `pipeline.run`."""
+    return module.split(".")[1]
+
+
+def floor(module: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room(module) in rooms)
 
 
 def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-def layer(module: str) -> int | None:
-    for number, names in enumerate(LAYERS):
-        if any(module == name or module.startswith(f"{name}.") for name in names):
-            return number
-    return None
 
 
 def imports(path: Path) -> list[str]:
@@ -58,12 +58,24 @@ def test_imports_point_downwards(path):
     own = module_name(path)
     for name in imports(path):
         if own.startswith("scripts"):
-            assert not name.startswith(("scripts", "tests")), f"{own} imports {name}"
-        elif own not in ("pipeline", "tokenizer"):
-            upper, lower = layer(own), layer(name)
-            assert upper is not None and lower is not None, f"{own} or {name} stands in no layer"
-            within = own.rsplit(".", 1)[0] == name.split(".")[0] == "tokenizer" or own.startswith("pipeline.tasks.")
-            assert lower > upper or (within and lower == upper), f"{own} imports {name}"
+            assert not name.startswith("tests"), f"{own} imports {name}"
+        elif own.startswith("tokenizer"):
+            assert name.startswith("tokenizer"), f"{own} imports {name}"
+        elif own != "pipeline" and name.startswith("pipeline."):
+            is_below = floor(name) < floor(own) or room(name) in GROUND.get(room(own), set())
+            assert is_below or room(name) == room(own), f"{own} imports {name}"
+        else:
+            assert own == "pipeline" or name.startswith("tokenizer"), f"{own} imports {name}"
+
+
+def test_no_import_is_a_cycle():
+    graph = {module_name(path): {name for name in imports(path) if name.startswith("pipeline")} for path in SOURCES}
+    modules = set(graph)
+    graph = {
+        own: {target for name in names for target in (name, name.rpartition(".")[0]) if target in modules - {own}}
+        for own, names in graph.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if "models" in path.parts], ids=lambda path: path.name)
@@ -75,18 +87,8 @@ def test_models_are_ready_for_the_hub(path):
             assert node.level in (0, 1) and (node.level == 0 or node.module)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_stay_short(path):
-    text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= 400
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = node.end_lineno - node.lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
-            assert length <= 60, f"{path}:{node.lineno} {node.name}: {length} lines"
-
-
 def test_training_names_no_task_model_or_metric():
-    text = (ROOT / "pipeline" / "training.py").read_text()
+    text = (ROOT / "pipeline" / "training" / "trainer.py").read_text()
     for name in ("sequence_to_sequence", "SequenceToSequence", "Seq2SeqTransformer", "sacrebleu", "exact_match"):
         assert name not in text
 
@@ -102,6 +104,10 @@ def test_no_pickle_is_loaded():
 
 
 def test_the_top_level_is_as_agreed():
-    names = {path.name for path in ROOT.iterdir() if not path.name.startswith(".") and path.suffix != ".egg-info"}
-    names -= {"runs", "build", "dist", "__pycache__"}
-    assert TOP_LEVEL <= names <= TOP_LEVEL | BESIDE
+    """Of what git tracks: a user may keep files of their own in a clone."""
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip("not a git clone")
+    names = {name.split("/")[0] for name in done.stdout.splitlines()}
+    assert names >= TOP_LEVEL
+    assert {name for name in names - TOP_LEVEL if not name.startswith(".")} <= BESIDE

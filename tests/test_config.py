@@ -1,6 +1,7 @@
 import pytest
 
-from pipeline.config import ConfigError, describe, load, parse_overrides
+from pipeline.config import describe, load, parse_overrides
+from pipeline.errors import ConfigError
 from tests.conftest import ROOT
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from pipeline.metrics import bleu, chrf
+from pipeline.inference.metrics import bleu, chrf
 from pipeline.models import transformer_layers
 from pipeline.models.modeling_seq2seq import shift_right
 from pipeline.models.transformer_layers import (
@@ -22,7 +22,7 @@ from pipeline.models.transformer_layers import (
     sinusoidal_positions,
 )
 from pipeline.run import run
-from scripts.measure import to_marian
+from scripts.benchmark_cases import to_marian
 
 NORMS = pytest.mark.parametrize("pre_norm", [True, False])
 

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
-from pipeline.config import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.run import run, use_all_cores
-from pipeline.training import TeacherForcingTrainer
+from pipeline.training.trainer import TeacherForcingTrainer
 from tokenizer.checks import TokenizerError
 from tokenizer.training import train as train_tokenizer
 
@@ -91,7 +91,11 @@ def test_a_start_that_failed_leaves_nothing_behind_that_counts(make_config):
         ({"generation": {"num_beems": 3}}, ConfigError, "generation.num_beems .*did you mean num_beams"),
         ({"data": {"source": "src"}}, DataError, r"reversal \(train\): there is no column 'src'"),
         ({"data": {"test": "tset"}}, ConfigError, "did you mean test"),
-        ({"tokenizer": {"kind": "words"}}, TokenizerError, "'words' is unknown .did you mean 'word'.*; there are: bpe"),
+        (
+            {"tokenizer": {"kind": "words"}},
+            TokenizerError,
+            "'words' is unknown .did you mean 'word'.*; choose from bpe",
+        ),
         ({"tokenizer": {"kind": "bpe", "vocab_size": 100}}, TokenizerError, "tokenizer.vocab_size: 100 is too small"),
         ({"tokenizer": {"path": "nowhere/at-all"}}, ConfigError, "tokenizer.path: .*nowhere/at-all"),
         ({"evaluation": {"metrics": ["blue"]}}, ConfigError, "evaluation.metrics: 'blue' is not built in"),

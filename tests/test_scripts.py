@@ -18,8 +18,8 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from pipeline import checkpointing
 from pipeline.run import run
+from pipeline.training import checkpoints
 from tests.conftest import ROOT
 
 PYTHON = (sys.executable,)
@@ -336,5 +336,5 @@ def test_a_signal_to_the_launcher_stops_and_saves(make_config, tmp_path, launche
             wait_until(lambda: "stopped and saved after step" in log.read_text())
         finally:
             started.kill()
-    assert checkpointing.find_newest(folder), log.read_text()
+    assert checkpoints.find_newest(folder), log.read_text()
     assert not (folder / "metrics.json").exists()

@@ -23,10 +23,10 @@ from transformers import (
     pipeline,
 )
 
-from pipeline.config import ConfigError, DataError, RunError
-from pipeline.generation import generate
+from pipeline.errors import ConfigError, DataError, RunError
+from pipeline.inference.generation import generate
 from pipeline.run import run
-from pipeline.tasks.tables import load
+from pipeline.tasks.registry import load
 from tests.conftest import HUB, ROOT, TINY
 
 NO_METRICS = {"metrics": [], "show": 0}
@@ -340,7 +340,7 @@ def test_forecasting(make_task):
         ({"train": "train[:10]"}, DataError, "a split has 10 rows, where one window needs 16"),
         ({"validation": "train[90:100]"}, DataError, "a split has 10 rows"),
         ({"series": None}, ConfigError, r"data\.series: name the columns to forecast"),
-        ({"series": ["HUFL", "TO"]}, DataError, "there is no column 'TO'; there are: HUFL, OT"),
+        ({"series": ["HUFL", "TO"]}, DataError, "there is no column 'TO'; choose from HUFL, OT"),
         ({"series": ["date"]}, DataError, "data.series: date is 't0' in row 0 of the split, no number"),
     ],
 )

@@ -159,7 +159,7 @@ def train(
     if kind not in KINDS:
         near = difflib.get_close_matches(kind, KINDS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise TokenizerError(f"tokenizer.kind: {kind!r} is unknown{hint}; there are: {', '.join(KINDS)}")
+        raise TokenizerError(f"tokenizer.kind: {kind!r} is unknown{hint}; choose from {', '.join(KINDS)}")
     lines = _lines(itertools.islice(texts, max_texts))
     if (first := next(lines, None)) is None:
         raise TokenizerError("there is no text to train a tokenizer on: no texts were given, or all of them are empty")

@@ -16,9 +16,10 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from pipeline import plots
-from pipeline.config import ConfigError, DataConfig, DataError
-from pipeline.sources import Rows
-from pipeline.tasks.task import Batch, Columns, Feature, Task
+from pipeline.config import DataConfig
+from pipeline.data.splits import Rows
+from pipeline.errors import ConfigError, DataError
+from pipeline.tasks.base import Batch, Columns, Feature, Task
 
 DRAWN = 4  # windows, spread over the split
 

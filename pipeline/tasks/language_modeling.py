@@ -16,7 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from pipeline.config import DataConfig
 from pipeline.models.modeling_lstm import LSTMState
 from pipeline.models.modeling_seq2seq import IGNORED
-from pipeline.tasks.task import Batch, Columns, Feature, Task, tokenize, what_is_wrong
+from pipeline.tasks.base import Batch, Columns, Feature, Task, tokenize, what_is_wrong
 
 HELD_OUT_STREAMS = 16  # into which the text of an evaluation is cut, so that it takes no step for every token
 HELD_OUT_CHUNK = 256  # tokens of each that are scored at a time

@@ -11,10 +11,10 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from pipeline.config import DataConfig
-from pipeline.decoding import search_of
+from pipeline.decoding.search import search_of
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.transformer_layers import BLOCK
-from pipeline.tasks.task import Batch, Columns, Feature, Task, tokenize, what_is_wrong
+from pipeline.tasks.base import Batch, Columns, Feature, Task, tokenize, what_is_wrong
 
 
 @dataclass

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from pipeline.config import ConfigError, DataConfig, nearest
-from pipeline.tasks.task import Batch, Columns, Feature, Task, tokenize, what_is_wrong
+from pipeline.config import DataConfig
+from pipeline.errors import ConfigError, nearest
+from pipeline.tasks.base import Batch, Columns, Feature, Task, tokenize, what_is_wrong
 
 
 @dataclass

@@ -1,0 +1,110 @@
+"""Word vectors from elsewhere: GloVe, word2vec and fastText in their text formats.
+
+gensim's `KeyedVectors` reads them as well, but keeps the whole file in memory and names no line where one is broken.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+def read_words(path: str | Path) -> Iterator[str]:
+    """The words of a file of vectors, in its order; any file with one word a line will do."""
+    for _, line in _lines(path):
+        yield line.split(" ", 1)[0]
+
+
+def read_vectors(path: str | Path, words: set[str]) -> dict[str, np.ndarray]:
+    """The vectors of those `words` that the file has, each of its one width.
+
+    Raises:
+        ConfigError: for a file that cannot be read, holds no vectors, or has a line of another width or with something
+            that is no finite number, naming the line.
+    """
+    vectors: dict[str, np.ndarray] = {}
+    width = 0
+    for number, line in _lines(path):
+        is_first, width = not width, width or len(line.split(" ")) - 1
+        word, *values = line.rsplit(" ", width)  # a word may hold spaces itself, as some of GloVe's do
+        if width < 2 or len(values) != width:
+            raise ConfigError(f"{path}:{number}: {len(values)} numbers, where the lines before have {width}")
+        if word not in words and not is_first:
+            continue
+        try:
+            vector = np.array(values, dtype=np.float32)
+        except ValueError as error:
+            raise ConfigError(f"{path}:{number}: a word and {width} numbers are needed; {error}") from error
+        if not np.isfinite(vector).all():
+            raise ConfigError(f"{path}:{number}: the vector of {word!r} holds a number that is not finite")
+        if word in words:
+            vectors.setdefault(word, vector)
+    if not width:
+        raise ConfigError(f"{path}: there are no vectors in it")
+    return vectors
+
+
+def load_embeddings(
+    embedding: nn.Embedding, tokenizer: PreTrainedTokenizerBase, path: str | Path, seed: int = 0
+) -> torch.Tensor:
+    """Writes the vectors of a file into an embedding, for the tokens that are words of it.
+
+    A token is looked up as it is decoded, then in lower case. Other rows stay as they are. Vectors wider than the
+    embedding are projected onto their principal axes, narrower ones by a random orthonormal map, which keeps all
+    angles. They are scaled to the spread that the random rows have.
+
+    Returns:
+        The numbers of the tokens that have a vector, (N).
+
+    Raises:
+        ConfigError: as `read_vectors`; when no token has a vector.
+    """
+    special = set(tokenizer.all_special_ids)
+    tokens = {number: tokenizer.decode([number]).strip() for number in range(len(tokenizer)) if number not in special}
+    vectors = read_vectors(path, {form for token in tokens.values() for form in (token, token.lower())})
+    found = {number: vectors.get(token, vectors.get(token.lower())) for number, token in tokens.items()}
+    rows = {number: vector for number, vector in found.items() if vector is not None}
+    if not rows:
+        raise ConfigError(f"model.embeddings.path: {path} has no word of the vocabulary; is it another language?")
+    weight = embedding.weight
+    values = _project(torch.from_numpy(np.stack(list(rows.values()))), weight.shape[1], seed)
+    with torch.no_grad():
+        weight[list(rows)] = (values * (weight.std() / values.std())).to(weight)
+    coverage = len(rows) / len(tokens)
+    logger.info("%s: vectors for %d of %d tokens (%.1f %%)", path, len(rows), len(tokens), 100 * coverage)
+    return torch.tensor(list(rows))
+
+
+def _project(vectors: torch.Tensor, width: int, seed: int) -> torch.Tensor:
+    """(N, W) -> (N, width)."""
+    given = vectors.shape[1]
+    if given == width:
+        return vectors
+    if given > width:
+        axes = torch.linalg.eigh(torch.cov(vectors.T)).eigenvectors  # in the order of rising variance
+        return (vectors - vectors.mean(0)) @ axes[:, -width:]
+    generator = torch.Generator().manual_seed(seed)
+    return vectors @ torch.linalg.qr(torch.randn(width, given, generator=generator)).Q.T
+
+
+def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines, without the header (count and width) that word2vec and fastText write."""
+    try:
+        with fsspec.open(
+            str(path), "rt", encoding="utf-8", errors="replace", newline="\n", compression="infer"
+        ) as lines:
+            for number, line in enumerate(lines, start=1):
+                line = line.rstrip(" \r\n")
+                if line and not (number == 1 and [field.isdecimal() for field in line.split(" ")] == [True, True]):
+                    yield number, line
+    except OSError as error:
+        raise ConfigError(f"{path}: no vectors could be read: {error}") from error

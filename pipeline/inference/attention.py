@@ -1,0 +1,263 @@
+"""One pair walked through the equations of the Transformer, with the numbers of a trained model.
+
+Shapes: S source length, T target length, K keys' length, D = d_model, H heads, E = D / H the width of one head.
+Equations are those of Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762). Losses are in nats.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from tokenizers import decoders
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.errors import ConfigError, RunError
+from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
+from pipeline.models.transformer_layers import sinusoidal_positions
+from pipeline.tasks.base import Batch, Task
+from pipeline.tasks.sequence_to_sequence import SequenceToSequence
+
+CANDIDATES = 5
+TOLERANCE = 1e-3  # nats, on the summed loss; in float32 the two ways differ by some 1e-6
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A sequence as its side of the model reads it; all vectors are (T, D)."""
+
+    tokens: list[str]
+    ids: list[int]
+    vectors: Tensor  # token embeddings times sqrt(D)
+    positions: Tensor
+    inputs: Tensor  # what the first layer was really given: the sum of both
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention of one layer, as it was computed. The masked weights of the future are 0."""
+
+    queries: Tensor  # (H, T, E)
+    keys: Tensor  # (H, K, E)
+    values: Tensor  # (H, K, E)
+    weights: Tensor  # (H, T, K)
+
+    @property
+    def scores(self) -> Tensor:
+        """Q K^T / sqrt(E), before mask and softmax: (H, T, K)."""
+        return self.queries @ self.keys.transpose(-2, -1) / math.sqrt(self.queries.shape[-1])
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the decoder said after `<s> y_1 .. y_(t-1)`."""
+
+    candidates: list[tuple[int, str, float]]  # id, token and probability of the most probable, best first
+    token: str  # the right one, y_t
+    token_id: int
+    probability: float
+    rank: int  # 1 is the most probable
+    loss: float  # -log p
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All numbers, on the CPU in float32. The attentions are one a layer, from the first to the last."""
+
+    model_name: str
+    num_parameters: int
+    encoder_layers: int
+    decoder_layers: int
+    heads: int
+    d_model: int
+    source_text: str
+    target_text: str
+    source: Embedded  # x_1 .. x_n </s>
+    decoder_input: Embedded  # <s> y_1 .. y_m
+    target_tokens: list[str]  # y_1 .. y_m </s>
+    target_ids: list[int]
+    encoder_attentions: list[Attention]
+    decoder_attentions: list[Attention]
+    cross_attentions: list[Attention]
+    steps: list[Step]
+    parallel_loss: float  # per target, of one forward pass with labels
+    generated_text: str
+    generated_tokens: list[str]
+    generated_ids: list[int]
+
+    @property
+    def summed_loss(self) -> float:
+        """Of the steps, one after the other."""
+        return math.fsum(step.loss for step in self.steps)
+
+    @property
+    def parallel_summed_loss(self) -> float:
+        return self.parallel_loss * len(self.target_ids)
+
+
+@torch.no_grad()
+def trace(model: PreTrainedModel, task: Task, source: str, target: str) -> Trace:
+    """Runs the pair through the model: in parallel, step by step under teacher forcing, and greedily without it.
+
+    The model is left in evaluation mode, in float32 and with the eager kernel, which alone returns its weights.
+
+    Raises:
+        ConfigError: when the model is not an encoder-decoder of this project, or source or target is no text.
+        RunError: when the losses of the steps do not add up to that of the parallel pass.
+    """
+    if not isinstance(model, Seq2SeqTransformerForConditionalGeneration) or not isinstance(task, SequenceToSequence):
+        raise ConfigError(
+            f"this checkpoint holds a {type(model).__name__}, where a "
+            f"{Seq2SeqTransformerForConditionalGeneration.__name__} of this project is needed: its parts have names "
+            "that the trace knows"
+        )
+    tokenizer = task.tokenizer
+    feature = task.encode({"source": [source], "target": [target], "row": [0]})[0]
+    if isinstance(feature, str):
+        raise ConfigError(f"{feature}: give a source and a target to trace")
+    model.float().eval().set_attn_implementation("eager")
+    batch = {name: tensor.to(model.device) for name, tensor in task.collate([feature]).items()}
+    with recorded(model) as records:
+        outputs = model(**batch, output_attentions=True)
+    heads = model.config.attention_heads
+    decoder_input_ids = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    ids = greedy(model, batch)
+    result = Trace(
+        model_name=model.name_or_path or type(model).__name__,
+        num_parameters=model.num_parameters(),
+        encoder_layers=model.config.encoder_layers,
+        decoder_layers=model.config.decoder_layers,
+        heads=heads,
+        d_model=model.config.d_model,
+        source_text=source,
+        target_text=target,
+        source=embedded(model.encoder.embed_tokens, batch["input_ids"], tokenizer, records["encoder.layers.0"]),
+        decoder_input=embedded(model.decoder.embed_tokens, decoder_input_ids, tokenizer, records["decoder.layers.0"]),
+        target_tokens=labels_of(tokenizer, feature["labels"]),
+        target_ids=feature["labels"],
+        encoder_attentions=attentions("encoder.layers.{}.self_attn", outputs.encoder_attentions, records, heads),
+        decoder_attentions=attentions("decoder.layers.{}.self_attn", outputs.decoder_attentions, records, heads),
+        cross_attentions=attentions("decoder.layers.{}.cross_attn", outputs.cross_attentions, records, heads),
+        steps=list(forced_steps(model, tokenizer, batch, decoder_input_ids)),
+        parallel_loss=outputs.loss.item(),
+        generated_text=tokenizer.decode(ids, skip_special_tokens=True),
+        generated_tokens=labels_of(tokenizer, ids),
+        generated_ids=ids,
+    )
+    # `not <=` rather than `>`, so that a loss which is no number fails as well.
+    if not abs(result.summed_loss - result.parallel_summed_loss) <= TOLERANCE:
+        raise RunError(
+            f"the losses of the {len(result.steps)} steps add up to {result.summed_loss:.6f}, that of the parallel "
+            f"pass is {result.parallel_summed_loss:.6f}: they may differ by {TOLERANCE:g} at most, so the model sees "
+            "what the causal mask should hide, or its weights are not finite"
+        )
+    return result
+
+
+def forced_steps(
+    model: Seq2SeqTransformerForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Batch,
+    decoder_input_ids: Tensor,
+) -> Iterator[Step]:
+    """Teacher forcing as a loop: step t gives the decoder t tokens, the right ones, and asks for the next.
+
+    Each step is a call of its own that cannot see what comes later, and keeps nothing from the call before.
+    """
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    for position, token_id in enumerate(batch["labels"][0].tolist()):
+        prefix = decoder_input_ids[:, : position + 1]  # (1, t)
+        logits = model(**inputs, decoder_input_ids=prefix, use_cache=False).logits[0, -1]  # (V)
+        log_probabilities = logits.cpu().log_softmax(-1)
+        best = log_probabilities.exp().topk(min(CANDIDATES, len(log_probabilities)))
+        best_ids = best.indices.tolist()
+        own = log_probabilities[token_id]
+        yield Step(
+            candidates=list(zip(best_ids, labels_of(tokenizer, best_ids), best.values.tolist(), strict=True)),
+            token=labels_of(tokenizer, [token_id])[0],
+            token_id=token_id,
+            probability=own.exp().item(),
+            rank=1 + int((log_probabilities > own).sum()),
+            loss=-own.item(),
+        )
+
+
+def greedy(model: Seq2SeqTransformerForConditionalGeneration, batch: Batch) -> list[int]:
+    """The ids that the model says by itself, the most probable at each step; without the start token."""
+    generation = copy.deepcopy(model.generation_config)
+    generation.update(do_sample=False, num_beams=1, num_return_sequences=1, return_dict_in_generate=False)
+    generation.update(max_length=None, max_new_tokens=2 * batch["labels"].shape[1] + 10)
+    ids = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=generation)
+    return ids[0, 1:].tolist()
+
+
+@contextmanager
+def recorded(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Keeps, by the names of the modules, what q_proj, k_proj and v_proj put out and what the first layers are given.
+
+    Of the one call made inside: a later one would overwrite it.
+    """
+    records: dict[str, Tensor] = {}
+
+    def keep_output(name: str, module: nn.Module, arguments: tuple, output: Tensor) -> None:
+        records[name] = output.cpu()
+
+    def keep_input(name: str, module: nn.Module, arguments: tuple) -> None:
+        records[name] = arguments[0].cpu()
+
+    hooks = []
+    for name, module in model.named_modules():
+        if name.endswith((".q_proj", ".k_proj", ".v_proj")):
+            hooks.append(module.register_forward_hook(partial(keep_output, name)))
+        elif name in ("encoder.layers.0", "decoder.layers.0"):
+            hooks.append(module.register_forward_pre_hook(partial(keep_input, name)))
+    try:
+        yield records
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def embedded(
+    embedding: nn.Embedding, input_ids: Tensor, tokenizer: PreTrainedTokenizerBase, inputs: Tensor
+) -> Embedded:
+    """The two summands (sections 3.4 and 3.5) of `input_ids` (1, T), and their sum as the first layer received it."""
+    ids = input_ids[0].tolist()
+    d_model = embedding.embedding_dim
+    return Embedded(
+        tokens=labels_of(tokenizer, ids),
+        ids=ids,
+        vectors=(embedding(input_ids[0]) * math.sqrt(d_model)).cpu(),
+        positions=sinusoidal_positions(torch.arange(len(ids)), d_model),
+        inputs=inputs[0],
+    )
+
+
+def attentions(name: str, weights: tuple[Tensor, ...], records: dict[str, Tensor], heads: int) -> list[Attention]:
+    """One for each layer, from the records of the modules that `name` stands for and the weights (1, H, T, K)."""
+
+    def split(layer: int, projection: str) -> Tensor:
+        states = records[f"{name.format(layer)}.{projection}"][0]  # (T, D)
+        return states.unflatten(-1, (heads, -1)).transpose(0, 1)  # (H, T, E)
+
+    return [
+        Attention(split(layer, "q_proj"), split(layer, "k_proj"), split(layer, "v_proj"), each[0].cpu())
+        for layer, each in enumerate(weights)
+    ]
+
+
+def labels_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """Tokens to be read by people: as in the vocabulary, but byte-level BPE, which has letters for bytes there.
+
+    A model may have more ids than its tokenizer has tokens: those are told as "#id".
+    """
+    tokens = [token or f"#{each}" for each, token in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)]
+    if isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
+        texts = [tokenizer.decode([each]) for each in ids]
+        # Part of a character is no text: its bytes' letters are all there is to show.
+        tokens = [token if "\ufffd" in text or not text else text for token, text in zip(tokens, texts, strict=True)]
+    return [token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") for token in tokens]

@@ -1,0 +1,118 @@
+"""Evaluation: every sample counted once, every token weighing the same, on any number of ranks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from transformers import GenerationConfig, PreTrainedModel
+
+from pipeline.inference.metrics import Metric, perplexity
+from pipeline.tasks.base import Feature, Task
+
+Result = tuple[dict[str, float], str | None]  # of one sample: its numbers, and its prediction
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One sample's part of an evaluation; `prediction` is None where nothing was generated."""
+
+    source: str
+    reference: str
+    prediction: str | None
+
+    @property
+    def is_right(self) -> bool:
+        return self.prediction == self.reference
+
+    def __str__(self) -> str:
+        mark = "right" if self.is_right else "wrong"
+        return f"  source     {self.source}\n  reference  {self.reference}\n  {mark:<9}  {self.prediction}\n"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by name (numbers, and the signatures that explain them), and one prediction a sample, in data order."""
+
+    scores: dict[str, float | str]
+    predictions: list[Prediction]
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        return {name: value for name, value in self.scores.items() if not isinstance(value, str)}
+
+
+@torch.no_grad()
+def evaluate(
+    model: PreTrainedModel,
+    task: Task,
+    features: Sequence[Feature],
+    *,
+    batch_size: int,
+    generation: GenerationConfig | None = None,
+    metrics: Sequence[Metric] = (),
+) -> Evaluation:
+    """Scores a model on all features, each on exactly one rank; every rank gets the whole result.
+
+    Batches are made of rows of like length and dealt out to the ranks in turn. Ranks left without one repeat the
+    first (sharded models need all ranks in every forward pass); results are kept by sample, so nothing counts twice.
+
+    Args:
+        features: of `task.encode`, with `sample_id`, `source` and `target`.
+        generation: how a model that generates makes its predictions.
+        metrics: scores of predictions; without any, none are made.
+
+    Returns:
+        means over all items of what `task.scores` names, and what the metrics give.
+    """
+    state = PartialState()
+    ordered = sorted(features, key=task.lengths, reverse=True)
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    turns = -(-len(batches) // state.num_processes)
+    was_training = model.training
+    model.eval()
+    results: dict[int, Result] = {}
+    for turn in range(turns):
+        index = turn * state.num_processes + state.process_index
+        chosen = batches[index if index < len(batches) else 0]
+        for feature, result in zip(
+            chosen, _evaluate_batch(model, task, chosen, generation, bool(metrics)), strict=True
+        ):
+            results[feature["sample_id"]] = result
+    model.train(was_training)
+    for sample_id, result in gather_object(list(results.items())):
+        results[sample_id] = result
+    return _summarise(task, features, results, metrics)
+
+
+def _evaluate_batch(
+    model: PreTrainedModel,
+    task: Task,
+    features: list[Feature],
+    generation: GenerationConfig | None,
+    has_predictions: bool,
+) -> list[Result]:
+    batch = {name: tensor.to(model.device) for name, tensor in task.collate(features).items()}
+    numbers = task.score(model, batch)
+    predictions = task.predict(model, batch, generation) if has_predictions else [None] * len(features)
+    return list(zip(numbers, predictions, strict=True))
+
+
+def _summarise(
+    task: Task, features: Sequence[Feature], results: dict[int, Result], metrics: Sequence[Metric]
+) -> Evaluation:
+    ordered = [results[feature["sample_id"]] for feature in features]
+    items = sum(numbers["items"] for numbers, _ in ordered)
+    means = {name: sum(numbers[name] for numbers, _ in ordered) / items for name in task.scores if name != "perplexity"}
+    scores: dict[str, float | str] = {
+        name: perplexity(means["loss"]) if name == "perplexity" else means[name] for name in task.scores
+    }
+    predictions = [
+        Prediction(feature["source"], feature["target"], prediction)
+        for feature, (_, prediction) in zip(features, ordered, strict=True)
+    ]
+    texts = [each.prediction or "" for each in predictions]
+    for metric in metrics:
+        scores |= metric(texts, [each.reference for each in predictions])
+    return Evaluation(scores, predictions)

@@ -1,0 +1,44 @@
+"""Answers to a list of texts, in batches of like length, in the order they were given."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from pipeline.errors import ConfigError
+from pipeline.tasks.base import Task
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    task: Task,
+    texts: Sequence[str],
+    generation: GenerationConfig | None = None,
+    batch_size: int = 128,
+) -> list[str]:
+    """Generates one text for each, by the model's own generation config unless another is given.
+
+    An empty or blank text is answered by an empty one where there is nothing to read in it.
+
+    Raises:
+        ConfigError: for a blank prompt that a text is to go on from, or a task without texts.
+    """
+    if not task.text_columns:
+        raise ConfigError("this model takes no texts; call it from Python, as its card shows")
+    for number, text in enumerate(texts, start=1):
+        if not text.strip() and not task.answers_empty:
+            raise ConfigError(f"prompt {number} is empty: give a word at least to go on from")
+    numbers = [number for number, text in enumerate(texts) if text.strip()]
+    sources = [texts[number] for number in numbers]
+    features = task.encode({"source": sources, "row": numbers})
+    ordered = sorted((each for each in features if not isinstance(each, str)), key=task.lengths, reverse=True)
+    answers = [""] * len(texts)
+    model.eval()
+    for start in range(0, len(ordered), batch_size):
+        chosen = ordered[start : start + batch_size]
+        batch = {name: tensor.to(model.device) for name, tensor in task.collate(chosen).items()}
+        predictions = task.predict(model, batch, generation or getattr(model, "generation_config", None))
+        for feature, prediction in zip(chosen, predictions, strict=True):
+            answers[feature["sample_id"]] = prediction
+    return answers

@@ -1,0 +1,326 @@
+"""One measurement in a process of its own, the result as JSON on the last line of output: for scripts/benchmark.py."""
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether installed or not
+
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    GenerationConfig,
+    MarianConfig,
+    MarianMTModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
+
+from pipeline.config import Config, load
+from pipeline.data.batch_loader import BatchLoader
+from pipeline.data.splits import read
+from pipeline.inference.generation import generate
+from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
+from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
+from pipeline.models.transformer_layers import sinusoidal_positions
+from pipeline.run import build_loader, training_arguments
+from pipeline.tasks.registry import find
+from pipeline.tasks.registry import load as load_checkpoint
+
+STOCK_ROWS = {"training": 128, "generation": 32}  # of a batch
+MEMORY_VOCABULARY, MEMORY_SHAPE = 32_000, (128, 32)  # 4,096 target tokens
+LOADER_SECONDS = 10.0
+
+
+def marian(config: Seq2SeqTransformerConfig, positions: int = 512) -> MarianMTModel:
+    """transformers' Marian of the same size; its layers are post-norm."""
+    return MarianMTModel(
+        MarianConfig(
+            vocab_size=config.vocab_size,
+            d_model=config.d_model,
+            encoder_layers=config.encoder_layers,
+            decoder_layers=config.decoder_layers,
+            encoder_attention_heads=config.attention_heads,
+            decoder_attention_heads=config.attention_heads,
+            encoder_ffn_dim=config.ffn_dim,
+            decoder_ffn_dim=config.ffn_dim,
+            activation_function=config.activation_function,
+            dropout=float(config.dropout),
+            scale_embedding=True,
+            pad_token_id=config.pad_token_id,
+            eos_token_id=config.eos_token_id,
+            decoder_start_token_id=config.decoder_start_token_id,
+            forced_eos_token_id=None,
+            max_position_embeddings=positions,
+        )
+    )
+
+
+def to_marian(model: Seq2SeqTransformerForConditionalGeneration, positions: int = 512) -> MarianMTModel:
+    """Marian with the weights of a post-norm `model`."""
+    names = {
+        "self_attn_residual.norm": "self_attn_layer_norm",
+        "cross_attn_residual.norm": "encoder_attn_layer_norm",
+        "feed_forward_residual.norm": "final_layer_norm",
+        "feed_forward.": "",
+        "cross_attn.": "encoder_attn.",
+    }
+    state = {}
+    for name, tensor in model.state_dict().items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        state[name if name.startswith("lm_head") else f"model.{name}"] = tensor
+    state["model.shared.weight"] = model.encoder.embed_tokens.weight
+    state["final_logits_bias"] = torch.zeros(1, model.config.vocab_size)
+    for side in ("encoder", "decoder"):  # Marian lays sines and cosines side by side instead of in turn
+        state[f"model.{side}.embed_positions.weight"] = sinusoidal_positions(
+            torch.arange(positions), model.config.d_model
+        )
+    converted = marian(model.config, positions).eval()
+    converted.load_state_dict(state, strict=True)
+    return converted
+
+
+def stock(arguments: argparse.Namespace, is_grouped: bool) -> dict[str, Any]:
+    """A Seq2SeqTrainer as transformers' documentation has it, on the same data, tokenizer, size and recipe."""
+    config = load(arguments.config, arguments.overrides)
+    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.path)
+    features = encode(config, tokenizer)
+    torch.manual_seed(0)
+    model = marian(Seq2SeqTransformerConfig(vocab_size=len(tokenizer), **config.model))
+    watch = Stopwatch(config.training["logging_steps"])
+    chosen = ("learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "label_smoothing_factor", "bf16")
+    args = Seq2SeqTrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=STOCK_ROWS["training"],
+        max_steps=config.training["max_steps"],
+        train_sampling_strategy="group_by_length" if is_grouped else "random",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=arguments.device == "cpu",
+        **{name: config.training[name] for name in chosen if name in config.training},
+    )
+    collator = DataCollatorForSeq2Seq(tokenizer, model=model)
+    Seq2SeqTrainer(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_list(features),
+        data_collator=lambda rows: watch.count(collator(rows)),
+        callbacks=[watch],
+    ).train()
+    return {"rates": watch.rates}
+
+
+class Stopwatch(TrainerCallback):
+    """Target tokens a second, of as many steps at a time as a log of ours has; the first of them are left out."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+        self.tokens: list[int] = []  # of each batch, as far as they are collated
+        self.times: list[float] = []
+
+    def count(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.tokens.append(int(batch["labels"].ne(-100).sum()))
+        return batch
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+    @property
+    def rates(self) -> list[float]:
+        return [
+            sum(self.tokens[end - self.steps : end]) / (self.times[end - 1] - self.times[end - self.steps - 1])
+            for end in range(2 * self.steps, len(self.times) + 1, self.steps)
+        ]
+
+
+def build(config: Config) -> tuple[BatchLoader, Seq2SeqTransformerConfig]:
+    """The loader and the model's config of a run."""
+    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.path)
+    model = Seq2SeqTransformerConfig(vocab_size=len(tokenizer), **config.model)
+    task = find(config.task).task.of(tokenizer, model, config.data)
+    rows = read(config.data, config.data.train, task.columns(config.data))
+    return build_loader(config, training_arguments(config), task, rows), model
+
+
+def encode(config: Config, tokenizer: Any) -> list[dict[str, list[int]]]:
+    """Ids of the training pairs."""
+    rows = [*read(config.data, config.data.train, find(config.task).task.columns(config.data))]
+    sources, targets = ([row[name] for row in rows] for name in ("source", "target"))
+    ids = tokenizer(sources)["input_ids"], tokenizer(targets)["input_ids"]
+    return [{"input_ids": source, "labels": target} for source, target in zip(*ids, strict=True)]
+
+
+def describe_batches(arguments: argparse.Namespace, count: int = 200) -> tuple[float, float]:
+    """Of our batches: the share of places that hold a token, and the operations of a step by its target tokens."""
+    batches, model = build(load(arguments.config, arguments.overrides))
+    sources = targets = places = 0
+    for _, batch in zip(range(count), iter(batches), strict=False):
+        sources += int(batch["input_ids"].ne(model.pad_token_id).sum())
+        targets += int(batch["labels"].ne(-100).sum())
+        places += batch["input_ids"].numel() + batch["labels"].numel()
+    return (sources + targets) / places, count_operations(model, sources, targets) / targets
+
+
+def count_operations(model: Seq2SeqTransformerConfig, sources: int, targets: int) -> int:
+    """Of the matrix products of a training step with so many source and target tokens.
+
+    Two operations for each weight that a token meets, and three times that with the backward pass (Kaplan et al. 2020,
+    https://arxiv.org/abs/2001.08361, section 2.1). Attention's own products are not counted.
+    """
+    square, feed_forward = model.d_model**2, 2 * model.d_model * model.ffn_dim
+    a_source = model.encoder_layers * (4 * square + feed_forward) + model.decoder_layers * 2 * square
+    a_target = model.decoder_layers * (6 * square + feed_forward) + model.vocab_size * model.d_model
+    return 6 * (a_source * sources + a_target * targets)
+
+
+def load_batches(arguments: argparse.Namespace, streaming: bool) -> float:
+    """Tokens a second of a loader as training has it, over whole passes behind the first."""
+    workers = ["training.dataloader_num_workers=2", f"data.streaming={str(streaming).lower()}"]
+    config = load(arguments.config, [*arguments.overrides, *workers])
+    loader, model = build(config)
+    tokens = passes = 0
+    begin = now = time.perf_counter()
+    for batch in loader:
+        if loader.position.number > passes:
+            passes, now = passes + 1, time.perf_counter()
+            if passes == 1:
+                tokens, begin = 0, now
+            elif now - begin >= LOADER_SECONDS:
+                break
+        tokens += int(batch["input_ids"].ne(model.pad_token_id).sum() + batch["labels"].ne(-100).sum())
+    return tokens / (now - begin)
+
+
+def encode_alone(arguments: argparse.Namespace) -> float:
+    """Tokens a second of the tokenizer, which uses as many cores as RAYON_NUM_THREADS has."""
+    config = load(arguments.config, arguments.overrides)
+    tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.path).backend_tokenizer
+    rows = read(config.data, config.data.train, find(config.task).task.columns(config.data))
+    texts = [row[name] for row in rows for name in ("source", "target")]
+    begin = time.perf_counter()
+    tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))
+    return tokens / (time.perf_counter() - begin)
+
+
+def generate_ids(arguments: argparse.Namespace, name: str, beams: int) -> dict[str, Any]:
+    """Ids for the test split: stock's in file order, ours, or what `model.generate` gives on each sentence alone."""
+    config = load(arguments.config, arguments.overrides)
+    model, task = load_checkpoint(arguments.checkpoint)
+    rows = read(config.data, config.data.test or "test", task.columns(config.data))
+    texts = [row["source"] for row in rows]
+    options = GenerationConfig(
+        num_beams=beams,
+        max_new_tokens=config.data.max_target_length,
+        **{key: getattr(model.config, key) for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id")},
+    )
+    model = (to_marian(model) if name == "stock" else model).to(arguments.device)
+    tokenizer = task.tokenizer
+    ends = {options.pad_token_id, options.eos_token_id, options.decoder_start_token_id}
+    tokenizer.batch_decode = lambda rows, **_: [[id for id in row if id not in ends] for row in rows.tolist()]
+    begin = time.perf_counter()
+    if name == "ours":
+        answers = generate(model, task, texts, options)
+    else:
+        size = STOCK_ROWS["generation"] if name == "stock" else 1
+        answers = []
+        for at in range(0, len(texts), size):
+            inputs = tokenizer(texts[at : at + size], return_tensors="pt", padding=True).to(arguments.device)
+            inputs.pop("token_type_ids", None)
+            ids = model.generate(**inputs, generation_config=options)
+            answers += tokenizer.batch_decode(ids)
+    return {"rate": sum(map(len, answers)) / (time.perf_counter() - begin), "ids": answers}
+
+
+def step_memory(arguments: argparse.Namespace, name: str) -> int:
+    """Bytes that the second of two training steps needs at its peak, beside weights, gradients and optimizer state."""
+    config = Seq2SeqTransformerConfig(vocab_size=MEMORY_VOCABULARY, **load(arguments.config, arguments.overrides).model)
+    model = marian(config) if name == "stock" else Seq2SeqTransformerForConditionalGeneration(config)
+    model.train().to(arguments.device)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    ids = torch.randint(4, MEMORY_VOCABULARY, MEMORY_SHAPE, device=arguments.device)
+    needed = 0
+    for _ in range(2):
+        with peak_memory(arguments.device) as read_peak:
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+            needed = read_peak()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+    return needed
+
+
+@contextmanager
+def peak_memory(device: str) -> Iterator[Callable[[], int]]:
+    """Bytes at the peak since the beginning of the block, beside those in use there."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield lambda: torch.cuda.max_memory_allocated() - before
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # makes what is resident now the peak
+        before = _resident("VmRSS")
+        yield lambda: _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def matrix_product_rate(arguments: argparse.Namespace, size: int = 2048, seconds: float = 2.0) -> float:
+    """Operations a second of the best of many products of square matrices, in the type that training would use."""
+    device = arguments.device
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    size *= 4 if device == "cuda" else 1
+    left, right = torch.randn(2, size, size, device=device, dtype=dtype)
+    best = float("inf")
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begin = time.perf_counter()
+        left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best
+
+
+MEASUREMENTS: dict[str, Callable[..., Any]] = {
+    "matrix_product_rate": matrix_product_rate,
+    "describe_batches": describe_batches,
+    "stock": stock,
+    "step_memory": step_memory,
+    "load_batches": load_batches,
+    "encode_alone": encode_alone,
+    "generate": generate_ids,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--what", type=json.loads, required=True, help='JSON: ["name of a measurement", option, ...]')
+    arguments = parser.parse_args()
+    name, *options = arguments.what
+    print(json.dumps(MEASUREMENTS[name](arguments, *options)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

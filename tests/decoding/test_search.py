@@ -1,0 +1,112 @@
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from pipeline.decoding.search import beam_search, greedy_search, search_of
+
+VOCABULARY = 12
+SPECIAL = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 1}
+
+
+@pytest.fixture
+def model(make_model):
+    """One whose answers end at very different lengths, some of them never."""
+    model = make_model(tie_word_embeddings=False, vocab_size=VOCABULARY)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.5)
+    return model
+
+
+@pytest.fixture
+def sources() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, VOCABULARY, (1, int(length)), generator=generator) for length in torch.arange(24) % 9 + 1]
+
+
+def together(model, sources, generation, **options) -> list[list[int]]:
+    width = max(each.shape[1] for each in sources)
+    batch = torch.cat([torch.nn.functional.pad(each, (0, width - each.shape[1])) for each in sources])
+    ids = model.generate(batch, generation_config=generation, **options)
+    ends = generation.eos_token_id
+    return [strip(row, ends if isinstance(ends, list) else [ends]) for row in ids.tolist()]
+
+
+def strip(ids: list[int], ends: list[int]) -> list[int]:
+    """Without what fills up behind the end, which is `</s>` in some releases of transformers and padding in others."""
+    return next((ids[: place + 1] for place, token in enumerate(ids) if token in ends), ids)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"min_new_tokens": 4},
+        {"no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
+        {"num_beams": 3},
+        {"num_beams": 5, "length_penalty": 0.0},
+        {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True},
+        {"num_beams": 4, "length_penalty": 1.5, "early_stopping": "never"},
+        {"num_beams": 3, "early_stopping": "never", "length_penalty": -1.0},
+        {"num_beams": 3, "no_repeat_ngram_size": 2, "min_new_tokens": 3},
+        {"num_beams": 2, "eos_token_id": [2, 7, 9]},
+        {"num_beams": 3, "max_new_tokens": 1},
+    ],
+    ids=str,
+)
+def test_it_is_what_generate_gives_each_alone(model, sources, options):
+    generation = GenerationConfig(**{**SPECIAL, "max_new_tokens": 12, **options})
+    search = search_of(model, generation)
+    assert search is (beam_search if options.get("num_beams") else greedy_search)
+    ours = together(model, sources, generation, custom_generate=search)
+    alone = [together(model, [source], generation)[0] for source in sources]
+    assert ours == alone
+    assert options.get("max_new_tokens") == 1 or len({len(ids) for ids in alone}) > 1, "lengths differ"
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_beams_share_their_source(model, sources, kernel, monkeypatch):
+    """The one copy gives what a copy for each beam gives, with `generate`'s own loop."""
+    model.set_attn_implementation(kernel)
+    for options in (
+        {"num_beams": 3},
+        {"num_beams": 3, "use_cache": False},
+        {"num_return_sequences": 2, "num_beams": 2},
+    ):
+        generation = GenerationConfig(**SPECIAL, max_new_tokens=8, **options)
+        shared = together(model, sources, generation)
+        with monkeypatch.context() as patch:
+            patch.setattr(type(model), "shares_source", False)
+            assert together(model, sources, generation) == shared
+
+
+def test_sampling_several_answers_to_a_source(model, sources):
+    generation = GenerationConfig(**SPECIAL, max_new_tokens=5, do_sample=True, top_k=5, num_return_sequences=3)
+    assert search_of(model, generation) is None
+    torch.manual_seed(0)
+    assert len(together(model, sources, generation)) == 3 * len(sources)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": True},
+        {"num_beams": 2, "num_return_sequences": 2},
+        {"use_cache": False},
+        {"encoder_no_repeat_ngram_size": 2},
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0},
+        {"prompt_lookup_num_tokens": 2},
+    ],
+    ids=str,
+)
+def test_what_else_there_is_goes_to_generate(model, options):
+    assert search_of(model, GenerationConfig(**SPECIAL, **options)) is None
+
+
+def test_what_is_unset_is_as_the_model_has_it(model):
+    model.generation_config = GenerationConfig(**SPECIAL, do_sample=True)
+    assert search_of(model, GenerationConfig(max_new_tokens=5)) is None
+    assert search_of(model, GenerationConfig(max_new_tokens=5, do_sample=False)) is greedy_search
+    model.generation_config = GenerationConfig(**SPECIAL, num_beams=3)
+    assert search_of(model, GenerationConfig(max_new_tokens=5)) is beam_search

@@ -1,0 +1,95 @@
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from pipeline.tasks.base import tokenize
+from pipeline.tasks.sequence_to_sequence import SequenceToSequence
+from tokenizer.training import train
+
+
+@pytest.fixture
+def tokenizer():
+    return train(["a b c d"] * 2, "word", 10, max_length=16)
+
+
+def test_encode_and_collate(tokenizer):
+    task = SequenceToSequence(tokenizer)
+    features = task.encode({"source": ["a b", "a"], "target": ["c", "c d"], "row": [0, 1]})
+    a, b, c, d = tokenizer.convert_tokens_to_ids(list("abcd"))
+    assert [feature["input_ids"] for feature in features] == [[a, b, 2], [a, 2]]
+    batch = {name: tensor.tolist() for name, tensor in task.collate(features).items()}
+    assert batch == {
+        "input_ids": [[a, b, 2], [a, 2, 0]],
+        "attention_mask": [[1, 1, 1], [1, 1, 0]],
+        "labels": [[c, 2, -100], [c, d, 2]],
+    }
+
+
+def test_pack(tokenizer):
+    task = SequenceToSequence(tokenizer)
+    features = task.encode({"source": ["a b", "a"], "target": ["c", "c d"], "row": [0, 1]})
+    a, b, c, d = tokenizer.convert_tokens_to_ids(list("abcd"))
+    batch = task.pack(features)
+    assert {name: tensor[0, :6].tolist() for name, tensor in batch.items()} == {
+        "input_ids": [a, b, 2, a, 2, 0],
+        "source_rows": [0, 0, 0, 1, 1, 2],
+        "labels": [c, 2, c, d, 2, -100],
+        "target_rows": [0, 0, 1, 1, 1, 2],
+    }
+    assert {tensor.shape for tensor in batch.values()} == {(1, 128)}
+    full = task.pack([{"input_ids": [a] * 128, "labels": [a] * 127}])
+    assert [full[name].shape[1] for name in ("input_ids", "labels")] == [256, 128], "there is always some padding"
+
+
+def test_tokenizing_is_the_tokenizers(tokenizer):
+    """Whatever was asked of it before, and special tokens in a text being text."""
+    texts = ["a b c d", "a", "</s> b", "x"]
+    expected = tokenizer(texts)["input_ids"]
+    tokenizer(texts, truncation=True, max_length=2, padding=True, add_special_tokens=False)
+    assert tokenize(tokenizer, texts) == expected
+    assert tokenize(tokenizer, texts, is_target=True) == expected
+    assert tokenize(tokenizer, []) == []
+
+
+def test_tokenizing_into_a_language_of_the_target(tokenizer):
+    class Bilingual(type(tokenizer)):
+        def _switch_to_target_mode(self):
+            self.backend_tokenizer.post_processor = TemplateProcessing(single="b $A", special_tokens=[("b", self.b)])
+
+        def _switch_to_input_mode(self):
+            self.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+
+    bilingual = Bilingual(tokenizer_object=tokenizer.backend_tokenizer)
+    a, bilingual.b = tokenizer.convert_tokens_to_ids(["a", "b"])
+    assert tokenize(bilingual, ["a"]) == [[a]] and tokenize(bilingual, ["a"], is_target=True) == [[bilingual.b, a]]
+
+
+def test_long_rows_are_bad(tokenizer):
+    columns = {"source": ["a b c", "a", "a b"], "target": ["a", "a b c", "a"], "row": [0, 1, 2]}
+    task = SequenceToSequence(tokenizer, max_source_length=3, max_target_length=3)
+    one, two, three = task.encode(columns)
+    assert one == "source has 4 tokens, where data.max_source_length=3"
+    assert two == "target has 4 tokens, where data.max_target_length=3"
+    assert three["sample_id"] == 2
+
+
+@pytest.mark.parametrize(
+    "value, reason",
+    [
+        (None, "target is None, where a text is needed"),
+        (7, "target is 7, where a text is needed"),
+        (["a"], r"target is ['a'], where a text is needed"),
+        (" \t", "target is empty"),
+        ("a \ufffd", "target holds U+FFFD, the mark of bytes that are not UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_a_row(tokenizer, value, reason):
+    columns = {"source": ["a", "b", "c"], "target": ["a", value, "d"], "row": [7, 31, 8]}
+    first, bad, last = SequenceToSequence(tokenizer).encode(columns)
+    assert bad == reason and first["sample_id"] == 7 and last["sample_id"] == 8
+    assert tokenizer.decode(last["labels"], skip_special_tokens=True) == "d"
+
+
+def test_sources_alone(tokenizer):
+    """As for prediction: any text goes."""
+    features = SequenceToSequence(tokenizer).encode({"source": ["a \ufffd", "b"], "row": [0, 1]})
+    assert [feature["labels"] for feature in features] == [[], []] and len(features[1]["input_ids"]) == 2
