@@ -1,20 +1,26 @@
 """One YAML file is one run: its sections as typed, frozen objects, with every key checked before anything starts.
 
-The descriptions below are the manual of the keys; `python scripts/train.py --help` prints them.
+The descriptions below are the manual of the keys: `teacher-forcing train --help` and configs/REFERENCE.md print them.
+A task has a section of its own, named after it, which `pipeline.tasks.registry` hands in: this file knows no task.
 """
 
 import dataclasses
+import functools
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.compat import StringIO
 from ruamel.yaml.error import MarkedYAMLError
 from transformers import Seq2SeqTrainingArguments
 
 from pipeline.errors import ConfigError, nearest
+
+Location = tuple[str, ...]  # ("data", "path")
 
 
 class Section(BaseModel):
@@ -30,15 +36,10 @@ class DataConfig(Section):
     test: str | None = Field(None, description="as train; read once, when training is over")
     source: str = Field("source", description="column of the source, or only, text; dots reach into it: translation.en")
     target: str = Field("target", description="column of the target text, or of the class")
-    labels: list[str] | None = Field(
-        None, description="names of the classes; null: those of the training split, sorted"
-    )
-    series: list[str] | None = Field(None, description="columns of the series to forecast")
     streaming: bool = Field(False, description="read while training instead of downloading first")
     options: dict[str, Any] = Field({}, description="further arguments of the generated set or of load_dataset")
     max_source_length: int = Field(128, ge=2, description="tokens; a longer training row is a bad row")
     max_target_length: int = Field(128, ge=2, description="tokens; likewise, and the bound when generating")
-    bptt: int = Field(64, ge=1, description="tokens through which the gradient of a language model goes back")
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="error or skip; of training rows that are null, not text, empty, too long or undecodable"
     )
@@ -67,7 +68,7 @@ class DataConfig(Section):
 
 class TokenizerConfig(Section):
     path: str | None = Field(None, description="folder or Hub id of a tokenizer; null trains one on the training split")
-    kind: str = Field("bpe", description="bpe (byte-level), unigram, wordpiece, word or character")
+    kind: str = Field("bpe", description="one of {kinds}")
     vocab_size: int = Field(8000, ge=5, description="tokens at most, the four special ones included")
     lowercase: bool = Field(False, description="whether a new tokenizer loses case")
     max_texts: int = Field(1_000_000, ge=1, description="texts read from the training split at most")
@@ -85,8 +86,7 @@ class AugmentationConfig(Section):
 
 class EvaluationConfig(Section):
     metrics: list[str] = Field(
-        ["exact_match"],
-        description="exact_match, sacrebleu, chrf, or whatever evaluate.load takes; [] generates nothing",
+        [], description="{metrics}, or whatever evaluate.load takes; [] generates nothing; default: the task's own"
     )
     num_beams: int = Field(1, ge=1, description="beams while training; the last evaluation uses `generation`")
     max_rows: int | None = Field(None, ge=1, description="validation rows used while training; null: all")
@@ -109,17 +109,14 @@ class HubConfig(Section):
 
 
 class Config(Section):
-    task: str = Field(
-        "sequence_to_sequence",
-        description="what is learned: sequence_to_sequence, text_classification, language_modeling or forecasting",
-    )
+    task: str = Field("sequence_to_sequence", description="what is learned: {tasks}")
     data: DataConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: dict[str, Any] = Field(
         {},
-        description="the model's own sizes, such as d_model; see pipeline/models/. Also from: a checkpoint to start "
-        "from; and embeddings: {path: FILE, trainable: true}, word vectors in text format to start from (false: to "
-        "keep; both: to keep beside learned ones)",
+        description="type (null: the first of the task's models) and the sizes of that type, listed below. Also "
+        "from: a checkpoint to start from; and embeddings: {path: FILE, trainable: true}, word vectors in text format "
+        "to start from (false: to keep; both: to keep beside learned ones)",
     )
     augmentation: AugmentationConfig = AugmentationConfig()
     training: dict[str, Any] = Field(
@@ -128,6 +125,25 @@ class Config(Section):
     generation: dict[str, Any] = Field({}, description="GenerationConfig, stored in the checkpoint")
     evaluation: EvaluationConfig = EvaluationConfig()
     hub: HubConfig = HubConfig()
+
+    @property
+    def task_settings(self) -> Any:
+        """The section named after the task; None where the task has none."""
+        return getattr(self, self.task, None)
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.training["output_dir"])
+
+    @property
+    def label_smoothing(self) -> float:
+        return self.training.get("label_smoothing_factor", 0.0)
+
+    def to_yaml(self) -> str:
+        """The whole config, defaults included, as `load` reads it."""
+        stream = StringIO()
+        YAML().dump(self.model_dump(), stream)
+        return stream.getvalue()
 
 
 # Set by this project itself, under another key where there is one.
@@ -147,82 +163,107 @@ RESERVED_TRAINING_KEYS = {
 }
 
 
-def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
-    """Reads a YAML file and applies `section.key=value` overrides, whose values are YAML too.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Plain values of a config, and where each was given, for error messages.
+
+    Attributes:
+        values: sections, as read from YAML.
+        path: the file, where they come from one.
+        origins: location of a key -> the override that gave it.
+        moved: location of a key -> the one under which an older version knew it, and it was given.
+    """
+
+    values: dict[str, Any]
+    path: Path | None = None
+    origins: dict[Location, str] = dataclasses.field(default_factory=dict)
+    moved: dict[Location, Location] = dataclasses.field(default_factory=dict)
+
+    def place(self, location: Location) -> str:
+        """Tell where a key was given, `FILE:LINE: ` or `override ...: `; nothing where there is no file."""
+        location = self.moved.get(location, location)
+        if location in self.origins:
+            return f"{self.origins[location]}: "
+        return f"{self.path}{_line(self.path, location)}: " if self.path else ""
+
+
+def read_source(path: str | Path, overrides: Sequence[str] = ()) -> Source:
+    """Read a YAML file and apply `section.key=value` overrides, whose values are YAML too.
 
     Raises:
-        ConfigError: for a missing file, YAML that does not parse, an unknown key (with the nearest right one) or a
-            value of the wrong type, naming file and line, or the override.
+        ConfigError: for a missing file, YAML that does not parse, or an override that is not of this form.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
-    yaml = YAML()  # YAML 1.2: 1e-4 is a number, yes is a word
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8")) or {}
+        values = _yaml().load(path.read_text(encoding="utf-8")) or {}  # YAML 1.2: 1e-4 is a number, yes is a word
     except (MarkedYAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: the file must hold sections such as `data:`, not a {type(tree).__name__}")
-    values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
-    origins: dict[tuple[str, ...], str] = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: the file must hold sections such as `data:`, not a {type(values).__name__}")
+    source = Source(values, path)
     for override in overrides:
-        _apply(override, values, origins)
-
-    def place(location: tuple[str, ...]) -> str:
-        return origins.get(location) or f"{path}{_line(tree, location)}"
-
-    values.setdefault("training", {})
-    if isinstance(values["training"], dict):
-        values["training"].setdefault("output_dir", f"runs/{path.stem}")
-    return parse(values, place)
+        _apply(override, source.values, source.origins)
+    return source
 
 
-def parse(values: dict[str, Any], place: typing.Callable[[tuple[str, ...]], str] = ".".join) -> Config:
-    """Checks plain values against the sections above.
+def validate(source: Source, section: type[Section], default_metrics: Sequence[str]) -> Config:
+    """Check values against the sections above and that of their task.
 
     Args:
-        values: sections, as read from YAML.
-        place: tells where a key was given, for the message.
+        source: with `task` among its values, which names the section.
+        section: what the section of the task must hold.
+        default_metrics: `evaluation.metrics` where it is not given.
 
     Raises:
         ConfigError: for the first unknown key or wrong value.
     """
+    values = dict(source.values)
+    task = values.setdefault("task", Config.model_fields["task"].default)
+    name = source.path.stem if source.path else task
+    values["training"] = _with_default(values.get("training"), "output_dir", f"runs/{name}")
+    values["evaluation"] = _with_default(values.get("evaluation"), "metrics", list(default_metrics))
+    schema = _schema(task, section)
+    if task in schema.model_fields:
+        values[task] = {} if values.get(task) is None else values[task]
     try:
-        config = Config.model_validate(values)
+        config = schema.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, place)) from error
-    _check_training(config.training, place)
+        raise ConfigError(_explain(error, schema, source)) from error
+    _check_training(config.training, source)
     return config
 
 
-def describe() -> str:
-    """All keys with their defaults and meanings, as text."""
-    lines = []
-    for name, section in Config.model_fields.items():
-        lines.append(f"{name}: {section.description or ''}".rstrip(": ") if section.description else f"{name}:")
-        if isinstance(section.annotation, type) and issubclass(section.annotation, Section):
-            for key, value in section.annotation.model_fields.items():
-                default = "required" if value.is_required() else f"default {value.default}"
-                lines.append(f"  {name}.{key}: {value.description} ({default})")
-    return "\n".join(lines)
+@functools.cache
+def _schema(task: str, section: type[Section]) -> type[Config]:
+    """`Config` with the section of one task, where that has any key."""
+    if not section.model_fields:
+        return Config
+    return create_model("Config", __base__=Config, **{task: (section, ...)})  # type: ignore[call-overload]
 
 
-def parse_overrides(overrides: typing.Sequence[str]) -> dict[str, Any]:
-    """`key=value` pairs, with dots for nested keys and values in YAML, as a dict."""
+def _with_default(section: Any, key: str, value: Any) -> Any:
+    """A section with a key that was left out; anything but a mapping is for the check of types to name."""
+    section = {} if section is None else section
+    return {key: value} | section if isinstance(section, dict) else section
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Turn `key=value` pairs, with dots for nested keys and values in YAML, into a dict."""
     values: dict[str, Any] = {}
     for override in overrides:
         _apply(override, values, {})
     return values
 
 
-def _apply(override: str, values: dict, origins: dict[tuple[str, ...], str]) -> None:
+def _apply(override: str, values: dict, origins: dict[Location, str]) -> None:
     key, equals, text = override.partition("=")
     location = tuple(key.split("."))
     if not equals or not all(location):
         raise ConfigError(f"override {override!r}: write section.key=value")
     try:
-        value = YAML(typ="safe", pure=True).load(text)
+        value = _yaml().load(text)
     except MarkedYAMLError as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
     for name in location[:-1]:
@@ -235,9 +276,13 @@ def _apply(override: str, values: dict, origins: dict[tuple[str, ...], str]) -> 
     origins[location] = f"override {override!r}"
 
 
-def _line(tree: Any, location: tuple[str, ...]) -> str:
-    """`:LINE` of the key, or of the nearest one above it, in a tree that ruamel.yaml read."""
-    line = ""
+def _yaml() -> YAML:
+    return YAML(typ="safe", pure=True)
+
+
+def _line(path: Path, location: Location) -> str:
+    """`:LINE` of the key, or of the nearest one above it; the file is read again, as only an error needs it."""
+    tree, line = YAML().load(path.read_text(encoding="utf-8")), ""
     for name in location:
         if not isinstance(tree, CommentedMap) or name not in tree:
             break
@@ -246,26 +291,26 @@ def _line(tree: Any, location: tuple[str, ...]) -> str:
     return line
 
 
-def _explain(error: ValidationError, place: typing.Callable[[tuple[str, ...]], str]) -> str:
+def _explain(error: ValidationError, schema: type[Config], source: Source) -> str:
     problem = error.errors()[0]
-    location = tuple(str(part) for part in problem["loc"])
+    location = tuple(str(name) for name in problem["loc"])
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        fields = Config.model_fields
+        fields = schema.model_fields
         for name in location[:-1]:
             fields = typing.cast(type[Section], fields[name].annotation).model_fields
-        return f"{place(location)}: unknown key {key}{nearest(location[-1], fields)}"
+        return f"{source.place(location)}unknown key {key}{nearest(location[-1], fields)}"
     if problem["type"] == "missing":
-        return f"{place(location)}: {key} is missing; give it in the file or as {key}=..."
-    return f"{place(location)}: {key}: {problem['msg']} (given: {problem['input']!r})"
+        return f"{source.place(location)}{key} is missing; give it in the file or as {key}=..."
+    return f"{source.place(location)}{key}: {problem['msg']} (given: {problem['input']!r})"
 
 
-def _check_training(values: dict[str, Any], place: typing.Callable[[tuple[str, ...]], str]) -> None:
-    """Seq2SeqTrainingArguments converts little and checks no types, so a wrong one would surface in mid-training."""
+def _check_training(values: dict[str, Any], source: Source) -> None:
+    """Check types here: Seq2SeqTrainingArguments checks none, so a wrong one would surface in mid-training."""
     hints = typing.get_type_hints(Seq2SeqTrainingArguments)
     names = [field.name for field in dataclasses.fields(Seq2SeqTrainingArguments) if field.init]
     for name, value in values.items():
-        where = f"{place(('training', name))}: training.{name}"
+        where = f"{source.place(('training', name))}training.{name}"
         if name in RESERVED_TRAINING_KEYS:
             raise ConfigError(f"{where} is set by {RESERVED_TRAINING_KEYS[name]}")
         if name not in names:

@@ -24,9 +24,10 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 import pytest
 import torch
 
-from pipeline.config import Config, parse
+from pipeline.config import Config
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
+from pipeline.tasks.registry import parse_config
 
 ROOT = Path(__file__).parents[1]
 TINY = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "attention_heads": 4, "ffn_dim": 32}
@@ -121,11 +122,13 @@ def make_config(tmp_path):
         "generation": {"max_new_tokens": 8},
     }
 
-    def make(**changes) -> Config:
-        values = copy.deepcopy(base)
+    def make(task: str = "sequence_to_sequence", **changes) -> Config:
+        values = copy.deepcopy(base) | {"task": task}
+        if task != "sequence_to_sequence":
+            values["model"] = {}  # of other models, other sizes
         for section, keys in changes.items():
             values[section] = {**values.get(section, {}), **keys}
-        return parse(values)
+        return parse_config(values)
 
     return make
 

@@ -25,8 +25,8 @@ from transformers import (
 
 from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.inference.generation import generate
-from pipeline.run import run
-from pipeline.tasks.registry import load
+from pipeline.run import train
+from pipeline.tasks.registry import load_trained
 from tests.conftest import HUB, ROOT, TINY
 
 NO_METRICS = {"metrics": [], "show": 0}
@@ -42,10 +42,7 @@ def make_task(tmp_path, make_config):
         values = {name: dict(section) for name, section in WRITERS[task](folder).items()}
         for name, section in changes.items():
             values[name] = values.get(name, {}) | section
-        config = make_config(**values)
-        config.model.clear()
-        config.model.update(values["model"])
-        return config.model_copy(update={"task": task})
+        return make_config(task, **values)
 
     return make
 
@@ -79,8 +76,8 @@ def write_text(folder):
             "train": "train[:80%]",
             "validation": "train[80%:90%]",
             "test": "train[90%:]",
-            "bptt": 8,
         },
+        "language_modeling": {"bptt": 8},
         "tokenizer": {"kind": "word_punct"},
         "model": {"embedding_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "dropout": 0.1},
         "evaluation": NO_METRICS,
@@ -96,11 +93,11 @@ def write_series(folder):
         "data": {
             "path": str(folder / "power.csv"),
             "options": {},
-            "series": ["HUFL", "OT"],
             "train": "train[:80]",
             "validation": "train[68:100]",
             "test": "train[88:120]",
         },
+        "forecasting": {"series": ["HUFL", "OT"]},
         "model": {
             **{name: TINY[name] for name in ("d_model", "encoder_layers", "attention_heads", "ffn_dim")},
             **{"context_length": 12, "prediction_length": 4, "patch_length": 4, "patch_stride": 2},
@@ -135,17 +132,17 @@ def rewind(folder, step):
 def test_a_resumed_run_is_the_uninterrupted_one(make_task, task, changes):
     """Bit by bit; the carried state, and the noise on the rows, are part of it."""
     config = make_task(task, **changes)
-    first = run(config)
+    first = train(config)
     weights = load_file(first.output_dir / "model.safetensors")
     rewind(first.output_dir, 2)
-    again = run(config)
+    again = train(config)
     assert again.scores == first.scores and not again.was_finished
     for name, tensor in load_file(again.output_dir / "model.safetensors").items():
         assert torch.equal(tensor, weights[name]), name
 
 
 def test_classification(make_task):
-    result = run(make_task("text_classification", data={"labels": ["without", "with"]}))
+    result = train(make_task("text_classification", text_classification={"labels": ["without", "with"]}))
     folder = result.output_dir
     assert set(result.scores["test"]) == {"loss", "accuracy", "macro_f1"}
     model = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -153,7 +150,7 @@ def test_classification(make_task):
     assert not (folder / "generation_config.json").exists()
     classify = pipeline("text-classification", model=str(folder))
     answer = classify("a b c")
-    own, task = load(folder)
+    own, task = load_trained(folder)
     assert [answer[0]["label"]] == generate(own, task, ["a b c"])
     inputs = AutoTokenizer.from_pretrained(folder)("a b c", return_tensors="pt")
     probability = model(input_ids=inputs["input_ids"]).logits.softmax(-1).max().item()
@@ -167,7 +164,7 @@ def test_classification(make_task):
 
 def test_classes_do_not_reach_the_vocabulary(make_task):
     config = make_task("text_classification", tokenizer={"kind": "word"})
-    tokenizer = AutoTokenizer.from_pretrained(run(config).output_dir)
+    tokenizer = AutoTokenizer.from_pretrained(train(config).output_dir)
     assert set(tokenizer.get_vocab()) == {"<pad>", "<s>", "</s>", "<unk>", *"abcdefgh"}
 
 
@@ -176,7 +173,7 @@ def test_an_unseen_class_in_validation(make_task, tmp_path):
     with (tmp_path / "data" / "validation.jsonl").open("a") as stream:
         print(json.dumps({"text": "a b", "label": 7}), file=stream)
     with pytest.raises(DataError, match=r"validation\.jsonl:9: target '7' is no class of the training"):
-        run(config)
+        train(config)
 
 
 @pytest.mark.parametrize("trainable", [True, False, "both"])
@@ -189,7 +186,7 @@ def test_word_vectors(make_task, tmp_path, trainable):
         tokenizer={"kind": "word", "words": str(path)},
         model={"embeddings": {"path": str(path), "trainable": trainable}},
     )
-    folder = run(config).output_dir
+    folder = train(config).output_dir
     before = load_file(folder / "checkpoint-2" / "model.safetensors")
     after = load_file(folder / "model.safetensors")
     learned, static = "encoder.embed_tokens.weight", "encoder.static_tokens.weight"
@@ -203,7 +200,7 @@ def test_word_vectors(make_task, tmp_path, trainable):
         assert sorted(with_vector) == sorted(vocabulary[word] for word in ("a", "b", "unseen"))
     rewind(folder, 2)
     path.unlink()
-    run(config)
+    train(config)
     again = load_file(folder / "model.safetensors")
     assert all(torch.equal(again[name], tensor) for name, tensor in after.items())
 
@@ -211,17 +208,17 @@ def test_word_vectors(make_task, tmp_path, trainable):
 @pytest.mark.parametrize("given", ["glove.txt", {"path": "x"}, {"path": "x", "trainable": 1}])
 def test_word_vectors_wrongly_asked_for(make_task, given):
     with pytest.raises(ConfigError, match=r"model\.embeddings: write \{path: FILE, trainable: true\}"):
-        run(make_task("text_classification", model={"embeddings": given}))
+        train(make_task("text_classification", model={"embeddings": given}))
 
 
 def test_word_vectors_beside_learned_ones_need_a_model_for_them(make_task):
     model = {"embeddings": {"path": "x", "trainable": "both"}}
     with pytest.raises(ConfigError, match=r"model\.embeddings: language_modeling has no place for both"):
-        run(make_task("language_modeling", model=model))
+        train(make_task("language_modeling", model=model))
 
 
 def test_a_language_model(make_task):
-    result = run(make_task("language_modeling"))
+    result = train(make_task("language_modeling"))
     folder, scores = result.output_dir, result.scores["test"]
     assert set(scores) == {"loss", "perplexity", "token_accuracy"}
     assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
@@ -232,7 +229,7 @@ def test_a_language_model(make_task):
     ids = model.generate(**prompt, do_sample=True, top_k=10, temperature=0.6, max_new_tokens=12)
     text = tokenizer.decode(ids[0], skip_special_tokens=True)
     assert text.startswith("Anna and the prince") and " ." not in text
-    own, task = load(folder)
+    own, task = load_trained(folder)
     answers = generate(own, task, ["Anna and the", "the prince went home"])
     assert [answer[: len("Anna and the")] for answer in answers[:1]] == ["Anna and the"]
     assert answers[0] == generate(own, task, ["Anna and the"])[0]  # padded to the longer one, or alone
@@ -243,7 +240,7 @@ def test_a_language_model(make_task):
 
 @pytest.mark.parametrize("tokenizer", [{"kind": "character"}, {"kind": "bpe", "vocab_size": 270}])
 def test_other_vocabularies_of_a_language_model(make_task, tokenizer):
-    model, task = load(run(make_task("language_modeling", tokenizer=tokenizer)).output_dir)
+    model, task = load_trained(train(make_task("language_modeling", tokenizer=tokenizer)).output_dir)
     prompt = "Anna and the prince"
     assert generate(model, task, [prompt])[0].startswith(prompt)
     assert len(task.encode({"source": [prompt], "row": [0]})[0]["input_ids"]) > 5  # the words are no tokens
@@ -251,8 +248,8 @@ def test_other_vocabularies_of_a_language_model(make_task, tokenizer):
 
 def test_a_language_model_is_scored_over_the_whole_text(make_task, tmp_path):
     """Each token once, with what came before it in its stream; sixteen streams cost it little context."""
-    folder = run(make_task("language_modeling")).output_dir
-    model, task = load(folder)
+    folder = train(make_task("language_modeling")).output_dir
+    model, task = load_trained(folder)
     text = (tmp_path / "data" / "novel.txt").read_text().split("\n\n")[36:]
     ids = torch.tensor([[*(each for part in text for each in task.tokenizer(part)["input_ids"]), 2]])
     scores = json.loads((folder / "metrics.json").read_text())["test"]
@@ -271,12 +268,12 @@ def test_a_language_model_is_scored_over_the_whole_text(make_task, tmp_path):
 
 def test_streams_of_text_are_contiguous(make_task):
     """Row r of each batch goes on where row r of the batch before it ended, over processes as well."""
-    folder = run(make_task("language_modeling")).output_dir
-    _, task = load(folder)
+    folder = train(make_task("language_modeling")).output_dir
+    _, task = load_trained(folder)
     features = task.encode({"source": ["Anna and the prince went home."] * 40, "row": list(range(40))})
     for world_size in (1, 2):
         task.bptt = 8
-        batches = task.arrange(3, world_size)(features, np.random.default_rng(0))
+        batches = task.make_batches(3, world_size)(features, np.random.default_rng(0))
         streams = [[[] for _ in range(3)] for _ in range(world_size)]
         for number, batch in enumerate(batches):
             assert all(each["is_first"] == (number < world_size) for each in batch)
@@ -291,24 +288,24 @@ def test_streams_of_text_are_contiguous(make_task):
 
 def test_the_state_of_other_processes_is_refused(make_task):
     config = make_task("language_modeling")
-    folder = run(config).output_dir
+    folder = train(config).output_dir
     rewind(folder, 2)
     checkpoint = folder / "checkpoint-2"
     shutil.copy(checkpoint / "carried_0.safetensors", checkpoint / "carried_1.safetensors")
     with pytest.raises(RunError, match="holds the states of 2 processes"):
-        run(config)
+        train(config)
 
 
 @pytest.mark.parametrize("task", ["language_modeling", "forecasting"])
 def test_what_has_no_source_cannot_be_augmented_nor_compared(make_task, task):
     with pytest.raises(ConfigError, match=f"augmentation: {task} has no source to change"):
-        run(make_task(task, augmentation={"delete": 0.1}))
-    with pytest.raises(ConfigError, match=r"evaluation\.metrics: .* is scored by loss, .* alone; give \[\]"):
-        run(make_task(task, evaluation={"metrics": ["exact_match"]}))
+        train(make_task(task, augmentation={"delete": 0.1}))
+    with pytest.raises(ConfigError, match=r"evaluation\.metrics: .* is scored by loss, .* only; give \[\]"):
+        train(make_task(task, evaluation={"metrics": ["exact_match"]}))
 
 
 def test_forecasting(make_task):
-    result = run(make_task("forecasting"))
+    result = train(make_task("forecasting"))
     folder, scores = result.output_dir, result.scores["test"]
     assert (folder / "forecasts.png").read_bytes().startswith(b"\x89PNG")
     model = AutoModel.from_pretrained(folder)
@@ -329,7 +326,7 @@ def test_forecasting(make_task):
     assert scores["repeat_last_mae"] == pytest.approx(abs(repeated).mean(), rel=1e-4)
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: time-series-forecasting" in card and "forecasts.png" in card
-    own, task = load(folder)
+    own, task = load_trained(folder)
     with pytest.raises(ConfigError, match="takes no texts"):
         generate(own, task, ["1 2 3"])
 
@@ -339,14 +336,16 @@ def test_forecasting(make_task):
     [
         ({"train": "train[:10]"}, DataError, "a split has 10 rows, where one window needs 16"),
         ({"validation": "train[90:100]"}, DataError, "a split has 10 rows"),
-        ({"series": None}, ConfigError, r"data\.series: name the columns to forecast"),
         ({"series": ["HUFL", "TO"]}, DataError, "there is no column 'TO'; choose from HUFL, OT"),
-        ({"series": ["date"]}, DataError, "data.series: date is 't0' in row 0 of the split, no number"),
+        ({"series": ["date"]}, DataError, "forecasting.series: date is 't0' in row 0 of the split, no number"),
+        ({"series": None}, ConfigError, r"forecasting.series: Input should be a valid list"),
+        ({"series": []}, ConfigError, r"forecasting.series: List should have at least 1 item"),
     ],
 )
 def test_series_that_cannot_be_used(make_task, changes, error, problem):
+    section = "forecasting" if "series" in changes else "data"
     with pytest.raises(error, match=problem):
-        run(make_task("forecasting", data=changes))
+        train(make_task("forecasting", **{section: changes}))
 
 
 def test_a_gap_in_a_series_is_named(make_task, tmp_path):
@@ -356,9 +355,9 @@ def test_a_gap_in_a_series_is_named(make_task, tmp_path):
     date, high, _, load_ = lines[31].split(",")
     file.write_text("\n".join([*lines[:31], f"{date},{high},,{load_}", *lines[32:]]))
     with pytest.raises(DataError, match="OT is nan in row 30 of the split"):
-        run(config)
+        train(config)
     config = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_row": "skip"})})
-    assert run(config).scores["training"]["skipped_rows"] > 0
+    assert train(config).scores["training"]["skipped_rows"] > 0
 
 
 def test_gradient_accumulation_in_forecasting(make_task):
@@ -374,7 +373,7 @@ def test_gradient_accumulation_in_forecasting(make_task):
         }
         config = make_task("forecasting", training=training, model={"dropout": 0.0, "head_dropout": 0.0})
         config = config.model_copy(update={"data": config.data.model_copy(update={"train": "train[:23]"})})
-        found.append(load_file(run(config).output_dir / "model.safetensors"))
+        found.append(load_file(train(config).output_dir / "model.safetensors"))
     for name, tensor in found[0].items():
         torch.testing.assert_close(tensor, found[1][name], rtol=1e-4, atol=1e-5, msg=name)
 
@@ -385,7 +384,7 @@ def test_what_is_published_works_as_its_card_says(make_task, tmp_path, hub):
     for task in WRITERS:
         name = f"me/{task.replace('_', '-')}"
         config = make_task(task, training={"output_dir": str(tmp_path / task)}, hub={"push": True, "model_id": name})
-        folder = run(config).output_dir
+        folder = train(config).output_dir
         codes += re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
         assert len(HUB.commits(name)) == 2  # the first one is empty
     assert len(codes) == 3 and all("trust_remote_code=True" in code for code in codes)
@@ -402,11 +401,11 @@ def test_what_is_published_works_as_its_card_says(make_task, tmp_path, hub):
 def test_scripts(make_task, command, tmp_path, monkeypatch):
     """What is asked of a finished model from the shell, whatever its task."""
     monkeypatch.chdir(tmp_path)
-    classifier = run(make_task("text_classification", training={"output_dir": "runs/classes"})).output_dir
+    classifier = train(make_task("text_classification", training={"output_dir": "runs/classes"})).output_dir
     assert set(command("generate.py", classifier, "a b", "c d").stdout.split()) <= {"0", "1"}
     refused = command("generate.py", classifier, "a b", "--set", "num_beams=2")
     assert refused.returncode == 2 and "this model generates no text" in refused.stderr
-    lstm = run(make_task("language_modeling", training={"output_dir": "runs/lstm"})).output_dir
+    lstm = train(make_task("language_modeling", training={"output_dir": "runs/lstm"})).output_dir
     done = command("generate.py", lstm, "Anna and the prince", "--set", "do_sample=true", "top_k=10", "temperature=0.6")
     assert done.returncode == 0 and done.stdout.startswith("Anna and the prince")
     refused = command("generate.py", lstm, "")
@@ -416,7 +415,7 @@ def test_scripts(make_task, command, tmp_path, monkeypatch):
     assert scores["model"] == pytest.approx(own) and scores["kneser_ney_3"] > 1 and 1 < scores["unigram"] < 12
     refused = command("score_ngrams.py", classifier)
     assert refused.returncode == 2 and "text_classification has no n-grams" in refused.stderr
-    forecaster = run(make_task("forecasting", training={"output_dir": "runs/forecaster"})).output_dir
+    forecaster = train(make_task("forecasting", training={"output_dir": "runs/forecaster"})).output_dir
     assert json.loads(command("score.py", forecaster).stdout)["mse"] > 0
     refused = command("generate.py", forecaster, "1 2 3")
     assert refused.returncode == 2 and "takes no texts" in refused.stderr

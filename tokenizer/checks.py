@@ -13,7 +13,7 @@ class TokenizerError(ValueError):
     """A tokenizer that cannot be made or used; the message says what is wrong and how to mend it."""
 
 
-def check(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], boundary: str = "end") -> None:
+def check(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], eos_position: str = "end") -> None:
     """Checks what a shipped tokenizer promises, on real texts.
 
     What is demanded holds for any tokenizer that a sequence-to-sequence model can use. Not demanded, since good ones
@@ -23,7 +23,7 @@ def check(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], boundary: st
     Args:
         tokenizer: one just trained, or loaded from anywhere.
         texts: some of those it will meet.
-        boundary: whether the end token stands at the "end" of a text, or at its "start", as language models have it.
+        eos_position: whether the end token stands at the "end" of a text, or at its "start", as language models have it.
 
     Raises:
         TokenizerError: when padding or the end of a sequence has no token, two of the special tokens are one, an id
@@ -31,7 +31,7 @@ def check(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], boundary: st
             are not padded on the left where the end token stands in front, the end token is not added exactly once, or
             a text without unknown tokens does not survive encoding and decoding.
     """
-    if boundary == "start" and tokenizer.padding_side != "left":
+    if eos_position == "start" and tokenizer.padding_side != "left":
         raise TokenizerError(
             "padding_side is 'right', so a language model would go on from padding: set tokenizer.padding_side = 'left'"
         )
@@ -39,7 +39,7 @@ def check(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], boundary: st
     _check_leftovers(tokenizer)
     for text in ("", *texts):
         ids = tokenizer(text)["input_ids"]
-        _check_ids(tokenizer, text, ids, boundary)
+        _check_ids(tokenizer, text, ids, eos_position)
         decoded = tokenizer.decode(ids, skip_special_tokens=True)
         if tokenizer.unk_token_id not in ids and not _same(text, decoded):
             raise TokenizerError(
@@ -88,14 +88,14 @@ def _check_leftovers(tokenizer: PreTrainedTokenizerBase) -> None:
             raise TokenizerError(f"{name} is left on in the tokenizer ({value}): {mend} and save it again")
 
 
-def _check_ids(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int], boundary: str) -> None:
+def _check_ids(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int], eos_position: str) -> None:
     eos, eos_id = tokenizer.eos_token, tokenizer.eos_token_id
-    if boundary == "start" and (not ids or ids[0] != eos_id):
+    if eos_position == "start" and (not ids or ids[0] != eos_id):
         raise TokenizerError(
             f"{text[:80]!r} is encoded as {ids[:20]}, without {eos} ({eos_id}) in front, so the model cannot tell "
             "where a text begins: set a post-processor that puts it there"
         )
-    if boundary == "end" and (not ids or ids[-1] != eos_id):
+    if eos_position == "end" and (not ids or ids[-1] != eos_id):
         raise TokenizerError(
             f"{text[:80]!r} is encoded as {ids[:20]}, without {eos} ({eos_id}) at its end, so the model never learns "
             "to stop: set a post-processor that appends it"

@@ -130,7 +130,7 @@ def train(
     *,
     min_frequency: int = 2,
     lowercase: bool = False,
-    boundary: str = "end",
+    eos_position: str = "end",
     max_length: int = 512,
     max_texts: int = 1_000_000,
 ) -> PreTrainedTokenizerFast:
@@ -145,7 +145,7 @@ def train(
         vocab_size: tokens at most, `<pad> <s> </s> <unk>` (ids 0 to 3) included.
         min_frequency: how often a merge or a word must occur to be learned; unigram and character take no heed of it.
         lowercase: whether case is lost.
-        boundary: where every text has its `</s>`, at the "end", or at the "start", so that a language model, which
+        eos_position: where every text has its `</s>`, at the "end", or at the "start", so that a language model, which
             reads one text after another, can go on from a prompt (as GPT-2 from its <|endoftext|>); prompts are then
             padded on the left.
         max_length: the `model_max_length` that the tokenizer will state.
@@ -183,7 +183,7 @@ def train(
             f"{len(SPECIAL_TOKENS)}, and something must occur {min_frequency} times (min_frequency)"
         )
     return _finish(
-        tokenizer, dict(zip(("pad", "bos", "eos", "unk"), SPECIAL_TOKENS, strict=True)), max_length, boundary
+        tokenizer, dict(zip(("pad", "bos", "eos", "unk"), SPECIAL_TOKENS, strict=True)), max_length, eos_position
     )
 
 
@@ -322,12 +322,14 @@ def _sentencepiece_normalizer(spec: Any) -> normalizers.Normalizer:
 
 
 def _finish(
-    tokenizer: Tokenizer, special: dict[str, str], max_length: int, boundary: str = "end"
+    tokenizer: Tokenizer, special: dict[str, str], max_length: int, eos_position: str = "end"
 ) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special.values()])
     eos = special["eos"]
     # No <s>: the model's shift puts it before the target, and only there.
-    single, pair = {"end": (f"$A {eos}", f"$A {eos} $B {eos}"), "start": (f"{eos} $A", f"{eos} $A {eos} $B")}[boundary]
+    single, pair = {"end": (f"$A {eos}", f"$A {eos} $B {eos}"), "start": (f"{eos} $A", f"{eos} $A {eos} $B")}[
+        eos_position
+    ]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=single, pair=pair, special_tokens=[(eos, tokenizer.token_to_id(eos))]
     )
@@ -336,7 +338,7 @@ def _finish(
         **{f"{name}_token": token for name, token in special.items()},
         model_max_length=max_length,
         model_input_names=["input_ids", "attention_mask"],
-        padding_side="right" if boundary == "end" else "left",  # a prompt is gone on from at its end
+        padding_side="right" if eos_position == "end" else "left",  # a prompt is gone on from at its end
         clean_up_tokenization_spaces=False,
         split_special_tokens=True,
     )

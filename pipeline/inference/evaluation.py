@@ -8,6 +8,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import GenerationConfig, PreTrainedModel
 
+from pipeline.inference.batches import batches_by_length
 from pipeline.inference.metrics import Metric, perplexity
 from pipeline.tasks.base import Feature, Task
 
@@ -53,10 +54,9 @@ def evaluate(
     generation: GenerationConfig | None = None,
     metrics: Sequence[Metric] = (),
 ) -> Evaluation:
-    """Scores a model on all features, each on exactly one rank; every rank gets the whole result.
+    """Score a model on all features, each on exactly one rank; every rank gets the whole result.
 
-    Batches are made of rows of like length and dealt out to the ranks in turn. Ranks left without one repeat the
-    first (sharded models need all ranks in every forward pass); results are kept by sample, so nothing counts twice.
+    Results are kept by sample, so nothing counts twice, however the ranks share the work (see `batches_by_length`).
 
     Args:
         features: of `task.encode`, with `sample_id`, `source` and `target`.
@@ -67,36 +67,16 @@ def evaluate(
         means over all items of what `task.scores` names, and what the metrics give.
     """
     state = PartialState()
-    ordered = sorted(features, key=task.lengths, reverse=True)
-    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
-    turns = -(-len(batches) // state.num_processes)
-    was_training = model.training
-    model.eval()
     results: dict[int, Result] = {}
-    for turn in range(turns):
-        index = turn * state.num_processes + state.process_index
-        chosen = batches[index if index < len(batches) else 0]
-        for feature, result in zip(
-            chosen, _evaluate_batch(model, task, chosen, generation, bool(metrics)), strict=True
-        ):
-            results[feature["sample_id"]] = result
-    model.train(was_training)
+    for samples, batch in batches_by_length(
+        model, task, features, batch_size, state.process_index, state.num_processes
+    ):
+        numbers = task.score(model, batch)
+        predictions = task.predict(model, batch, generation) if metrics else [None] * len(samples)
+        results |= zip([sample["sample_id"] for sample in samples], zip(numbers, predictions, strict=True), strict=True)
     for sample_id, result in gather_object(list(results.items())):
         results[sample_id] = result
     return _summarise(task, features, results, metrics)
-
-
-def _evaluate_batch(
-    model: PreTrainedModel,
-    task: Task,
-    features: list[Feature],
-    generation: GenerationConfig | None,
-    has_predictions: bool,
-) -> list[Result]:
-    batch = {name: tensor.to(model.device) for name, tensor in task.collate(features).items()}
-    numbers = task.score(model, batch)
-    predictions = task.predict(model, batch, generation) if has_predictions else [None] * len(features)
-    return list(zip(numbers, predictions, strict=True))
 
 
 def _summarise(

@@ -6,6 +6,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from pipeline.errors import ConfigError
+from pipeline.inference.batches import batches_by_length
 from pipeline.tasks.base import Task
 
 
@@ -17,7 +18,7 @@ def generate(
     generation: GenerationConfig | None = None,
     batch_size: int = 128,
 ) -> list[str]:
-    """Generates one text for each, by the model's own generation config unless another is given.
+    """Generate one text for each, by the model's own generation config unless another is given.
 
     An empty or blank text is answered by an empty one where there is nothing to read in it.
 
@@ -30,15 +31,11 @@ def generate(
         if not text.strip() and not task.answers_empty:
             raise ConfigError(f"prompt {number} is empty: give a word at least to go on from")
     numbers = [number for number, text in enumerate(texts) if text.strip()]
-    sources = [texts[number] for number in numbers]
-    features = task.encode({"source": sources, "row": numbers})
-    ordered = sorted((each for each in features if not isinstance(each, str)), key=task.lengths, reverse=True)
+    encoded = task.encode({"source": [texts[number] for number in numbers], "row": numbers})
+    features = [feature for feature in encoded if not isinstance(feature, str)]
     answers = [""] * len(texts)
-    model.eval()
-    for start in range(0, len(ordered), batch_size):
-        chosen = ordered[start : start + batch_size]
-        batch = {name: tensor.to(model.device) for name, tensor in task.collate(chosen).items()}
+    for samples, batch in batches_by_length(model, task, features, batch_size):
         predictions = task.predict(model, batch, generation or getattr(model, "generation_config", None))
-        for feature, prediction in zip(chosen, predictions, strict=True):
-            answers[feature["sample_id"]] = prediction
+        for sample, prediction in zip(samples, predictions, strict=True):
+            answers[sample["sample_id"]] = prediction
     return answers

@@ -70,6 +70,10 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.encoder.embed_tokens = value
 
+    def get_static_embeddings(self) -> nn.Embedding | None:
+        """Return the word vectors that training leaves as they are, where `config.static_embeddings` asks for them."""
+        return self.encoder.static_tokens
+
     def forward(
         self,
         input_ids: Tensor,

@@ -112,7 +112,9 @@ def card(
     kind = KINDS[config.task]
     name = config.hub.model_id or Path(config.training["output_dir"]).name
     base = config.model.get("from")
-    values = config.data.model_dump() | {"series": ", ".join(f"`{each}`" for each in config.data.series or [])}
+    values = config.data.model_dump() | {
+        "series": ", ".join(f"`{each}`" for each in getattr(config.task_settings, "series", []))
+    }
     settings = StringIO()
     YAML().dump(config.model_dump(), settings)
     steps = f"{state.global_step:,}" + (f" of {state.max_steps:,}" if state.global_step < state.max_steps else "")

@@ -1,119 +1,85 @@
-"""What a run trains: tokenizer, model and generation config, new or taken from a checkpoint that exists."""
+"""The model of a config and its generation config, new or from a checkpoint that exists."""
 
-from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import download_model
-from pipeline.data.word_vectors import load_embeddings, read_words
+from pipeline.data.word_vectors import load_embeddings
 from pipeline.errors import ConfigError, nearest
-from pipeline.tasks.registry import find
-from tokenizer.training import train
+from pipeline.tasks.registry import MODELS, get_model, get_task
 
+OWN_KEYS = ("type", "from", "embeddings")  # of the section `model`; the others are fields of the model's config
 BOTH = "both"  # word vectors that are kept, beside others that are learned
 LEARNED_BESIDE = 0.3  # how large those begin, of their usual size
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
 def find_pretrained(config: Config) -> Path | None:
-    """The folder that `model.from` means, fetched from the Hub if need be; None for a model from scratch."""
+    """Return the folder that `model.from` means, fetched from the Hub if need be; None for a model from scratch."""
     name = config.model.get("from")
     if name is None:
         return None
     if not isinstance(name, str):
-        raise ConfigError(f"model.from: {name!r} is no folder and no owner/name")
+        raise ConfigError(f"model.from: {name!r} is neither a folder nor owner/name")
     if Path(name).is_dir():
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ConfigError(f"model.from: {name!r} is no folder on this machine, nor of the form owner/name")
+        raise ConfigError(f"model.from: {name!r} is neither a folder on this machine nor of the form owner/name")
     try:
         return download_model(name, config.data.hub_patience)
     except ConfigError as error:
         raise ConfigError(f"model.from: {error}") from error
 
 
-def load_or_train_tokenizer(
-    config: Config, rows: Iterable[dict[str, Any]], path: Path | str | None
-) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in `path`; else a new one, which it leaves in the output folder; None where the data are no text.
-
-    Args:
-        rows: to train it on; not touched where there is a path.
-
-    Raises:
-        ConfigError: for a path that holds no tokenizer.
-        tokenizer.training.TokenizerError: when it cannot be trained.
-    """
-    columns = find(config.task).task.text_columns
-    if not columns:
-        return None
-    texts: Iterable[str] = (row[name] for row in rows for name in columns if isinstance(row[name], str))
-    if config.tokenizer.words is not None:
-        if config.tokenizer.kind != "word":
-            raise ConfigError("tokenizer.words: other kinds than word have parts of words, and need none")
-        # Twice, as a word that occurs once is not learned; first, as max_texts would cut them off behind.
-        texts = chain((word for word in read_words(config.tokenizer.words) for _ in range(2)), texts)
-    output_dir = config.training["output_dir"]
-    with PartialState().main_process_first():
-        if path is None and PartialState().is_main_process:
-            train(
-                texts,
-                config.tokenizer.kind,
-                config.tokenizer.vocab_size,
-                boundary=find(config.task).task.boundary,
-                lowercase=config.tokenizer.lowercase,
-                max_length=config.data.max_source_length,
-                max_texts=config.tokenizer.max_texts,
-            ).save_pretrained(output_dir)
-    try:
-        return AutoTokenizer.from_pretrained(path or output_dir, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"tokenizer.path: no tokenizer could be loaded from {path!r}: {error}") from error
+def is_own(model: PreTrainedModel) -> bool:
+    """Tell whether a model is in our table, so divides its loss by the items of the whole step itself."""
+    return isinstance(model, tuple(spec.model for spec in MODELS.values()))
 
 
 def build_model(
     config: Config,
     tokenizer: PreTrainedTokenizerBase | None,
     seed: int,
-    sizes: dict[str, Any],
+    data_settings: dict[str, Any],
     pretrained: Path | None = None,
     is_new: bool = True,
 ) -> PreTrainedModel:
-    """A new model of `model`'s sizes that fits tokenizer and data, or the pretrained one with `model`'s other settings.
+    """Make a new model that fits tokenizer and data, or load the pretrained one with `model`'s other settings.
 
     Args:
-        sizes: what the data determine of the model, such as its classes.
+        data_settings: what the data determine of the model, such as its classes.
         is_new: whether word vectors are to be read; the weights of a run that goes on come from its checkpoint.
 
     Raises:
-        ConfigError: for an unknown or impossible size, a vocabulary that the tokenizer overflows, a folder that holds
-            no weights this project can take, or a model whose batches cannot be packed.
+        ConfigError: for an unknown or impossible size, a vocabulary that the tokenizer overflows, a folder without
+            weights that this project can take, or a model whose batches cannot be packed.
     """
     transformers.set_seed(seed)
-    settings = sizes | {name: value for name, value in config.model.items() if name not in ("from", "embeddings")}
-    given = config.model.get("embeddings")
-    if given is not None:
-        _check_embeddings(config, given, tokenizer)
-        if given["trainable"] == BOTH:
+    settings = data_settings | {name: value for name, value in config.model.items() if name not in OWN_KEYS}
+    embeddings = config.model.get("embeddings")
+    if embeddings is not None:
+        _check_embeddings(config, embeddings, tokenizer)
+        if embeddings["trainable"] == BOTH:
             settings["static_embeddings"] = True
     model = _make_model(config, tokenizer, settings, pretrained)
-    if config.data.packing and (not isinstance(model, find(config.task).model) or model.config.attention_dropout):
+    if config.data.packing and not (
+        is_own(model) and get_model(config).can_pack and not model.config.attention_dropout
+    ):
         raise ConfigError("data.packing: needs a model of this project's own, and model.attention_dropout=0")
-    if given is not None and tokenizer is not None:
-        _load_embeddings(model, tokenizer, given["path"], given["trainable"], seed, is_new)
+    if embeddings is not None and tokenizer is not None:
+        _load_embeddings(model, tokenizer, embeddings["path"], embeddings["trainable"], seed, is_new)
     return model
 
 
-def _check_embeddings(config: Config, given: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    trainable = given.get("trainable") if isinstance(given, dict) and set(given) == {"path", "trainable"} else None
+def _check_embeddings(config: Config, embeddings: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    is_complete = isinstance(embeddings, dict) and set(embeddings) == {"path", "trainable"}
+    trainable = embeddings["trainable"] if is_complete else None
     if not isinstance(trainable, bool) and trainable != BOTH:
         raise ConfigError(
             "model.embeddings: write {path: FILE, trainable: true}, or false to keep them as they are, or both to keep "
@@ -121,7 +87,7 @@ def _check_embeddings(config: Config, given: Any, tokenizer: PreTrainedTokenizer
         )
     if tokenizer is None:
         raise ConfigError(f"model.embeddings: there are no words in the data of {config.task}")
-    if trainable == BOTH and not hasattr(find(config.task).config, "static_embeddings"):
+    if trainable == BOTH and "static_embeddings" not in get_model(config).config().to_dict():
         raise ConfigError(f"model.embeddings: {config.task} has no place for both; write trainable: true or false")
 
 
@@ -133,14 +99,14 @@ def _load_embeddings(
     seed: int,
     is_new: bool,
 ) -> None:
-    """Reads word vectors into a new model, and lets training change what it may."""
+    """Read word vectors into a new model, and let training change what it may."""
     learned = model.get_input_embeddings()
-    embedding = model.encoder.static_tokens if trainable == BOTH else learned
+    embedding = model.get_static_embeddings() if trainable == BOTH else learned
     if is_new:
-        found = load_embeddings(embedding, tokenizer, path, seed)
+        known = load_embeddings(embedding, tokenizer, path, seed)
         if trainable == BOTH:  # words without a vector have none here, and all begin with little beside it
             with torch.no_grad():
-                embedding.weight[~torch.isin(torch.arange(len(embedding.weight)), found)] = 0
+                embedding.weight[~torch.isin(torch.arange(len(embedding.weight)), known)] = 0
                 learned.weight *= LEARNED_BESIDE
     embedding.requires_grad_(trainable is True)
 
@@ -150,19 +116,20 @@ def _make_model(
 ) -> PreTrainedModel:
     if pretrained is not None:
         return _load_model(config, tokenizer, settings, pretrained)
-    entry = find(config.task)
-    _check_names(settings, entry.config())
+    spec = get_model(config)
+    known = spec.config().to_dict()
+    _check_names(settings, spec.config, known)
     fitting = {} if tokenizer is None else _fit(tokenizer, settings)
-    if hasattr(entry.config, "label_smoothing"):
-        fitting["label_smoothing"] = config.training.get("label_smoothing_factor", 0.0)
+    if "label_smoothing" in known:
+        fitting["label_smoothing"] = config.label_smoothing
     try:
-        return entry.model(entry.config(**fitting | settings))
+        return spec.model(spec.config(**fitting | settings))
     except (ValueError, KeyError, StrictDataclassError) as error:
         raise ConfigError(f"model: {error}") from error
 
 
 def _fit(tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a tokenizer determines of a new model."""
+    """Return what a tokenizer determines of a new model."""
     vocab_size = settings.get("vocab_size", len(tokenizer))
     if vocab_size < len(tokenizer):
         raise ConfigError(
@@ -179,18 +146,17 @@ def _fit(tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> dict[s
 def _load_model(
     config: Config, tokenizer: PreTrainedTokenizerBase | None, settings: dict[str, Any], folder: Path
 ) -> PreTrainedModel:
-    auto = find(config.task).auto
+    auto = get_task(config.task).auto_class
     try:
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        _check_names(settings, model_config)
+        known = model_config.to_dict()
+        _check_names(settings, type(model_config), known)
         for name, value in settings.items():
             setattr(model_config, name, value)
-        if hasattr(model_config, "label_smoothing"):
-            model_config.label_smoothing = config.training.get("label_smoothing_factor", 0.0)
+        if "label_smoothing" in known:
+            model_config.label_smoothing = config.label_smoothing
         # In safetensors alone: other formats of weights can run code when they are loaded.
         model = auto.from_pretrained(folder, config=model_config, trust_remote_code=False, use_safetensors=True)
-    except ConfigError:
-        raise
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ConfigError(f"model.from: {folder} cannot be loaded as {auto.__name__}: {error}") from error
     if tokenizer is None:
@@ -199,21 +165,20 @@ def _load_model(
     if rows < len(tokenizer):
         raise ConfigError(f"tokenizer.path: its {len(tokenizer)} tokens are too many for the {rows} of model.from")
     for name in ("max_source_length", "max_target_length"):
-        positions, given = getattr(model_config, "max_position_embeddings", None), getattr(config.data, name)
-        if positions is not None and given > positions:
-            raise ConfigError(f"data.{name}: {given} is more than the {positions} positions of model.from")
+        positions, bound = known.get("max_position_embeddings"), getattr(config.data, name)
+        if positions is not None and bound > positions:
+            raise ConfigError(f"data.{name}: {bound} is more than the {positions} positions of model.from")
     return model
 
 
-def _check_names(settings: dict[str, Any], config: transformers.PreTrainedConfig) -> None:
-    known = config.to_dict()
+def _check_names(settings: dict[str, Any], config: type[transformers.PreTrainedConfig], known: dict[str, Any]) -> None:
     for name in settings:
         if name not in known:
-            raise ConfigError(f"model.{name}: {type(config).__name__} has no such field{nearest(name, known)}")
+            raise ConfigError(f"model.{name}: {config.__name__} has no such field{nearest(name, known)}")
 
 
 def generation_config(config: Config, model: PreTrainedModel, **changes: Any) -> GenerationConfig:
-    """An explicit GenerationConfig, as transformers' own defaults (20 tokens, top_k of 50) surprise.
+    """Make an explicit GenerationConfig, as transformers' own defaults (20 tokens, top_k of 50) surprise.
 
     A pretrained model's own settings stay where the config says nothing else.
 

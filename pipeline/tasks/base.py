@@ -1,4 +1,4 @@
-"""What a task is to the training: how rows become batches, and how outputs become losses and predictions.
+"""The contract of a task: how rows become batches, and how outputs become losses and predictions.
 
 Shapes: B batch, S source length, T target length.
 """
@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from pipeline.config import DataConfig
+from pipeline.config import Config, DataConfig, Section
 from pipeline.data.splits import Rows
 
 Columns = dict[str, list]
@@ -30,119 +30,159 @@ UNDECODABLE = "\ufffd"  # what Unicode decoders put where bytes are no text
 
 
 class Task(ABC):
-    """One instance serves a run; `training.py` and `evaluation.py` know a task by these members alone.
+    """What training, evaluation, generation and card know of a problem; one instance serves a run.
+
+    A subclass that lacks something it must have is refused when it is defined, not at the end of a run: all abstract
+    methods, `auto_class`, and what its own flags promise (`trains_other_models` needs `loss`, `can_pack` needs `pack`).
 
     Attributes:
-        tokenizer: None where the data are no text.
+        tokenizer: None where the data hold no text.
+        settings: keys of the task's own section of a config, which is named after the task.
+        auto_class: transformers' class that loads the task's models.
+        trains_other_models: whether models of others that `auto_class` loads can be trained as well.
         text_columns: agreed columns whose texts a tokenizer is trained on.
-        scores: what every evaluation gives, by name.
+        scores: names of what every evaluation gives.
         accuracy: the one among them that is the share of items predicted right, where there is one.
         has_metrics: whether there are predictions to score beyond that.
+        default_metrics: `evaluation.metrics` where the config names none.
         answers_empty: whether an empty source has an answer, the empty one.
-        can_pack: whether many rows can be one sequence, in training.
-        boundary: whether `</s>` stands at the "end" or the "start" of a text.
+        can_pack: whether many rows can be one sequence in training.
+        eos_position: whether `</s>` stands at the "end" or the "start" of a text.
     """
 
     tokenizer: PreTrainedTokenizerBase | None
+    settings: ClassVar[type[Section]] = Section
+    auto_class: ClassVar[Any]
+    trains_other_models: ClassVar[bool] = False
     text_columns: ClassVar[tuple[str, ...]] = ("source", "target")
     scores: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
     accuracy: ClassVar[str | None] = "token_accuracy"
     has_metrics: ClassVar[bool] = True
+    default_metrics: ClassVar[tuple[str, ...]] = ()
     answers_empty: ClassVar[bool] = True
     can_pack: ClassVar[bool] = False
-    boundary: ClassVar[str] = "end"
+    eos_position: ClassVar[str] = "end"
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        """Raises TypeError for a task that is not complete."""
+        super().__init_subclass__(**kwargs)
+        missing = [name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False)]
+        missing += [name for name in REQUIRED_FACTS if not hasattr(cls, name)]
+        for flag, method in (("trains_other_models", "loss"), ("can_pack", "pack")):
+            if getattr(cls, flag) and getattr(cls, method) is getattr(Task, method):
+                missing.append(method)
+        if missing:
+            raise TypeError(f"{cls.__name__} is not a whole task: it lacks {', '.join(missing)}; see {__name__}.Task")
 
     @classmethod
     @abstractmethod
-    def of(cls, tokenizer: Any, model: PreTrainedConfig, data: DataConfig | None = None) -> "Task":
-        """The task of a model; with `data`, under the bounds of length that training rows have."""
+    def from_model(cls, tokenizer: Any, model: PreTrainedConfig, config: Config | None = None) -> "Task":
+        """Make the task of a model; with a config, as training has it: its settings, and bounds on length."""
 
     @classmethod
-    def columns(cls, data: DataConfig) -> dict[str, str]:
-        """Agreed name -> name in the data, of what a row must have."""
-        return data.columns
+    def columns(cls, config: Config) -> dict[str, str]:
+        """Return agreed name -> name in the data, of what a row must have."""
+        return config.data.columns
 
     @classmethod
-    def sizes(cls, data: DataConfig, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """What the model's config takes from the training rows, such as the names of classes."""
+    def model_settings(cls, config: Config, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """Return what the model's config takes from the training rows, such as the names of classes."""
         return {}
 
-    def samples(self, rows: Rows) -> Rows:
-        """What is encoded and trained on, where that is not the row as it was read."""
+    def to_samples(self, rows: Rows) -> Rows:
+        """Turn rows as they were read into what is encoded and trained on, where that is something else."""
         return rows
 
-    def arrange(self, rows: int, world_size: int) -> Callable[[list[Feature], np.random.Generator], list] | None:
-        """How features become batches of `rows`; None groups them by `lengths`, in random order."""
+    def make_batches(self, rows: int, world_size: int) -> Callable[[list[Feature], np.random.Generator], list] | None:
+        """Return how features become batches of `rows`; None groups them by `lengths`, in random order."""
         return None
 
     @abstractmethod
-    def encode(self, columns: Columns) -> list[Feature | str]:
-        """Rows, with their numbers as column "row", to one feature each; for a bad row, to what is wrong with it."""
+    def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | str]:
+        """Turn rows, with their numbers as column "row", into one feature each; a bad row into what is wrong with it.
 
-    def held_out(self, features: list[Feature]) -> list[Feature]:
-        """What is evaluated of a split, where that is not the feature of each row."""
+        Args:
+            limits: of the length of a training row, `max_source_length` and `max_target_length`; None keeps all.
+        """
+
+    def to_evaluation(self, features: list[Feature]) -> list[Feature]:
+        """Turn the features of a split into what is evaluated, where that is something else."""
         return features
 
     @abstractmethod
     def lengths(self, feature: Feature) -> tuple[int, ...]:
-        """Tokens on each side that is padded by itself."""
+        """Count the tokens on each side that is padded by itself."""
 
     @abstractmethod
     def collate(self, features: list[Feature]) -> Batch:
-        """Features to a batch whose keys are arguments of the model's `forward`."""
+        """Turn features into a batch whose keys are arguments of the model's `forward`."""
 
     def pack(self, features: list[Feature]) -> Batch:
-        """As `collate`, in one sequence without padding between the rows."""
+        """Do as `collate`, in one sequence without padding between the rows; needed where `can_pack`."""
         raise NotImplementedError
 
-    def targets(self, batch: Batch) -> Batch:
-        """The batch with its items as "labels", where Trainer counts them."""
+    def label_batch(self, batch: Batch) -> Batch:
+        """Return the batch with its items as "labels", where Trainer counts them."""
         return batch
 
     def with_state(self, batch: Batch) -> dict[str, Any]:
-        """The arguments of `forward` in training: a batch, and what is carried to it from the one before."""
+        """Return the arguments of `forward` in training: a batch, and what is carried to it from the one before."""
         return dict(batch)
 
     def keep_state(self, outputs: ModelOutput) -> None:
-        """Keeps what is carried to the next batch in training."""
+        """Keep what is carried to the next batch in training."""
         return
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What is carried, for a checkpoint."""
+        """Return what is carried, for a checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes up what a checkpoint has."""
+        """Take up what a checkpoint has."""
         return
 
     def loss(
         self, outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor | int, label_smoothing: float = 0.0
     ) -> Tensor:
-        """The loss of training for models of others, which divide theirs by the items of one micro-batch."""
-        raise NotImplementedError(f"{type(self).__name__} trains this project's own models only")
+        """Compute the loss of training for models of others, which divide theirs by the items of one micro-batch.
 
-    def losses(self, outputs: ModelOutput, batch: Batch) -> Tensor:
-        """The loss of each sample (B), summed over its items, without smoothing."""
+        Needed where `trains_other_models`.
+        """
         raise NotImplementedError
 
     @abstractmethod
-    def count(self, outputs: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor]:
-        """For each sample (B): the number of its items, and of those predicted right."""
+    def count_items(self, outputs: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Count, for each sample (B), its items, and those of them that are predicted right."""
 
+    @abstractmethod
     def score(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, float]]:
-        """For each sample: the number of its "items", and sums over them by the names of `scores`."""
-        outputs = model(**batch)
-        counts, correct = self.count(outputs, batch)
-        numbers = zip(self.losses(outputs, batch).tolist(), counts.tolist(), correct.tolist(), strict=True)
-        return [{"items": items, "loss": loss, str(self.accuracy): right} for loss, items, right in numbers]
+        """Return for each sample the number of its "items", and sums over them by the names of `scores`.
+
+        Perplexity is left out: evaluation makes it of the mean loss. See `sums_by_sample`.
+        """
+
+    @abstractmethod
+    def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[Any]:
+        """Return the model's own answer to each sample."""
 
     def draw(self, model: PreTrainedModel, features: list[Feature], folder: Path) -> None:
-        """Pictures of what a finished model predicts, where a picture says something."""
+        """Draw pictures of what a finished model predicts, where a picture says something."""
         return
 
-    def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[Any]:
-        """The model's own answer to each sample."""
-        raise NotImplementedError
+
+REQUIRED_FACTS = ("auto_class",)
+
+
+def sums_by_sample(losses: Tensor, counts: Tensor, correct: Tensor, accuracy: str) -> list[dict[str, float]]:
+    """Return what `Task.score` must, from three numbers for each sample (B).
+
+    Args:
+        losses: summed over the items of the sample, without label smoothing.
+        counts, correct: as `Task.count_items` gives them.
+        accuracy: the name of the share of items predicted right.
+    """
+    numbers = zip(losses.tolist(), counts.tolist(), correct.tolist(), strict=True)
+    return [{"items": items, "loss": loss, accuracy: right} for loss, items, right in numbers]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], is_target: bool = False) -> list[list[int]]:

@@ -11,17 +11,26 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from datasets import Dataset
+from pydantic import Field
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from pipeline import plots
-from pipeline.config import DataConfig
+from pipeline.config import Config, DataConfig, Section
 from pipeline.data.splits import Rows
 from pipeline.errors import ConfigError, DataError
 from pipeline.tasks.base import Batch, Columns, Feature, Task
 
 DRAWN = 4  # windows, spread over the split
+
+
+class ForecastingSettings(Section):
+    series: list[str] = Field(
+        min_length=1,
+        description="columns of the series to forecast, such as [OT]",
+        json_schema_extra={"formerly": "data.series"},
+    )
 
 
 @dataclass
@@ -38,6 +47,8 @@ class Forecasting(Task):
     stds: list[float]
     tokenizer: None = None
 
+    settings: ClassVar[type[Section]] = ForecastingSettings
+    auto_class: ClassVar[Any] = AutoModel
     text_columns: ClassVar[tuple[str, ...]] = ()
     scores: ClassVar[tuple[str, ...]] = (
         *("loss", "mse", "mae", "mse_original", "mae_original"),
@@ -47,35 +58,35 @@ class Forecasting(Task):
     has_metrics: ClassVar[bool] = False
 
     @classmethod
-    def of(cls, tokenizer: None, model: PreTrainedConfig, data: DataConfig | None = None) -> "Forecasting":
+    def from_model(cls, tokenizer: None, model: PreTrainedConfig, config: Config | None = None) -> "Forecasting":
         return cls(model.context_length, model.prediction_length, model.series, model.stds)
 
     @classmethod
-    def columns(cls, data: DataConfig) -> dict[str, str]:
-        """Raises ConfigError where no series are named."""
-        if not data.series:
-            raise ConfigError("data.series: name the columns to forecast, such as [OT]")
-        return {name: name for name in data.series}
+    def columns(cls, config: Config) -> dict[str, str]:
+        return {name: name for name in config.task_settings.series}
 
     @classmethod
-    def sizes(cls, data: DataConfig, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """Names of the series, and their means and standard deviations in these rows, those of the training split.
+    def model_settings(cls, config: Config, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """Return the names of the series, and their means and standard deviations in the training rows.
 
         Raises:
             ConfigError: for a stream, whose steps would have no known order.
             DataError: for a series that never changes.
         """
-        if data.streaming:
+        series = config.task_settings.series
+        if config.data.streaming:
             raise ConfigError("data.streaming: windows of series are cut from a whole split; say false")
-        values = _values(list(rows), data.series or [])
+        values = _values(list(rows), series)
         means, stds = np.nanmean(values, 0), np.nanstd(values, 0)
-        for name, std in zip(data.series or [], stds, strict=True):
+        for name, std in zip(series, stds, strict=True):
             if not std > 0:
-                raise DataError(f"data.series: {name} is the same in all rows of {data.train}; leave it out")
-        return {"series": data.series, "means": means.tolist(), "stds": stds.tolist()}
+                raise DataError(
+                    f"forecasting.series: {name} is the same in all rows of {config.data.train}; leave it out"
+                )
+        return {"series": series, "means": means.tolist(), "stds": stds.tolist()}
 
-    def samples(self, rows: Rows) -> Rows:
-        """The windows; each knows the row with which it begins.
+    def to_samples(self, rows: Rows) -> Rows:
+        """Cut the rows into windows, each of which knows the row with which it begins.
 
         Raises:
             DataError: for fewer rows than a window has, or a value that is no number.
@@ -94,7 +105,7 @@ class Forecasting(Task):
 
         return Dataset.from_dict({"start": range(len(values) - length + 1)}).with_transform(cut)
 
-    def encode(self, columns: Columns) -> list[Feature | str]:
+    def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | str]:
         return [
             self._feature(values, start, row)
             for values, start, row in zip(columns["values"], columns["start"], columns["row"], strict=True)
@@ -118,10 +129,10 @@ class Forecasting(Task):
             for name in ("past_values", "future_values")
         }
 
-    def targets(self, batch: Batch) -> Batch:
+    def label_batch(self, batch: Batch) -> Batch:
         return {"labels": torch.zeros_like(batch["future_values"])}
 
-    def count(self, outputs: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+    def count_items(self, outputs: ModelOutput, batch: Batch) -> tuple[Tensor, Tensor]:
         future = batch["future_values"]
         return torch.full_like(future[:, 0, 0], future[0].numel()), torch.zeros_like(future[:, 0, 0])
 
@@ -174,6 +185,6 @@ def _values(rows: list[dict[str, Any]], series: list[str]) -> np.ndarray:
                 values[step, number] = np.nan if row[name] in (None, "") else row[name]
             except (TypeError, ValueError) as error:
                 raise DataError(
-                    f"data.series: {name} is {row[name]!r} in row {step} of the split, no number"
+                    f"forecasting.series: {name} is {row[name]!r} in row {step} of the split, no number"
                 ) from error
     return values

@@ -9,11 +9,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from pipeline.config import DataConfig
+from pipeline.config import Config, DataConfig, Section
 from pipeline.models.modeling_lstm import LSTMState
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.tasks.base import Batch, Columns, Feature, Task, tokenize, what_is_wrong
@@ -22,6 +29,15 @@ HELD_OUT_STREAMS = 16  # into which the text of an evaluation is cut, so that it
 HELD_OUT_CHUNK = 256  # tokens of each that are scored at a time
 EXAMPLE = 8  # tokens
 PARTS = ("hidden", "cell")
+
+
+class LanguageModelingSettings(Section):
+    bptt: int = Field(
+        64,
+        ge=1,
+        description="tokens through which the gradient goes back",
+        json_schema_extra={"formerly": "data.bptt"},
+    )
 
 
 @dataclass
@@ -40,22 +56,24 @@ class LanguageModeling(Task):
     bptt: int = HELD_OUT_CHUNK
     carried: LSTMState | None = field(default=None, repr=False)
 
+    settings: ClassVar[type[Section]] = LanguageModelingSettings
+    auto_class: ClassVar[Any] = AutoModelForCausalLM
     text_columns: ClassVar[tuple[str, ...]] = ("source",)
-    boundary: ClassVar[str] = "start"
+    eos_position: ClassVar[str] = "start"
     has_metrics: ClassVar[bool] = False
     answers_empty: ClassVar[bool] = False
 
     @classmethod
-    def of(
-        cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedConfig, data: DataConfig | None = None
+    def from_model(
+        cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedConfig, config: Config | None = None
     ) -> "LanguageModeling":
-        return cls(tokenizer, data.bptt) if data else cls(tokenizer)
+        return cls(tokenizer, config.task_settings.bptt) if config else cls(tokenizer)
 
     @classmethod
-    def columns(cls, data: DataConfig) -> dict[str, str]:
-        return {"source": data.source}
+    def columns(cls, config: Config) -> dict[str, str]:
+        return {"source": config.data.source}
 
-    def encode(self, columns: Columns) -> list[Feature | str]:
+    def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | str]:
         sources = columns["source"]
         reasons = [what_is_wrong("source", source) for source in sources]
         good = [index for index, reason in enumerate(reasons) if reason is None]
@@ -65,8 +83,8 @@ class LanguageModeling(Task):
             features[index] = {"sample_id": row, "source": sources[index], "target": "", "input_ids": ids}
         return features
 
-    def arrange(self, rows: int, world_size: int) -> Callable[[list[Feature], np.random.Generator], list]:
-        """Batches whose next is `world_size` batches behind: each rank carries the state of its own streams."""
+    def make_batches(self, rows: int, world_size: int) -> Callable[[list[Feature], np.random.Generator], list]:
+        """Make batches whose next is `world_size` batches behind: each rank carries the state of its own streams."""
 
         def cut(features: list[Feature], generator: np.random.Generator) -> list[list[Feature]]:
             inputs, labels = self._streams(features, rows * world_size)
@@ -85,8 +103,8 @@ class LanguageModeling(Task):
 
         return cut
 
-    def held_out(self, features: list[Feature]) -> list[Feature]:
-        """The whole text as a few long streams."""
+    def to_evaluation(self, features: list[Feature]) -> list[Feature]:
+        """Cut the whole text into a few long streams."""
         if not features:
             return []
         inputs, labels = self._streams(features, HELD_OUT_STREAMS)
@@ -102,7 +120,7 @@ class LanguageModeling(Task):
         ]
 
     def join(self, streams: list[Feature]) -> list[int]:
-        """The one text that `held_out` cut: its tokens, the first of which no stream is asked for."""
+        """The one text that `to_evaluation` cut: its tokens, the first of which no stream is asked for."""
         labels = np.concatenate([stream["labels"] for stream in streams])
         return [int(streams[0]["input_ids"][0]), *labels[labels != IGNORED].tolist()]
 
@@ -165,7 +183,7 @@ class LanguageModeling(Task):
         )
         return losses.sum(-1)
 
-    def count(self, outputs: CausalLMOutputWithPast, batch: Batch) -> tuple[Tensor, Tensor]:
+    def count_items(self, outputs: CausalLMOutputWithPast, batch: Batch) -> tuple[Tensor, Tensor]:
         labels = batch["labels"]
         return labels.ne(IGNORED).sum(-1), outputs.logits.argmax(-1).eq(labels).sum(-1)
 
@@ -179,7 +197,7 @@ class LanguageModeling(Task):
             outputs = model(input_ids=chunk["input_ids"], past_key_values=state, use_cache=True)
             state = outputs.past_key_values
             sums += torch.stack(
-                [each.double().cpu() for each in (self.losses(outputs, chunk), *self.count(outputs, chunk))]
+                [each.double().cpu() for each in (self.losses(outputs, chunk), *self.count_items(outputs, chunk))]
             )
         return [{"loss": loss, "items": items, "token_accuracy": right} for loss, items, right in sums.T.tolist()]
 

@@ -2,41 +2,48 @@
 
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
-from pipeline.config import DataConfig
+from pipeline.config import Config, DataConfig
 from pipeline.decoding.search import search_of
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.transformer_layers import BLOCK
-from pipeline.tasks.base import Batch, Columns, Feature, Task, tokenize, what_is_wrong
+from pipeline.tasks.base import Batch, Columns, Feature, Task, sums_by_sample, tokenize, what_is_wrong
 
 
 @dataclass
 class SequenceToSequence(Task):
     """Pairs of texts over one vocabulary; the columns are `source` and `target`.
 
-    Args:
-        max_source_length, max_target_length: in tokens, `</s>` included. Rows over it are bad rows; None keeps all.
+    Limits of length are in tokens, `</s>` included.
     """
 
+    auto_class: ClassVar[Any] = AutoModelForSeq2SeqLM
+    trains_other_models: ClassVar[bool] = True
     can_pack: ClassVar[bool] = True
+    default_metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
+
     tokenizer: PreTrainedTokenizerBase
-    max_source_length: int | None = None
-    max_target_length: int | None = None
 
     @classmethod
-    def of(
-        cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedConfig, data: DataConfig | None = None
+    def from_model(
+        cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedConfig, config: Config | None = None
     ) -> "SequenceToSequence":
-        return cls(tokenizer, data.max_source_length, data.max_target_length) if data else cls(tokenizer)
+        return cls(tokenizer)
 
-    def encode(self, columns: Columns) -> list[Feature | str]:
+    def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | str]:
         """Texts to ids, each ending in `</s>`; what is wrong with a row where no good pair can be made of it.
 
         Without a target column, as for prediction, any text goes, and labels are empty.
@@ -57,7 +64,7 @@ class SequenceToSequence(Task):
             else tokenize(self.tokenizer, [targets[index] for index in good], is_target=True)
         )
         for index, *ids in zip(good, inputs, labels, strict=True):
-            features[index] = self._too_long(*ids) or {
+            features[index] = self._too_long(ids[0], ids[1], limits) or {
                 "sample_id": columns["row"][index],
                 "source": sources[index],
                 "target": targets[index] if targets else "",
@@ -66,9 +73,9 @@ class SequenceToSequence(Task):
             }
         return features
 
-    def _too_long(self, input_ids: list[int], labels: list[int]) -> str | None:
+    def _too_long(self, input_ids: list[int], labels: list[int], limits: DataConfig | None) -> str | None:
         for name, ids in (("source", input_ids), ("target", labels)):
-            bound = getattr(self, f"max_{name}_length")
+            bound = getattr(limits, f"max_{name}_length", None)
             if bound is not None and len(ids) > bound:
                 return f"{name} has {len(ids)} tokens, where data.max_{name}_length={bound}"
         return None
@@ -134,12 +141,16 @@ class SequenceToSequence(Task):
         )
         return losses.view_as(labels).sum(-1)
 
-    def count(self, outputs: Seq2SeqLMOutput, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Target tokens, and those whose most probable token is the right one."""
+    def count_items(self, outputs: Seq2SeqLMOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Count target tokens, and those whose most probable token is the right one."""
         correct = outputs.get("correct")
         if correct is None:
             correct = outputs.logits.argmax(-1).eq(batch["labels"])  # (B, T); an ignored label equals no token
         return batch["labels"].ne(IGNORED).sum(-1), correct.sum(-1)
+
+    def score(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, float]]:
+        outputs = model(**batch)
+        return sums_by_sample(self.losses(outputs, batch), *self.count_items(outputs, batch), "token_accuracy")
 
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig) -> list[str]:
         ids = model.generate(

@@ -5,13 +5,28 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from pipeline.config import DataConfig
+from pipeline.config import Config, DataConfig, Section
 from pipeline.errors import ConfigError, nearest
-from pipeline.tasks.base import Batch, Columns, Feature, Task, tokenize, what_is_wrong
+from pipeline.tasks.base import Batch, Columns, Feature, Task, sums_by_sample, tokenize, what_is_wrong
+
+
+class TextClassificationSettings(Section):
+    labels: list[str] | None = Field(
+        None,
+        description="names of the classes, in the order of their numbers; null: those of the training split, sorted",
+        json_schema_extra={"formerly": "data.labels"},
+    )
 
 
 @dataclass
@@ -20,40 +35,44 @@ class TextClassification(Task):
 
     Args:
         labels: names of the classes, in the order of the model's outputs.
-        max_length: in tokens; longer texts are bad rows. None keeps all.
     """
 
     tokenizer: PreTrainedTokenizerBase
     labels: list[str]
-    max_length: int | None = None
 
+    settings: ClassVar[type[Section]] = TextClassificationSettings
+    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+    trains_other_models: ClassVar[bool] = True
+    default_metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
     text_columns: ClassVar[tuple[str, ...]] = ("source",)
     scores: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
     accuracy: ClassVar[str | None] = "accuracy"
 
     @classmethod
-    def of(
-        cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedConfig, data: DataConfig | None = None
+    def from_model(
+        cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedConfig, config: Config | None = None
     ) -> "TextClassification":
-        labels = [model.id2label[index] for index in range(len(model.id2label))]
-        return cls(tokenizer, labels, data.max_source_length if data else None)
+        return cls(tokenizer, [model.id2label[index] for index in range(len(model.id2label))])
 
     @classmethod
-    def sizes(cls, data: DataConfig, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
-        """Names of the classes: those of `data.labels`, or all that the training split has.
+    def model_settings(cls, config: Config, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """Return the names of the classes: those of `text_classification.labels`, or all in the training split.
 
         Raises:
             ConfigError: for fewer than two, or a stream, which would have to be read to its end.
         """
-        if data.labels is None and data.streaming:
-            raise ConfigError("data.labels: name the classes, as a stream is not read to its end to find them")
-        found = [_name(row["target"]) for row in rows] if data.labels is None else []
-        names = data.labels or sorted({name for name in found if name is not None}, key=_in_order)
+        labels = config.task_settings.labels
+        if labels is None and config.data.streaming:
+            raise ConfigError(
+                "text_classification.labels: name the classes, as a stream is not read to its end to find them"
+            )
+        seen = {_name(row["target"]) for row in rows} if labels is None else set()
+        names = labels or sorted((name for name in seen if name is not None), key=_in_order)
         if len({*names}) < 2:
-            raise ConfigError(f"data.target: there must be two classes at least; found: {', '.join(names) or 'none'}")
+            raise ConfigError(f"data.target: there must be at least two classes; found: {', '.join(names) or 'none'}")
         return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
-    def encode(self, columns: Columns) -> list[Feature | str]:
+    def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | str]:
         """Texts to ids, classes to numbers; what is wrong with a row where that cannot be."""
         sources, targets = columns["source"], columns.get("target") or [None] * len(columns["source"])
         is_open = "target" not in columns  # as for prediction
@@ -64,8 +83,10 @@ class TextClassification(Task):
         good = [index for index, reason in enumerate(reasons) if reason is None]
         features: list[Feature | str] = [reason or "" for reason in reasons]
         for index, ids in zip(good, tokenize(self.tokenizer, [sources[index] for index in good]), strict=True):
-            if self.max_length is not None and len(ids) > self.max_length:
-                features[index] = f"source has {len(ids)} tokens, where data.max_source_length={self.max_length}"
+            if limits is not None and len(ids) > limits.max_source_length:
+                features[index] = (
+                    f"source has {len(ids)} tokens, where data.max_source_length={limits.max_source_length}"
+                )
                 continue
             number = self._number(targets[index])
             features[index] = {
@@ -123,9 +144,13 @@ class TextClassification(Task):
     def losses(self, outputs: SequenceClassifierOutput, batch: Batch) -> Tensor:
         return nn.functional.cross_entropy(outputs.logits.float(), batch["labels"], reduction="none")
 
-    def count(self, outputs: SequenceClassifierOutput, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One for each text, and one where the most probable class is the right one."""
+    def count_items(self, outputs: SequenceClassifierOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Count one for each text, and one where the most probable class is the right one."""
         return torch.ones_like(batch["labels"]), outputs.logits.argmax(-1).eq(batch["labels"]).long()
+
+    def score(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, float]]:
+        outputs = model(**batch)
+        return sums_by_sample(self.losses(outputs, batch), *self.count_items(outputs, batch), "accuracy")
 
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[str]:
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits

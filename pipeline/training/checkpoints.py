@@ -6,54 +6,22 @@ SHA-256 that the manifest says.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import resource
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from ruamel.yaml import YAML
-from ruamel.yaml.compat import StringIO
 from safetensors.torch import load_file
 
-from pipeline.config import Config, parse
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import RunError
 
 CONFIG_FILE = "run.yaml"
-METRICS_FILE = "metrics.json"
 MANIFEST_FILE = "manifest.json"
 STAGING_FOLDER = "staging"
-LOCK_FILE = ".lock"
-LOCK_PATIENCE = 10.0  # seconds; a run whose launcher was killed needs a moment to notice
-
-# Settings that may change between a run and its continuation, as no result so far depends on them.
-FREE_KEYS = {
-    "training.output_dir",  # a folder may be moved
-    "training.resume_from_checkpoint",
-    "training.dataloader_num_workers",
-    "training.dataloader_prefetch_factor",
-    "training.dataloader_pin_memory",
-    "training.disable_tqdm",
-    "training.report_to",
-    "data.worker_timeout",
-    "data.hub_patience",
-    "data.on_bad_row",  # skip, after a bad row was an error
-    "data.max_bad_rows",
-    "hub.push",
-    "hub.every_save",
-    "hub.model_id",
-    "hub.private",
-    "hub.license",
-    "hub.patience",
-}
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger(__name__)
@@ -159,59 +127,6 @@ def write_text(path: Path, text: str) -> None:
     _flush(path.parent)
 
 
-def begin(config: Config, folder: Path) -> None:
-    """Marks a folder as that of an unfinished run of this config."""
-    (folder / METRICS_FILE).unlink(missing_ok=True)
-    stream = StringIO()
-    YAML().dump(config.model_dump(), stream)
-    write_text(folder / CONFIG_FILE, stream.getvalue())
-
-
-def find_config(checkpoint: Path) -> Path:
-    """The config that a checkpoint, or the run that it lies in, was trained with.
-
-    Raises:
-        ConfigError: where neither folder holds one.
-    """
-    for folder in (checkpoint, checkpoint.parent):
-        if (folder / CONFIG_FILE).is_file():
-            return folder / CONFIG_FILE
-    raise ConfigError(f"{checkpoint}: there is no {CONFIG_FILE} in it, nor beside it; name a config with --config")
-
-
-def changed_keys(config: Config, folder: Path) -> list[str]:
-    """The keys in which a config differs from that of the run in a folder, where there is one."""
-    known = folder / CONFIG_FILE
-    if not known.is_file() or not (list_checkpoints(folder) or (folder / METRICS_FILE).is_file()):
-        return []
-    before = parse(YAML(typ="safe", pure=True).load(known.read_text(encoding="utf-8")), lambda key: str(known))
-    differences = _differences(before.model_dump(), config.model_dump())
-    return [key for key in differences if key not in FREE_KEYS]
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Keeps a second process from training in the same folder; the system lifts it when this process ends.
-
-    Raises:
-        RunError: when another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + LOCK_PATIENCE
-    with (folder / LOCK_FILE).open("a") as stream:
-        while True:
-            try:
-                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except (BlockingIOError, PermissionError) as error:
-                if time.monotonic() > deadline:
-                    raise RunError(f"{folder}: another process trains in this folder; stop it first") from error
-                time.sleep(0.2)
-            except OSError:  # a file system without locks
-                break
-        yield
-
-
 def is_storage_error(error: BaseException) -> bool:
     """Whether there was no room; libraries written in Rust say so in the text alone."""
     number = error.errno if isinstance(error, OSError) else None
@@ -229,17 +144,6 @@ def explain_storage(folder: Path, error: BaseException | str) -> str:
         + (f", a checkpoint takes {size / 1e6:,.1f} MB" if size else "")
         + "; what was saved before is whole: make room and run the same command again"
     )
-
-
-def _differences(before: Any, now: Any, key: str = "") -> list[str]:
-    """Dotted keys, two levels deep, whose values differ."""
-    if isinstance(before, dict) and isinstance(now, dict) and key.count(".") < 1:
-        return [
-            difference
-            for name in sorted({*before, *now})
-            for difference in _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
-        ]
-    return [] if before == now else [key]
 
 
 def _sha256(path: Path) -> str:

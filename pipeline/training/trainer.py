@@ -134,12 +134,12 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         loss, outputs = super().compute_loss(model, given, True, num_items_in_batch)
         self.task.keep_state(outputs)
         with torch.no_grad():
-            self._counts += torch.stack([count.sum() for count in self.task.count(outputs, inputs)])
+            self._counts += torch.stack([count.sum() for count in self.task.count_items(outputs, inputs)])
             self._loss += loss
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        return super()._get_num_items_in_batch([self.task.targets(batch) for batch in batch_samples], device)
+        return super()._get_num_items_in_batch([self.task.label_batch(batch) for batch in batch_samples], device)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)

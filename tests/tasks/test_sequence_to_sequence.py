@@ -1,6 +1,7 @@
 import pytest
 from tokenizers.processors import TemplateProcessing
 
+from pipeline.config import DataConfig
 from pipeline.tasks.base import tokenize
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from tokenizer.training import train
@@ -65,8 +66,9 @@ def test_tokenizing_into_a_language_of_the_target(tokenizer):
 
 def test_long_rows_are_bad(tokenizer):
     columns = {"source": ["a b c", "a", "a b"], "target": ["a", "a b c", "a"], "row": [0, 1, 2]}
-    task = SequenceToSequence(tokenizer, max_source_length=3, max_target_length=3)
-    one, two, three = task.encode(columns)
+    task = SequenceToSequence(tokenizer)
+    limits = DataConfig(path="", max_source_length=3, max_target_length=3)
+    one, two, three = task.encode(columns, limits)
     assert one == "source has 4 tokens, where data.max_source_length=3"
     assert two == "target has 4 tokens, where data.max_target_length=3"
     assert three["sample_id"] == 2

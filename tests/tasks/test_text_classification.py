@@ -3,17 +3,23 @@ import torch
 
 from pipeline.config import DataConfig
 from pipeline.errors import ConfigError
+from pipeline.tasks.registry import parse_config
 from pipeline.tasks.text_classification import TextClassification
 from tokenizer.training import train
 
 
 @pytest.fixture
 def task():
-    return TextClassification(train(["a b c d"] * 2, "word", 10), ["negative", "positive"], max_length=4)
+    return TextClassification(train(["a b c d"] * 2, "word", 10), ["negative", "positive"])
 
 
 def encode(task, *targets):
     return task.encode({"source": ["a b"] * len(targets), "target": list(targets), "row": list(range(len(targets)))})
+
+
+def config(labels=None, **data):
+    sections = {"data": {"path": "reversal", **data}, "text_classification": {"labels": labels}}
+    return parse_config({"task": "text_classification", **sections})
 
 
 def test_names_and_numbers_of_classes(task):
@@ -44,23 +50,24 @@ def test_a_class_that_was_never_seen(task, target, problem):
 
 def test_long_and_empty_texts(task):
     columns = {"source": ["a b c d", " ", "a"], "target": ["negative"] * 3, "row": [0, 1, 2]}
-    assert task.encode(columns)[:2] == ["source has 5 tokens, where data.max_source_length=4", "source is empty"]
+    limits = DataConfig(path="", max_source_length=4)
+    assert task.encode(columns, limits)[:2] == [
+        "source has 5 tokens, where data.max_source_length=4",
+        "source is empty",
+    ]
 
 
 def test_classes_are_those_of_the_training_split():
     rows = [{"source": "", "target": target} for target in (10, 2, 2, None, 1)]
-    data = DataConfig(path="reversal")
-    assert TextClassification.sizes(data, rows)["id2label"] == {0: "1", 1: "2", 2: "10"}
-    named = DataConfig(path="reversal", labels=["no", "yes"])
-    assert TextClassification.sizes(named, rows)["label2id"] == {"no": 0, "yes": 1}
+    assert TextClassification.model_settings(config(), rows)["id2label"] == {0: "1", 1: "2", 2: "10"}
+    assert TextClassification.model_settings(config(labels=["no", "yes"]), rows)["label2id"] == {"no": 0, "yes": 1}
 
 
 def test_one_class_is_none():
-    data = DataConfig(path="reversal")
-    with pytest.raises(ConfigError, match="there must be two classes at least; found: 1"):
-        TextClassification.sizes(data, [{"target": 1}] * 3)
-    with pytest.raises(ConfigError, match=r"data\.labels: name the classes"):
-        TextClassification.sizes(DataConfig(path="reversal", streaming=True), [])
+    with pytest.raises(ConfigError, match="there must be at least two classes; found: 1"):
+        TextClassification.model_settings(config(), [{"target": 1}] * 3)
+    with pytest.raises(ConfigError, match=r"text_classification\.labels: name the classes"):
+        TextClassification.model_settings(config(streaming=True), [])
 
 
 def test_losses_and_counts(task):
@@ -68,5 +75,5 @@ def test_losses_and_counts(task):
     batch = {"labels": torch.tensor([0, 1, 1])}
     expected = torch.nn.functional.cross_entropy(outputs.logits, batch["labels"], reduction="none")
     torch.testing.assert_close(task.losses(outputs, batch), expected)
-    assert [each.tolist() for each in task.count(outputs, batch)] == [[1, 1, 1], [1, 1, 0]]
+    assert [each.tolist() for each in task.count_items(outputs, batch)] == [[1, 1, 1], [1, 1, 0]]
     torch.testing.assert_close(task.loss(outputs, batch["labels"], 6), expected.sum() / 6)

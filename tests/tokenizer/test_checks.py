@@ -129,7 +129,7 @@ def test_end_is_appended_twice(good):
 
 
 def test_end_on_the_wrong_side(good):
-    in_front = train(TEXTS, "bpe", 300, boundary="start")
+    in_front = train(TEXTS, "bpe", 300, eos_position="start")
     check(in_front, TEXTS, "start")
     with pytest.raises(TokenizerError, match=r"without </s> \(2\) at its end"):
         check(in_front, TEXTS)

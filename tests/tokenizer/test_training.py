@@ -188,8 +188,8 @@ def test_words_and_punctuation_come_back_with_their_spaces(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_boundary_in_front(kind, tmp_path):
-    tokenizer = reloaded(train(corpus(), kind, 600, boundary="start"), tmp_path)
+def test_eos_in_front(kind, tmp_path):
+    tokenizer = reloaded(train(corpus(), kind, 600, eos_position="start"), tmp_path)
     ids = tokenizer("un café")["input_ids"]
     assert ids[0] == 2 and ids.count(2) == 1 and 1 not in ids
     assert tokenizer("")["input_ids"] == [2]

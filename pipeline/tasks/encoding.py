@@ -1,0 +1,37 @@
+"""A whole split as features, for evaluation."""
+
+import logging
+
+from pipeline.config import Config
+from pipeline.data.batch_stream import name_bad_rows
+from pipeline.data.hub_reading import each_row
+from pipeline.data.splits import Rows, patience_of, read
+from pipeline.errors import DataError
+from pipeline.tasks.base import Feature, Task
+
+logger = logging.getLogger(__name__)
+
+
+def encode_rows(config: Config, task: Task, rows: Rows | None, split: str | None) -> list[Feature]:
+    """Encode all rows of a split, none left out for its length; no rows where there is no split.
+
+    Raises:
+        DataError: for a bad row, unless they are to be skipped.
+    """
+    if rows is None:
+        return []
+    samples = list(each_row(task.to_samples(rows), patience_of(config.data)))
+    columns = {name: [row[name] for row in samples] for name in samples[0]} | {"row": list(range(len(samples)))}
+    encoded = task.encode(columns)
+    bad = name_bad_rows(columns, encoded)
+    if bad and config.data.on_bad_row == "error":
+        raise DataError(f"data: {split}: {bad[0]}; fix or remove the row, or set data.on_bad_row=skip")
+    if bad:
+        logger.warning("%s: %d bad rows are left out, such as %s", split, len(bad), bad[0])
+    return [feature for feature in encoded if not isinstance(feature, str)]
+
+
+def encode_split(config: Config, task: Task, split: str) -> list[Feature]:
+    """Open a split, and encode it as evaluation wants it."""
+    rows = read(config.data, split, task.columns(config))
+    return task.to_evaluation(encode_rows(config, task, rows, split))

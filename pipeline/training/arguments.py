@@ -1,0 +1,90 @@
+"""The section `training` of a config as transformers takes it, and what can be known of it before anything starts."""
+
+import copy
+import math
+
+from accelerate import PartialState
+from transformers import Seq2SeqTrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+
+from pipeline.config import Config
+from pipeline.data.batch_stream import BatchStream
+from pipeline.errors import ConfigError, nearest
+from pipeline.tasks.registry import get_model, get_task
+from pipeline.training.schedules import noam
+
+
+def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
+    """Make transformers' arguments of `training`, with what this project decides set.
+
+    Raises:
+        ConfigError: when transformers refuses a value or a combination.
+    """
+    values = dict(config.training)
+    if values.get("lr_scheduler_type") == "noam":
+        warmup_steps = values.get("warmup_steps", 0)
+        if warmup_steps < 1:
+            raise ConfigError("training.warmup_steps: noam needs a number of steps, such as 4000")
+        d_model = config.model.get("d_model", get_model(config).config().hidden_size)
+        values |= noam(d_model, int(warmup_steps), values.get("learning_rate", 1.0))
+    if values.get("max_steps", -1) <= 0 and config.data.streaming:
+        raise ConfigError("training.max_steps: a streamed data set has no length; give the number of steps")
+    values.pop("label_smoothing_factor", None)  # the model's own, so that evaluation stays unsmoothed
+    values.setdefault("report_to", "tensorboard")
+    values.setdefault("ddp_find_unused_parameters", False)  # there are none, and the search costs a walk over the graph
+    values.setdefault("use_cache", True)  # Trainer writes it into the model's config, where False slows generation
+    try:
+        return Seq2SeqTrainingArguments(
+            **values,
+            remove_unused_columns=False,
+            ignore_data_skip=True,  # the loader goes on where it was, without replaying
+            restore_callback_states_from_checkpoint=True,  # the patience of early stopping
+            logging_nan_inf_filter=False,  # it hides what our trainer counts and skips
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"training: {error}") from error
+
+
+def with_max_steps(args: Seq2SeqTrainingArguments, stream: BatchStream) -> Seq2SeqTrainingArguments:
+    """Return arguments that count steps: a run counted in epochs has the batches of its first pass counted.
+
+    All rows are read and encoded once for that.
+    """
+    if args.max_steps > 0:
+        return args
+    batches_a_step = args.gradient_accumulation_steps * PartialState().num_processes
+    counted = copy.copy(args)
+    counted.max_steps = math.ceil(args.num_train_epochs * stream.count_batches() / batches_a_step)
+    return counted
+
+
+def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
+    """Find now what would otherwise fail at the first evaluation, or after the training.
+
+    Raises:
+        ConfigError: for an evaluation without data, a logger that is not installed, a mean of checkpoints that are not
+            kept, packing that the task cannot do, or a best metric that is never scored.
+    """
+    task, evaluation = get_task(config.task), config.evaluation
+    if args.eval_strategy != "no" and config.data.validation is None:
+        raise ConfigError("training.eval_strategy: there is nothing to evaluate on; give data.validation, or say no")
+    for name in args.report_to:
+        if name not in get_available_reporting_integrations():
+            raise ConfigError(f"training.report_to: {name} is not installed; pip install {name}, or leave it out")
+    count = evaluation.average_checkpoints or 0
+    if count > (args.save_total_limit or count) or (count and args.load_best_model_at_end):
+        raise ConfigError(
+            f"evaluation.average_checkpoints: {count} must be kept by training.save_total_limit, and "
+            "training.load_best_model_at_end=false"
+        )
+    if config.data.packing and not (task.can_pack and config.data.batch_tokens):
+        raise ConfigError(
+            f"data.packing: needs data.batch_tokens, and a task that can pack, which {config.task} "
+            f"{'can' if task.can_pack else 'cannot'}"
+        )
+    if evaluation.metrics and not task.has_metrics:
+        raise ConfigError(f"evaluation.metrics: {config.task} is scored by {', '.join(task.scores)} only; give []")
+    known = [*task.scores, *evaluation.metrics]
+    best = config.training.get("metric_for_best_model", "loss").removeprefix("eval_")
+    if best not in known:
+        raise ConfigError(f"training.metric_for_best_model: {best!r} is not scored{nearest(best, known)}")
