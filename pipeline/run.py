@@ -150,6 +150,8 @@ def build_task_and_model(
     tokenizer = prepare_tokenizer(config, train_rows(), path)
     data_settings = task_class.model_settings(config, train_rows())
     model = build_model(config, tokenizer, seed, data_settings, pretrained, is_new=resume.checkpoint is None)
+    if model.can_generate():
+        model.generation_config = generation_config(config, model)
     return task_class.from_model(tokenizer, model.config, config), model
 
 
