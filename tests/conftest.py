@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from tests.hub_server import WRITER, shared_server
@@ -98,39 +99,42 @@ def make_pairs(tmp_path):
     return make
 
 
+SMALL_RUN = {  # a run of seconds, on reversal
+    "data": {
+        "path": "reversal",
+        "test": "test",
+        "options": {"length": 4, "symbols": 8, "rows": 64, "held_out": 8},
+    },
+    "tokenizer": {"kind": "word"},
+    "model": TINY,
+    "training": {
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "logging_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "disable_tqdm": True,
+    },
+    "generation": {"max_new_tokens": 8},
+}
+
+
+def small_config(output_dir: Path, task: str = "sequence_to_sequence", **changes) -> Config:
+    """Make the config of a run of seconds; keyword arguments are section=dict."""
+    values = copy.deepcopy(SMALL_RUN) | {"task": task}
+    values["training"]["output_dir"] = str(output_dir)
+    if task != "sequence_to_sequence":
+        values["model"] = {}  # another model has other sizes
+    for section, keys in changes.items():
+        values[section] = {**values.get(section, {}), **keys}
+    return parse_config(values)
+
+
 @pytest.fixture
 def make_config(tmp_path):
-    """Makes the config of a run of seconds, on reversal; keyword arguments are section=dict."""
-    base = {
-        "data": {
-            "path": "reversal",
-            "test": "test",
-            "options": {"length": 4, "symbols": 8, "rows": 64, "held_out": 8},
-        },
-        "tokenizer": {"kind": "word"},
-        "model": dict(TINY),
-        "training": {
-            "output_dir": str(tmp_path / "run"),
-            "max_steps": 4,
-            "per_device_train_batch_size": 8,
-            "logging_steps": 2,
-            "eval_strategy": "steps",
-            "eval_steps": 2,
-            "save_steps": 2,
-            "disable_tqdm": True,
-        },
-        "generation": {"max_new_tokens": 8},
-    }
-
-    def make(task: str = "sequence_to_sequence", **changes) -> Config:
-        values = copy.deepcopy(base) | {"task": task}
-        if task != "sequence_to_sequence":
-            values["model"] = {}  # of other models, other sizes
-        for section, keys in changes.items():
-            values[section] = {**values.get(section, {}), **keys}
-        return parse_config(values)
-
-    return make
+    """Makes the config of a run of seconds in the test's own folder; keyword arguments are section=dict."""
+    return partial(small_config, tmp_path / "run")
 
 
 @pytest.fixture

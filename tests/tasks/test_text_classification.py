@@ -1,16 +1,23 @@
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from pipeline.config import DataConfig
-from pipeline.errors import ConfigError
-from pipeline.tasks.registry import parse_config
+from pipeline.errors import ConfigError, DataError
+from pipeline.inference.generation import generate
+from pipeline.run import train
+from pipeline.tasks.registry import load_trained, parse_config
 from pipeline.tasks.text_classification import TextClassification
-from tokenizer.training import train
+from tests.tasks.conftest import rewind
+from tokenizer.training import train as train_tokenizer
 
 
 @pytest.fixture
 def task():
-    return TextClassification(train(["a b c d"] * 2, "word", 10), ["negative", "positive"])
+    return TextClassification(train_tokenizer(["a b c d"] * 2, "word", 10), ["negative", "positive"])
 
 
 def encode(task, *targets):
@@ -77,3 +84,78 @@ def test_losses_and_counts(task):
     torch.testing.assert_close(task.losses(outputs, batch), expected)
     assert [each.tolist() for each in task.count_items(outputs, batch)] == [[1, 1, 1], [1, 1, 0]]
     torch.testing.assert_close(task.loss(outputs, batch["labels"], 6), expected.sum() / 6)
+
+
+def test_classification(make_task):
+    result = train(make_task("text_classification", text_classification={"labels": ["without", "with"]}))
+    folder = result.output_dir
+    assert set(result.scores["test"]) == {"loss", "accuracy", "macro_f1"}
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert model.config.id2label == {0: "without", 1: "with"}
+    assert not (folder / "generation_config.json").exists()
+    classify = pipeline("text-classification", model=str(folder))
+    answer = classify("a b c")
+    own, task = load_trained(folder)
+    assert [answer[0]["label"]] == generate(own, task, ["a b c"])
+    inputs = AutoTokenizer.from_pretrained(folder)("a b c", return_tensors="pt")
+    probability = model(input_ids=inputs["input_ids"]).logits.softmax(-1).max().item()
+    assert answer[0]["score"] == pytest.approx(probability, abs=1e-5)
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card and "class in column `label` of the text" in card
+    assert not any(word in model.config.to_dict() for word in ("custom_pipelines", "embeddings"))
+    right = sum(each.prediction == each.reference for each in result.last.predictions) / 8
+    assert result.scores["test"]["accuracy"] == right
+
+
+def test_classes_do_not_reach_the_vocabulary(finished):
+    tokenizer = AutoTokenizer.from_pretrained(finished("text_classification").output_dir)
+    assert set(tokenizer.get_vocab()) == {"<pad>", "<s>", "</s>", "<unk>", *"abcdefgh"}
+
+
+def test_an_unseen_class_in_validation(make_task, tmp_path):
+    config = make_task("text_classification")
+    with (tmp_path / "data" / "validation.jsonl").open("a") as stream:
+        print(json.dumps({"text": "a b", "label": 7}), file=stream)
+    with pytest.raises(DataError, match=r"validation\.jsonl:9: target '7' is no class of the training"):
+        train(config)
+
+
+@pytest.mark.parametrize("trainable", [True, False, "both"])
+def test_word_vectors(make_task, tmp_path, trainable):
+    """They join the vocabulary, are kept or tuned, and are not needed any more when the run goes on."""
+    path = tmp_path / "vectors.txt"
+    path.write_text("".join(f"{word} {n} {n * n} 1 0.5\n" for n, word in enumerate(["a", "b", "unseen"])))
+    config = make_task(
+        "text_classification",
+        tokenizer={"kind": "word", "words": str(path)},
+        model={"embeddings": {"path": str(path), "trainable": trainable}},
+    )
+    folder = train(config).output_dir
+    before = load_file(folder / "checkpoint-2" / "model.safetensors")
+    after = load_file(folder / "model.safetensors")
+    learned, static = "encoder.embed_tokens.weight", "encoder.static_tokens.weight"
+    assert torch.equal(before[learned], after[learned]) is not trainable
+    assert (static in after) is (trainable == "both")
+    vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
+    assert "unseen" in vocabulary
+    if static in after:
+        assert torch.equal(before[static], after[static])
+        with_vector = after[static].any(-1).nonzero().squeeze(1).tolist()
+        assert sorted(with_vector) == sorted(vocabulary[word] for word in ("a", "b", "unseen"))
+    rewind(folder, 2)
+    path.unlink()
+    train(config)
+    again = load_file(folder / "model.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in after.items())
+
+
+@pytest.mark.parametrize("given", ["glove.txt", {"path": "x"}, {"path": "x", "trainable": 1}])
+def test_word_vectors_wrongly_asked_for(make_task, given):
+    with pytest.raises(ConfigError, match=r"model\.embeddings: write \{path: FILE, trainable: true\}"):
+        train(make_task("text_classification", model={"embeddings": given}))
+
+
+def test_word_vectors_beside_learned_ones_need_a_model_for_them(make_task):
+    model = {"embeddings": {"path": "x", "trainable": "both"}}
+    with pytest.raises(ConfigError, match=r"model\.embeddings: language_modeling has no place for both"):
+        train(make_task("language_modeling", model=model))

@@ -1,0 +1,117 @@
+"""The LSTM language model as a task: contiguous streams, a carried state, scores over the whole text."""
+
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline.errors import ConfigError, RunError
+from pipeline.inference.generation import generate
+from pipeline.run import RunFolder, train
+from pipeline.tasks.registry import load_trained
+from tests.conftest import ROOT
+from tests.tasks.conftest import rewind
+
+
+def test_a_language_model(finished):
+    folder = finished("language_modeling").output_dir
+    scores = RunFolder(folder).read_scores()["test"]
+    assert set(scores) == {"loss", "perplexity", "token_accuracy"}
+    assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]))
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    prompt = tokenizer("Anna and the prince", return_tensors="pt")
+    assert prompt["input_ids"][0, 0] == tokenizer.eos_token_id != prompt["input_ids"][0, -1]
+    torch.manual_seed(0)
+    ids = model.generate(**prompt, do_sample=True, top_k=10, temperature=0.6, max_new_tokens=12)
+    text = tokenizer.decode(ids[0], skip_special_tokens=True)
+    assert text.startswith("Anna and the prince") and " ." not in text
+    own, task = load_trained(folder)
+    answers = generate(own, task, ["Anna and the", "the prince went home"])
+    assert [answer[: len("Anna and the")] for answer in answers[:1]] == ["Anna and the"]
+    assert answers[0] == generate(own, task, ["Anna and the"])[0]  # padded to the longer one, or alone
+    with pytest.raises(ConfigError, match="prompt 2 is empty"):
+        generate(own, task, ["Anna", " "])
+    assert "pipeline_tag: text-generation" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("tokenizer", [{"kind": "character"}, {"kind": "bpe", "vocab_size": 270}])
+def test_other_vocabularies_of_a_language_model(make_task, tokenizer):
+    model, task = load_trained(train(make_task("language_modeling", tokenizer=tokenizer)).output_dir)
+    prompt = "Anna and the prince"
+    assert generate(model, task, [prompt])[0].startswith(prompt)
+    assert len(task.encode({"source": [prompt], "row": [0]})[0]["input_ids"]) > 5  # the words are no tokens
+
+
+def test_a_language_model_is_scored_over_the_whole_text(finished):
+    """Each token once, with what came before it in its stream; sixteen streams cost it little context."""
+    config = finished("language_modeling")
+    model, task = load_trained(config.output_dir)
+    text = Path(config.data.path).read_text().split("\n\n")[36:]
+    ids = torch.tensor([[*(each for part in text for each in task.tokenizer(part)["input_ids"]), 2]])
+    scores = RunFolder(config.output_dir).read_scores()["test"]
+    length = -(-(ids.shape[1] - 1) // 16)
+    losses = [
+        model(input_ids=ids[:, start : start + length], shift_labels=ids[:, start + 1 : start + 1 + length])
+        for start in range(0, ids.shape[1] - 1, length)
+    ]
+    sizes = [min(length, ids.shape[1] - 1 - start) for start in range(0, ids.shape[1] - 1, length)]
+    losses = [
+        torch.nn.functional.cross_entropy(output.logits[0, :size], ids[0, n * length + 1 :][:size], reduction="sum")
+        for n, (output, size) in enumerate(zip(losses, sizes, strict=True))
+    ]
+    assert scores["loss"] == pytest.approx(sum(losses).item() / (ids.shape[1] - 1), rel=1e-5)
+
+
+def test_streams_of_text_are_contiguous(finished):
+    """Row r of each batch goes on where row r of the batch before it ended, over processes as well."""
+    _, task = load_trained(finished("language_modeling").output_dir)
+    features = task.encode({"source": ["Anna and the prince went home."] * 40, "row": list(range(40))})
+    for world_size in (1, 2):
+        task.bptt = 8
+        batches = task.make_batches(3, world_size)(features, np.random.default_rng(0))
+        streams = [[[] for _ in range(3)] for _ in range(world_size)]
+        for number, batch in enumerate(batches):
+            assert all(each["is_first"] == (number < world_size) for each in batch)
+            for row, each in enumerate(batch):
+                rest = streams[number % world_size][row]
+                assert not rest or rest[-1] == each["input_ids"][0]
+                rest.extend(each["labels"])
+        flat = [each for rank in streams for row in rank for each in row if each != -100]
+        everything = [each for feature in features for each in feature["input_ids"]][1:]
+        assert flat == [*everything, task.tokenizer.eos_token_id]
+
+
+def test_the_state_of_other_processes_is_refused(rewound):
+    config = rewound("language_modeling")
+    checkpoint = config.output_dir / "checkpoint-2"
+    shutil.copy(checkpoint / "carried_0.safetensors", checkpoint / "carried_1.safetensors")
+    with pytest.raises(RunError, match="holds the states of 2 processes"):
+        train(config)
+
+
+@pytest.mark.slow
+def test_a_language_model_on_two_processes(make_task, tmp_path):
+    """Each carries the state of its own streams; stopped and resumed, they end with the same weights."""
+    config = make_task("language_modeling", training={"use_cpu": True})
+    (tmp_path / "lstm.yaml").write_text(config.to_yaml())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    folder = tmp_path / "run"
+    found = []
+    for _ in range(2):
+        subprocess.run(
+            [*command, str(ROOT / "scripts" / "train.py"), str(tmp_path / "lstm.yaml")], check=True, capture_output=True
+        )
+        assert {path.name for path in (folder / "checkpoint-2").glob("carried_*")} == {
+            "carried_0.safetensors",
+            "carried_1.safetensors",
+        }
+        found.append(load_file(folder / "model.safetensors"))
+        rewind(folder, 2)
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
