@@ -1,7 +1,8 @@
 """What the documents say holds: their blocks run, their links lead somewhere, and the reference is that of the code.
 
 The blocks run in the order of the documents, in one folder that looks like a clone, on models and data of toy size. A
-block behind `<!-- not run: REASON -->` is only parsed. Targets of make are only looked up: the workflow tests.yml runs them.
+block behind `<!-- not run: REASON -->` is only parsed. Targets of make are only looked up here: the workflow tests.yml
+runs them.
 """
 
 import ast
@@ -21,12 +22,13 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.cli import main, make_parsers
+from pipeline.data.readers import READERS
 from pipeline.models.configuration_classifier import TransformerClassifierConfig
 from pipeline.models.configuration_forecaster import TransformerForecasterConfig
 from pipeline.models.configuration_lstm import LSTMConfig
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.reference import argument_meanings, as_markdown, as_text
-from pipeline.tasks.registry import load_config
+from pipeline.tasks.registry import MODELS, TASKS, load_config
 from tests.conftest import ROOT
 
 WITH_BLOCKS = [
@@ -125,10 +127,22 @@ def test_block_runs(folder, block, monkeypatch):
         Path("block.yaml").write_text(block.text)
         command(["train", "block.yaml", f"training.output_dir=runs/{block.number}"])
     elif block.language == "python":
-        exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
+        with tables_kept():
+            exec(compile(block.text, str(block), "exec"), {"__name__": "__main__"})
     else:
         for line in block.text.splitlines():
             run_line(shlex.split(line, comments=True))
+
+
+@contextlib.contextmanager
+def tables_kept():
+    """Undo what a block adds to the tables of tasks, models and readers."""
+    tasks, models, readers = dict(TASKS), dict(MODELS), list(READERS)
+    yield
+    for table, before in ((TASKS, tasks), (MODELS, models)):
+        table.clear()
+        table.update(before)
+    READERS[:] = readers
 
 
 def run_line(words: list[str]) -> None:
