@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import itertools
 import os
 import re
 import shlex
@@ -137,11 +138,12 @@ def test_block_runs(folder, block, monkeypatch):
 @contextlib.contextmanager
 def tables_kept():
     """Undo what a block adds to the tables of tasks, models and readers."""
-    tasks, models, readers = dict(TASKS), dict(MODELS), list(READERS)
+    tables: list[dict] = [TASKS, MODELS]
+    before, readers = [dict(table) for table in tables], list(READERS)
     yield
-    for table, before in ((TASKS, tasks), (MODELS, models)):
+    for table, lines in zip(tables, before, strict=True):
         table.clear()
-        table.update(before)
+        table.update(lines)
     READERS[:] = readers
 
 
@@ -187,6 +189,7 @@ def execute(words: list[str], cwd: Path | None = None) -> None:
 def script(path: str):
     """Import a script by its path below the root."""
     specification = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert specification and specification.loader
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
@@ -303,7 +306,8 @@ def test_links_are_found():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_a_config_says_how_it_is_run(path):
-    header = re.match(r"(?:#.*\n)+", path.read_text(encoding="utf-8"))[0]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    header = "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
     assert f"# Command:   teacher-forcing train configs/{path.name}\n" in header
     assert "# Hardware:  " in header and "# Result:    " in header
     assert f"`{path.name}`" in read("configs/README.md")
@@ -351,10 +355,10 @@ def test_yaml_files_load(path):
 def test_versions_are_those_of_the_project():
     load = YAML(typ="safe").load
     hooks = load(read(".pre-commit-config.yaml"))["repos"]
-    ruff = re.search(r"^ruff==(.+)$", read("constraints.txt"), re.M)[1]
+    [ruff] = re.findall(r"^ruff==(.+)$", read("constraints.txt"), re.M)
     assert next(repo for repo in hooks if "ruff" in repo["repo"])["rev"] == f"v{ruff}"
     pythons = load(read(".github/workflows/tests.yml"))["jobs"]["tests"]["strategy"]["matrix"]["python"]
-    first, last = re.search(r'requires-python = ">=3\.(\d+),<3\.(\d+)"', read("pyproject.toml")).groups()
+    [(first, last)] = re.findall(r'requires-python = ">=3\.(\d+),<3\.(\d+)"', read("pyproject.toml"))
     assert pythons == [f"3.{minor}" for minor in range(int(first), int(last))]
 
 
