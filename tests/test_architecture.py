@@ -16,7 +16,7 @@ FLOORS = [
     {"inference", "setup"},
     {"training", "exporting"},
     {"tracing", "publishing"},
-    {"run", "run_folder"},
+    {"run", "run_folder", "reference"},
     {"cli"},
 ]
 GROUND = {"config": {"errors"}, "signals": set(), "errors": set(), "plots": set(), "models": set(), "decoding": set()}

@@ -18,8 +18,9 @@ class TransformerClassifierConfig(Seq2SeqTransformerConfig):
             embedding; none when left out.
         static_embeddings: word vectors that training leaves as they are, seen through a linear map, beside the
             embedding that it learns (the two channels of Kim 2014, section 3.1).
+        decoder_layers, tie_word_embeddings: not used.
 
-    The sizes of the encoder are those of `Seq2SeqTransformerConfig`; those of a decoder are not used.
+    The sizes of the encoder are those of `Seq2SeqTransformerConfig`.
 
     Raises:
         ValueError: naming the field, when a value cannot work.

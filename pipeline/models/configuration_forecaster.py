@@ -17,18 +17,29 @@ class TransformerForecasterConfig(PreTrainedConfig):
     next value from the last position.
 
     Args:
-        context_length: steps of the past that a forecast sees. prediction_length: steps that it makes.
-        series: names of the series, in the order of their columns; one, "value", when left out.
+        context_length: steps of the past that a forecast sees.
+        prediction_length: steps that it makes.
+        series: names of the series, in the order of their columns; one, "value", when left out. A run takes them from
+            its data.
         means, stds: of each series, over the training data and in its units; values are standardised by them. 0 and 1
-            when left out.
-        patch_length: steps in a patch. patch_stride: steps from one patch to the next, at most `patch_length`.
+            when left out. A run takes them from its data.
+        patch_length: steps in a patch.
+        patch_stride: steps from one patch to the next, at most `patch_length`.
         instance_norm: take mean and deviation out of each window, and put them back into its forecast (Kim et al. 2022,
             https://openreview.net/forum?id=cGDAkQo1C0p; without its learned scale and shift).
         head: what the linear head sees: all positions ("flatten"), or the "last" one.
         head_dropout: on what the head sees.
         linear_forecast: average the encoder's forecast with that of one linear map of the window (RLinear, Li et al.
             2023, https://arxiv.org/abs/2305.10721). Each learns by a loss of its own, so that their errors differ.
-        d_model ... activation_dropout: as in `Seq2SeqTransformerConfig`.
+        d_model: width of every hidden state; even, and a multiple of `attention_heads`.
+        encoder_layers: number of layers.
+        attention_heads: heads of every attention, `d_model / attention_heads` wide each.
+        ffn_dim: inner width of the feed-forward blocks.
+        activation_function: "relu", "gelu", or any name in `transformers.activations.ACT2FN`.
+        pre_norm: normalise the input of every block, and once more at the end; false is post-norm.
+        dropout: on embeddings and on every block's output.
+        attention_dropout: on attention weights.
+        activation_dropout: inside the feed-forward block.
 
     Raises:
         ValueError: naming the field, when a size cannot work.

@@ -9,6 +9,7 @@ class LSTMConfig(PreTrainedConfig):
     """Sizes and special tokens of a stacked LSTM (Hochreiter and Schmidhuber 1997) as a language model.
 
     Args:
+        vocab_size: number of tokens. A run takes it from its tokenizer.
         embedding_size: width of the token vectors, and of the last layer where the output is tied to them.
         hidden_size: width of the other layers' states.
         num_hidden_layers: LSTM layers, one upon the other.
@@ -16,7 +17,8 @@ class LSTMConfig(PreTrainedConfig):
         embedding_dropout: on the token vectors.
         tie_word_embeddings: embedding and output projection are one matrix (Press and Wolf 2017,
             https://aclanthology.org/E17-2025); the last layer then is `embedding_size` wide.
-        label_smoothing: share of the target probability spread over the vocabulary while training.
+        label_smoothing: share of the target probability spread over the vocabulary while training. A run takes it from
+            `training.label_smoothing_factor`.
 
     Raises:
         ValueError: naming the field, when a size cannot work.

@@ -11,7 +11,7 @@ class Seq2SeqTransformerConfig(PreTrainedConfig):
     The defaults are the paper's "base" model, table 3, with the layer normalisation moved in front (`pre_norm`).
 
     Args:
-        vocab_size: size of the one vocabulary that source and target share.
+        vocab_size: size of the one vocabulary that source and target share. A run takes it from its tokenizer.
         d_model: width of every hidden state; even, and a multiple of `attention_heads`.
         encoder_layers, decoder_layers: number of layers on each side.
         attention_heads: heads of every attention, `d_model / attention_heads` wide each.
@@ -20,9 +20,11 @@ class Seq2SeqTransformerConfig(PreTrainedConfig):
         pre_norm: normalise the input of every block, and once more at the end of each side (Xiong et al. 2020,
             https://arxiv.org/abs/2002.04745; trains without a warm-up); false is the paper's post-norm.
         dropout: on embeddings and on every block's output (paper, section 5.4).
-        attention_dropout, activation_dropout: on attention weights, and inside the feed-forward block.
+        attention_dropout: on attention weights.
+        activation_dropout: inside the feed-forward block.
         tie_word_embeddings: source embedding, target embedding and output projection are one matrix (section 3.4).
-        label_smoothing: share of the target probability spread over the vocabulary while training (section 5.4).
+        label_smoothing: share of the target probability spread over the vocabulary while training (section 5.4). A run
+            takes it from `training.label_smoothing_factor`.
 
     Raises:
         ValueError: naming the field, when a size cannot work.
