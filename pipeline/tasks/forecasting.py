@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.tasks.base import Batch, Columns, Feature, Task
 
 DRAWN = 4  # windows, spread over the split
+FORECASTS_FILE = "forecasts.png"
 
 
 @dataclass
@@ -156,12 +157,12 @@ class Forecasting(Task):
         places = np.linspace(0, len(features) - 1, min(DRAWN, len(features))).astype(int)
         chosen = [features[place] for place in places]
         batch = {name: tensor.to(model.device) for name, tensor in self.collate(chosen).items()}
-        plots.forecasts(
+        plots.draw_forecasts(
             self.series,
             [feature["past_values"] for feature in chosen],
             [feature["future_values"] for feature in chosen],
             self.predict(model, batch, None),
-            folder / plots.FORECASTS_FILE,
+            folder / FORECASTS_FILE,
         )
 
 
