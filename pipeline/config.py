@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.compat import StringIO
 from ruamel.yaml.error import MarkedYAMLError
 from transformers import Seq2SeqTrainingArguments
 
@@ -194,6 +195,13 @@ def parse(values: dict[str, Any], place: typing.Callable[[tuple[str, ...]], str]
         raise ConfigError(_explain(error, place)) from error
     _check_training(config.training, place)
     return config
+
+
+def to_yaml(config: Config) -> str:
+    """Return the config as YAML that reads back as the same config."""
+    stream = StringIO()
+    YAML().dump(config.model_dump(), stream)
+    return stream.getvalue()
 
 
 def describe() -> str:

@@ -31,7 +31,7 @@ from pipeline.errors import ConfigError, DataError, RunError, nearest
 from pipeline.inference.evaluation import Evaluation
 from pipeline.inference.metrics import Metric, load_metric
 from pipeline.publishing import hub
-from pipeline.publishing.card import card
+from pipeline.publishing.card import render_card
 from pipeline.setup.model_factory import build_model, find_pretrained, generation_config, load_or_train_tokenizer
 from pipeline.tasks.base import Feature, Task
 from pipeline.tasks.registry import find
@@ -387,7 +387,7 @@ def describe_progress(config: Config, trainer: TeacherForcingTrainer, folder: Pa
 
 def _describe(config: Config, trainer: TeacherForcingTrainer, folder: Path, scores: dict[str, dict[str, Any]]) -> None:
     smoothing = config.training.get("label_smoothing_factor", 0.0)
-    plots.training_curves(trainer.state.log_history, folder / CURVES_FILE, smoothing)
+    plots.draw_training_curves(trainer.state.log_history, folder / CURVES_FILE, trainer.task.drawn_score, smoothing)
     example = trainer.validation[0]["source"] if trainer.validation else "..."
-    text = card(config, trainer.whole, trainer.state, scores, example)
+    text = render_card(config, trainer.task, trainer.whole, trainer.state, scores, example)
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -5,6 +5,7 @@ Shapes: B batch, S source length, T target length.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,31 @@ Batch = dict[str, Tensor]
 UNDECODABLE = "\ufffd"  # what Unicode decoders put where bytes are no text
 
 
+@dataclass(frozen=True)
+class CardText:
+    """What a model card says of a task.
+
+    The texts are filled in by `str.format`, so a brace in code is written twice. `data` and `limits` may name keys of
+    the config's data section, such as `{source}`. `use` and `pipeline_use` have `{name}`, the model's name on the Hub;
+    `{example}`, a source text; and `{trust}`, an argument where the model has its own code.
+
+    Attributes:
+        pipeline_tag: the Hub's name of the task, by which models are searched.
+        model: what kind of model it is, with its article.
+        data: what is learned from which columns.
+        use: Python code that loads the model and calls it.
+        limits: a sentence on the bounds of the training data, where there are any.
+        pipeline_use: shorter code with a pipeline, shown only where the pipeline is saved with the model's own code.
+    """
+
+    pipeline_tag: str
+    model: str
+    data: str
+    use: str
+    limits: str = ""
+    pipeline_use: str = ""
+
+
 class Task(ABC):
     """One instance serves a run; `training.py` and `evaluation.py` know a task by these members alone.
 
@@ -41,8 +67,14 @@ class Task(ABC):
         answers_empty: whether an empty source has an answer, the empty one.
         can_pack: whether many rows can be one sequence, in training.
         boundary: whether `</s>` stands at the "end" or the "start" of a text.
+        card: what a model card says of the task.
+        pictures: what `draw` writes, file name -> caption; published with the model and shown in its card.
+        drawn_score: what training logs and the training curves show beside the loss.
     """
 
+    card: ClassVar[CardText]
+    pictures: ClassVar[dict[str, str]] = {}
+    drawn_score: ClassVar[str | None] = "token_accuracy"
     tokenizer: PreTrainedTokenizerBase | None
     text_columns: ClassVar[tuple[str, ...]] = ("source", "target")
     scores: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")

@@ -19,7 +19,7 @@ from pipeline import plots
 from pipeline.config import DataConfig
 from pipeline.data.splits import Rows
 from pipeline.errors import ConfigError, DataError
-from pipeline.tasks.base import Batch, Columns, Feature, Task
+from pipeline.tasks.base import Batch, CardText, Columns, Feature, Task
 
 DRAWN = 4  # windows, spread over the split
 FORECASTS_FILE = "forecasts.png"
@@ -33,6 +33,19 @@ class Forecasting(Task):
     split. Errors are given in both.
     """
 
+    card: ClassVar[CardText] = CardText(
+        pipeline_tag="time-series-forecasting",
+        model="A Transformer encoder over patches of time series",
+        data="the series {series}",
+        use="""import torch
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("{name}"{trust})
+past_values = torch.rand(1, model.config.context_length, len(model.config.series))  # your series, in their own units
+print(model(past_values=past_values).prediction_outputs)  # the next steps, in the same units""",
+    )
+    pictures: ClassVar[dict[str, str]] = {FORECASTS_FILE: "Forecasts of some windows"}
+    drawn_score: ClassVar[str | None] = "mae"
     context_length: int
     prediction_length: int
     series: list[str]

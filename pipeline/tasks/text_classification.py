@@ -11,7 +11,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pipeline.config import DataConfig
 from pipeline.errors import ConfigError, nearest
-from pipeline.tasks.base import Batch, Columns, Feature, Task, tokenize, what_is_wrong
+from pipeline.tasks.base import Batch, CardText, Columns, Feature, Task, tokenize, what_is_wrong
 
 
 @dataclass
@@ -23,6 +23,17 @@ class TextClassification(Task):
         max_length: in tokens; longer texts are bad rows. None keeps all.
     """
 
+    card: ClassVar[CardText] = CardText(
+        pipeline_tag="text-classification",
+        model="A Transformer encoder with a linear head",
+        data="class in column `{target}` of the text in column `{source}`",
+        use="""from transformers import pipeline
+
+classify = pipeline("text-classification", model="{name}"{trust})
+print(classify("{example}"))""",
+        limits="Texts in training had up to {max_source_length} tokens.",
+    )
+    drawn_score: ClassVar[str | None] = "accuracy"
     tokenizer: PreTrainedTokenizerBase
     labels: list[str]
     max_length: int | None = None
