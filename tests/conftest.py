@@ -1,13 +1,15 @@
 """What the tests share: small models, small runs, a Hub of their own, and the folder of real data if there is one."""
 
-import copy
 import importlib.util
 import io
 import json
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.hub_server import WRITER, shared_server
@@ -49,6 +51,19 @@ def hub():
     yield HUB
     HUB.start()
     HUB.break_next()
+
+
+@pytest.fixture
+def hub_name(hub, request) -> str:
+    """The name of a repository on the Hub that no other test uses."""
+    return "me/" + re.sub(r"\W+", "-", request.node.name)[:60].strip("-")
+
+
+@pytest.fixture
+def little_sleep(monkeypatch):
+    """Shorten the clients' pauses between their tries; ours are counted by `patience` all the same."""
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.002)))
 
 
 @pytest.fixture
@@ -97,10 +112,9 @@ def make_pairs(tmp_path):
     return make
 
 
-@pytest.fixture
-def make_config(tmp_path):
-    """Makes the config of a run of seconds, on reversal; keyword arguments are section=dict."""
-    base = {
+def small_run(output_dir: Path) -> dict:
+    """The values of a config whose run takes seconds, on reversal."""
+    return {
         "data": {
             "path": "reversal",
             "test": "test",
@@ -109,7 +123,7 @@ def make_config(tmp_path):
         "tokenizer": {"kind": "word"},
         "model": dict(TINY),
         "training": {
-            "output_dir": str(tmp_path / "run"),
+            "output_dir": str(output_dir),
             "max_steps": 4,
             "per_device_train_batch_size": 8,
             "logging_steps": 2,
@@ -121,13 +135,32 @@ def make_config(tmp_path):
         "generation": {"max_new_tokens": 8},
     }
 
+
+@pytest.fixture
+def make_config(tmp_path):
+    """Makes the config of a small run; keyword arguments are section=dict."""
+
     def make(**changes) -> Config:
-        values = copy.deepcopy(base)
+        values = small_run(tmp_path / "run")
         for section, keys in changes.items():
             values[section] = {**values.get(section, {}), **keys}
         return parse(values)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """The folder of a small run that is over. For all tests of the session: read it, or take a `finished_folder`."""
+    from pipeline.run import run
+
+    return run(parse(small_run(tmp_path_factory.mktemp("finished") / "run"))).output_dir
+
+
+@pytest.fixture
+def finished_folder(finished_run, tmp_path) -> Path:
+    """A copy of `finished_run` where `make_config` has its output folder, to change as a test likes."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
 @pytest.fixture
