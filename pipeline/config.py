@@ -130,6 +130,12 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     hub: HubConfig = HubConfig()
 
+    def to_yaml(self) -> str:
+        """The whole config, defaults included, as `load` reads it."""
+        stream = StringIO()
+        YAML().dump(self.model_dump(), stream)
+        return stream.getvalue()
+
 
 # Set by this project itself, under another key where there is one.
 RESERVED_TRAINING_KEYS = {
@@ -195,13 +201,6 @@ def parse(values: dict[str, Any], place: typing.Callable[[tuple[str, ...]], str]
         raise ConfigError(_explain(error, place)) from error
     _check_training(config.training, place)
     return config
-
-
-def to_yaml(config: Config) -> str:
-    """Return the config as YAML that reads back as the same config."""
-    stream = StringIO()
-    YAML().dump(config.model_dump(), stream)
-    return stream.getvalue()
 
 
 def describe() -> str:

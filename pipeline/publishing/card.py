@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, TrainerState
 
-from pipeline.config import Config, to_yaml
+from pipeline.config import Config
 from pipeline.data.splits import is_on_hub
 from pipeline.tasks.base import CardText, Task
 
@@ -50,7 +50,7 @@ def render_card(
         scores=_score_rows(scores),
         has_code=has_code,
         license=config.hub.license,
-        configuration=to_yaml(config),
+        configuration=config.to_yaml(),
     )
     return f"{card}\n"
 

@@ -30,6 +30,7 @@ from pipeline.data.splits import patience_of, read
 from pipeline.errors import ConfigError, DataError
 from pipeline.publishing import hub
 from pipeline.run import run
+from pipeline.tasks.forecasting import Forecasting
 from tests.conftest import HUB, ROOT
 from tests.hub_server import READER, WRITER
 
@@ -315,6 +316,13 @@ def test_a_resumed_run_keeps_the_revision(make_config, data_set, monkeypatch):
         for name, tensor in load_file(run(config).output_dir / "model.safetensors").items()
     )
     assert json.loads((folder / "checkpoint-4" / "run_state.json").read_text())["revision"] == commit
+
+
+def test_only_named_files_are_published():
+    """What loading needs, what tells how the model was made, and the pictures of the tasks."""
+    assert all(hub.is_published(name) for name in EVERY_FILE | set(Forecasting.pictures))
+    for name in (".env", "manifest.json", "run_state.json", "optimizer.pt", "train.jsonl", "notes.png"):
+        assert not hub.is_published(name), name
 
 
 def test_every_save_is_published_and_loads(make_config, hub_name):
