@@ -1,13 +1,10 @@
-"""Pictures of a training."""
+"""Pictures of a training run and of what a model does, as PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-FORECASTS_FILE = "forecasts.png"
-MEASURES = ("token_accuracy", "accuracy", "mae")  # beside the loss, the first of these that is logged
 
 
 def _figure(**options) -> Any:
@@ -16,41 +13,44 @@ def _figure(**options) -> Any:
     return Figure(**options)
 
 
-def training_curves(log_history: Sequence[dict[str, Any]], path: Path, label_smoothing: float = 0.0) -> None:
-    """Draws loss and accuracy over the steps, training and validation, as a PNG.
+def draw_training_curves(
+    log_history: Sequence[dict[str, Any]], path: Path, score: str | None, label_smoothing: float = 0.0
+) -> None:
+    """Draw the loss over the steps, and beside it a score if it was logged, of training and validation.
 
     Args:
         log_history: of `TrainerState`: one dict a log line, with "step".
-        label_smoothing: told beside the training loss, which it raises above that of validation.
+        score: its name as training logs it; validation logs it with `eval_` before it.
+        label_smoothing: named beside the training loss, which it raises above the loss of validation.
     """
-    logged = {key.removeprefix("eval_") for entry in log_history for key in entry}
-    panels = ["loss", *[name for name in MEASURES if name in logged][:1]]
+    logged = {key.removeprefix("eval_") for line in log_history for key in line}
+    panels = ["loss", score] if score is not None and score in logged else ["loss"]
     figure = _figure(figsize=(5 * len(panels), 4), layout="constrained")
-    for axes, train in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        smoothed = f" (label smoothing {label_smoothing:g})" if label_smoothing and train == "loss" else ""
-        for key, label in ((train, f"train{smoothed}"), (f"eval_{train}", "validation")):
-            points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+    for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        smoothed = f" (label smoothing {label_smoothing:g})" if label_smoothing and name == "loss" else ""
+        for key, label in ((name, f"train{smoothed}"), (f"eval_{name}", "validation")):
+            points = [(line["step"], line[key]) for line in log_history if key in line]
             if points:
-                # A single point makes no line: mark it.
+                # A single point draws no line, so few points get markers.
                 axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 30 else None, ms=3)
-        axes.set(title="loss per item" if train == "loss" else train.replace("_", " "), xlabel="optimizer step")
+        axes.set(title="loss per item" if name == "loss" else name.replace("_", " "), xlabel="optimizer step")
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
     figure.savefig(path, dpi=120)
 
 
-def forecasts(
+def draw_forecasts(
     series: Sequence[str],
     pasts: Sequence[np.ndarray],
     futures: Sequence[np.ndarray],
     predictions: Sequence[np.ndarray],
     path: Path,
 ) -> None:
-    """Draws windows side by side, a row of panels for each of C series, as a PNG.
+    """Draw windows side by side, with a row of panels for each of C series.
 
     Args:
-        pasts: one array (L, C) a window. futures, predictions: (H, C) likewise.
+        pasts: for each window, an array (L, C). futures, predictions: likewise, (H, C).
     """
     figure = _figure(figsize=(4.2 * len(pasts), 1.8 * len(series)), layout="constrained")
     grid = figure.subplots(len(series), len(pasts), squeeze=False, sharex=True)
@@ -69,13 +69,13 @@ def forecasts(
     figure.savefig(path, dpi=100)
 
 
-def attention_and_losses(
+def draw_attention_and_losses(
     maps: Sequence[tuple[str, np.ndarray, Sequence[str], Sequence[str]]],
     losses: Sequence[float],
     tokens: Sequence[str],
     path: Path,
 ) -> None:
-    """Draws attention maps side by side, and below them the loss of each step of teacher forcing, as a PNG.
+    """Draw attention maps side by side, and below them the loss of each step of teacher forcing.
 
     Args:
         maps: title, weights (T, K), the T tokens that look, and the K tokens that are looked at.
@@ -83,21 +83,21 @@ def attention_and_losses(
     """
     longest = max(len(tokens), *(len(columns) for *_, columns in maps))
     size = min(9.0, max(5.0, 0.5 + longest / 9))  # inches; grows until a token has a line of small print
-    # A dollar sign in a token is only that, no formula.
-    print_of_tokens: dict[str, Any] = {"fontsize": max(4, min(9, 50 * size / longest)), "parse_math": False}
+    # Without parsing, as a dollar sign in a token does not begin a formula.
+    token_style: dict[str, Any] = {"fontsize": max(4, min(9, 50 * size / longest)), "parse_math": False}
     figure = _figure(figsize=(3.2 * size, 1.6 * size), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=[1.6, 1])
     upper, lower = halves
     panels = upper.subplots(1, len(maps), squeeze=False)[0]
     for axes, (title, weights, rows, columns) in zip(panels, maps, strict=True):
         image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        axes.set_xticks(range(len(columns)), columns, rotation=90, **print_of_tokens)
-        axes.set_yticks(range(len(rows)), rows, **print_of_tokens)
+        axes.set_xticks(range(len(columns)), columns, rotation=90, **token_style)
+        axes.set_yticks(range(len(rows)), rows, **token_style)
         axes.set_title(title, fontsize=10)
     upper.colorbar(image, ax=panels, label="weight", shrink=0.8)
     axes = lower.subplots()
     axes.bar(range(len(losses)), losses, color="#2a5a9c")
-    axes.set_xticks(range(len(losses)), tokens, rotation=90, **print_of_tokens)
+    axes.set_xticks(range(len(losses)), tokens, rotation=90, **token_style)
     axes.set(xlim=(-0.6, len(losses) - 0.4), xlabel="right token of the step", ylabel="loss (nats)")
     axes.set_title(f"teacher forcing: the loss of each step, {sum(losses):.4f} in all", fontsize=10)
     axes.grid(axis="y", alpha=0.3)

@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.inference.evaluation import Evaluation
 from pipeline.inference.metrics import Metric, load_metric
 from pipeline.publishing import hub
-from pipeline.publishing.card import card
+from pipeline.publishing.card import render_card
 from pipeline.run_folder import ResumePoint, RunFolder
 from pipeline.setup.loader_setup import build_loader
 from pipeline.setup.model_factory import build_model, find_pretrained, generation_config, is_own
@@ -252,8 +252,12 @@ def describe_progress(config: Config, trainer: TeacherForcingTrainer, folder: Pa
 
 def describe(config: Config, trainer: TeacherForcingTrainer, folder: Path, scores: dict[str, dict[str, Any]]) -> None:
     """Write card and curves."""
-    plots.training_curves(trainer.state.log_history, folder / CURVES_FILE, config.label_smoothing)
+    task = trainer.task
+    plots.draw_training_curves(
+        trainer.state.log_history, folder / CURVES_FILE, task.drawn_score, config.label_smoothing
+    )
     example = trainer.validation[0]["source"] if trainer.validation else "..."
     data = config.data.model_copy(update={"revision": trainer.revision})  # the commit that was read
-    text = card(config.model_copy(update={"data": data}), trainer.whole, trainer.state, scores, example)
+    pinned = config.model_copy(update={"data": data})
+    text = render_card(pinned, task, trainer.whole, trainer.state, scores, example)
     (folder / "README.md").write_text(text, encoding="utf-8")

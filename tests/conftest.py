@@ -6,8 +6,11 @@ import io
 import json
 import os
 import random
+import re
+import shutil
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -51,6 +54,19 @@ def hub():
     yield HUB
     HUB.start()
     HUB.break_next()
+
+
+@pytest.fixture
+def hub_name(hub, request) -> str:
+    """The name of a repository on the Hub that no other test uses."""
+    return "me/" + re.sub(r"\W+", "-", request.node.name)[:60].strip("-")
+
+
+@pytest.fixture
+def little_sleep(monkeypatch):
+    """Shorten the clients' pauses between their tries; ours are counted by `patience` all the same."""
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.002)))
 
 
 @pytest.fixture
@@ -135,6 +151,20 @@ def small_config(output_dir: Path, task: str = "sequence_to_sequence", **changes
 def make_config(tmp_path):
     """Makes the config of a run of seconds in the test's own folder; keyword arguments are section=dict."""
     return partial(small_config, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """The folder of a small run that is over. For all tests of the session: read it, or take a `finished_folder`."""
+    from pipeline.run import train
+
+    return train(small_config(tmp_path_factory.mktemp("finished") / "run")).output_dir
+
+
+@pytest.fixture
+def finished_folder(finished_run, tmp_path) -> Path:
+    """A copy of `finished_run` where `make_config` has its output folder, to change as a test likes."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
 @pytest.fixture

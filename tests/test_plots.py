@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.plots import forecasts, training_curves
+from pipeline.plots import draw_forecasts, draw_training_curves
 
 
 def test_training_curves(tmp_path):
     history = [{"step": step, "loss": 3 / step, "token_accuracy": 1 - 1 / step} for step in range(1, 60)]
     history += [{"step": 30, "eval_loss": 0.5, "eval_token_accuracy": 0.9}]
-    training_curves(history, tmp_path / "both.png")
-    training_curves(history[:59], tmp_path / "train.png")
-    training_curves(history, tmp_path / "smoothed.png", label_smoothing=0.1)
+    draw_training_curves(history, tmp_path / "both.png", "token_accuracy")
+    draw_training_curves(history[:59], tmp_path / "train.png", "token_accuracy")
+    draw_training_curves(history, tmp_path / "smoothed.png", "token_accuracy", label_smoothing=0.1)
     assert (tmp_path / "smoothed.png").read_bytes() != (tmp_path / "both.png").read_bytes()  # the legend says so
     both, train = (Image.open(tmp_path / name).convert("RGB") for name in ("both.png", "train.png"))
     assert both.size == train.size == (1200, 480)
@@ -19,19 +19,23 @@ def test_training_curves(tmp_path):
     assert (31, 119, 180) in colours and (255, 127, 14) in colours  # a line for each
 
 
-@pytest.mark.parametrize("name, panels", [("accuracy", 2), ("mae", 2), ("other", 1)])
-def test_curves_of_other_tasks(tmp_path, name, panels):
-    training_curves([{"step": 1, "loss": 1.0}, {"step": 2, f"eval_{name}": 0.5}], tmp_path / "curves.png")
+@pytest.mark.parametrize(
+    "logged, score, panels", [("accuracy", "accuracy", 2), ("mae", "mae", 2), ("other", "mae", 1), ("other", None, 1)]
+)
+def test_curves_of_other_tasks(tmp_path, logged, score, panels):
+    """The score that the task names has a panel if it was logged; no other has."""
+    history = [{"step": 1, "loss": 1.0}, {"step": 2, f"eval_{logged}": 0.5}]
+    draw_training_curves(history, tmp_path / "curves.png", score)
     assert Image.open(tmp_path / "curves.png").size == (600 * panels, 480)
 
 
 def test_forecasts(tmp_path):
     past, future = np.random.default_rng(0).normal(size=(2, 3, 20, 2))
-    forecasts(["HUFL", "OT"], past, future[:, :5], future[:, 5:10], tmp_path / "forecasts.png")
+    draw_forecasts(["HUFL", "OT"], past, future[:, :5], future[:, 5:10], tmp_path / "forecasts.png")
     colours = {colour for _, colour in Image.open(tmp_path / "forecasts.png").convert("RGB").getcolors(1 << 20)}
     assert (31, 119, 180) in colours and (255, 127, 14) in colours
 
 
 def test_a_run_without_logs_still_gives_a_picture(tmp_path):
-    training_curves([], tmp_path / "none.png")
+    draw_training_curves([], tmp_path / "none.png", "token_accuracy")
     assert (tmp_path / "none.png").stat().st_size > 0

@@ -23,7 +23,7 @@ def check(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], eos_position
     Args:
         tokenizer: one just trained, or loaded from anywhere.
         texts: some of those it will meet.
-        eos_position: whether the end token stands at the "end" of a text, or at its "start", as language models have it.
+        eos_position: whether the end token stands at the "end" of a text, or at its "start", as in language models.
 
     Raises:
         TokenizerError: when padding or the end of a sequence has no token, two of the special tokens are one, an id

@@ -1,4 +1,4 @@
-"""One pair walked through the equations of the Transformer, with the numbers of a trained model.
+"""Walk one pair through the equations of the Transformer, with the numbers of a trained model.
 
 Shapes: S source length, T target length, K keys' length, D = d_model, H heads, E = D / H the width of one head.
 Equations are those of Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762). Losses are in nats.
@@ -27,14 +27,14 @@ TOLERANCE = 1e-3  # nats, on the summed loss; in float32 the two ways differ by 
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """A sequence as its side of the model reads it; all vectors are (T, D)."""
+class EmbeddedSequence:
+    """A sequence as the encoder or the decoder reads it; all tensors are (T, D)."""
 
     tokens: list[str]
     ids: list[int]
     vectors: Tensor  # token embeddings times sqrt(D)
     positions: Tensor
-    inputs: Tensor  # what the first layer was really given: the sum of both
+    inputs: Tensor  # what the first layer really received: the sum of both
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Step:
-    """What the decoder said after `<s> y_1 .. y_(t-1)`."""
+    """What the decoder predicts after `<s> y_1 .. y_(t-1)`."""
 
     candidates: list[tuple[int, str, float]]  # id, token and probability of the most probable, best first
     token: str  # the right one, y_t
@@ -66,7 +66,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Trace:
-    """All numbers, on the CPU in float32. The attentions are one a layer, from the first to the last."""
+    """All numbers of a pair, on the CPU in float32. The attentions are one a layer, from the first to the last."""
 
     model_name: str
     num_parameters: int
@@ -76,8 +76,8 @@ class Trace:
     d_model: int
     source_text: str
     target_text: str
-    source: Embedded  # x_1 .. x_n </s>
-    decoder_input: Embedded  # <s> y_1 .. y_m
+    source: EmbeddedSequence  # x_1 .. x_n </s>
+    decoder_input: EmbeddedSequence  # <s> y_1 .. y_m
     target_tokens: list[str]  # y_1 .. y_m </s>
     target_ids: list[int]
     encoder_attentions: list[Attention]
@@ -91,7 +91,7 @@ class Trace:
 
     @property
     def summed_loss(self) -> float:
-        """Of the steps, one after the other."""
+        """The losses of the steps, one after the other, added up."""
         return math.fsum(step.loss for step in self.steps)
 
     @property
@@ -101,19 +101,19 @@ class Trace:
 
 @torch.no_grad()
 def trace(model: PreTrainedModel, task: Task, source: str, target: str) -> Trace:
-    """Runs the pair through the model: in parallel, step by step under teacher forcing, and greedily without it.
+    """Run the pair through the model: in parallel, step by step under teacher forcing, and greedily without it.
 
-    The model is left in evaluation mode, in float32 and with the eager kernel, which alone returns its weights.
+    The model is left in evaluation mode, in float32 and with the eager kernel, the only one that returns its weights.
 
     Raises:
-        ConfigError: when the model is not an encoder-decoder of this project, or source or target is no text.
-        RunError: when the losses of the steps do not add up to that of the parallel pass.
+        ConfigError: when the model is not an encoder-decoder of this project, or source or target is not a text.
+        RunError: when the losses of the steps do not add up to the loss of the parallel pass.
     """
     if not isinstance(model, Seq2SeqTransformerForConditionalGeneration) or not isinstance(task, SequenceToSequence):
         raise ConfigError(
             f"this checkpoint holds a {type(model).__name__}, where a "
-            f"{Seq2SeqTransformerForConditionalGeneration.__name__} of this project is needed: its parts have names "
-            "that the trace knows"
+            f"{Seq2SeqTransformerForConditionalGeneration.__name__} of this project is needed, as the trace knows its "
+            "modules by name"
         )
     tokenizer = task.tokenizer
     feature = task.encode({"source": [source], "target": [target], "row": [0]})[0]
@@ -121,11 +121,11 @@ def trace(model: PreTrainedModel, task: Task, source: str, target: str) -> Trace
         raise ConfigError(f"{feature}: give a source and a target to trace")
     model.float().eval().set_attn_implementation("eager")
     batch = {name: tensor.to(model.device) for name, tensor in task.collate([feature]).items()}
-    with recorded(model) as records:
+    with record_projections(model) as records:
         outputs = model(**batch, output_attentions=True)
     heads = model.config.attention_heads
     decoder_input_ids = model.prepare_decoder_input_ids_from_labels(batch["labels"])
-    ids = greedy(model, batch)
+    ids = generate_greedily(model, batch)
     result = Trace(
         model_name=model.name_or_path or type(model).__name__,
         num_parameters=model.num_parameters(),
@@ -135,25 +135,31 @@ def trace(model: PreTrainedModel, task: Task, source: str, target: str) -> Trace
         d_model=model.config.d_model,
         source_text=source,
         target_text=target,
-        source=embedded(model.encoder.embed_tokens, batch["input_ids"], tokenizer, records["encoder.layers.0"]),
-        decoder_input=embedded(model.decoder.embed_tokens, decoder_input_ids, tokenizer, records["decoder.layers.0"]),
-        target_tokens=labels_of(tokenizer, feature["labels"]),
+        source=embed_sequence(model.encoder.embed_tokens, batch["input_ids"], tokenizer, records["encoder.layers.0"]),
+        decoder_input=embed_sequence(
+            model.decoder.embed_tokens, decoder_input_ids, tokenizer, records["decoder.layers.0"]
+        ),
+        target_tokens=readable_tokens(tokenizer, feature["labels"]),
         target_ids=feature["labels"],
-        encoder_attentions=attentions("encoder.layers.{}.self_attn", outputs.encoder_attentions, records, heads),
-        decoder_attentions=attentions("decoder.layers.{}.self_attn", outputs.decoder_attentions, records, heads),
-        cross_attentions=attentions("decoder.layers.{}.cross_attn", outputs.cross_attentions, records, heads),
+        encoder_attentions=collect_attentions(
+            "encoder.layers.{}.self_attn", outputs.encoder_attentions, records, heads
+        ),
+        decoder_attentions=collect_attentions(
+            "decoder.layers.{}.self_attn", outputs.decoder_attentions, records, heads
+        ),
+        cross_attentions=collect_attentions("decoder.layers.{}.cross_attn", outputs.cross_attentions, records, heads),
         steps=list(forced_steps(model, tokenizer, batch, decoder_input_ids)),
         parallel_loss=outputs.loss.item(),
         generated_text=tokenizer.decode(ids, skip_special_tokens=True),
-        generated_tokens=labels_of(tokenizer, ids),
+        generated_tokens=readable_tokens(tokenizer, ids),
         generated_ids=ids,
     )
-    # `not <=` rather than `>`, so that a loss which is no number fails as well.
+    # `not <=` rather than `>`, so that a loss of NaN fails as well.
     if not abs(result.summed_loss - result.parallel_summed_loss) <= TOLERANCE:
         raise RunError(
             f"the losses of the {len(result.steps)} steps add up to {result.summed_loss:.6f}, that of the parallel "
-            f"pass is {result.parallel_summed_loss:.6f}: they may differ by {TOLERANCE:g} at most, so the model sees "
-            "what the causal mask should hide, or its weights are not finite"
+            f"pass is {result.parallel_summed_loss:.6f}; they may differ by {TOLERANCE:g} at most. Either the model "
+            "sees what the causal mask should hide, or its weights are not finite"
         )
     return result
 
@@ -164,9 +170,9 @@ def forced_steps(
     batch: Batch,
     decoder_input_ids: Tensor,
 ) -> Iterator[Step]:
-    """Teacher forcing as a loop: step t gives the decoder t tokens, the right ones, and asks for the next.
+    """Run teacher forcing as a loop: step t gives the decoder the t right tokens so far, and asks for the next.
 
-    Each step is a call of its own that cannot see what comes later, and keeps nothing from the call before.
+    Each step is a separate call that cannot see what comes later, and keeps nothing from the call before.
     """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     for position, token_id in enumerate(batch["labels"][0].tolist()):
@@ -175,19 +181,19 @@ def forced_steps(
         log_probabilities = logits.cpu().log_softmax(-1)
         best = log_probabilities.exp().topk(min(CANDIDATES, len(log_probabilities)))
         best_ids = best.indices.tolist()
-        own = log_probabilities[token_id]
+        right = log_probabilities[token_id]
         yield Step(
-            candidates=list(zip(best_ids, labels_of(tokenizer, best_ids), best.values.tolist(), strict=True)),
-            token=labels_of(tokenizer, [token_id])[0],
+            candidates=list(zip(best_ids, readable_tokens(tokenizer, best_ids), best.values.tolist(), strict=True)),
+            token=readable_tokens(tokenizer, [token_id])[0],
             token_id=token_id,
-            probability=own.exp().item(),
-            rank=1 + int((log_probabilities > own).sum()),
-            loss=-own.item(),
+            probability=right.exp().item(),
+            rank=1 + int((log_probabilities > right).sum()),
+            loss=-right.item(),
         )
 
 
-def greedy(model: Seq2SeqTransformerForConditionalGeneration, batch: Batch) -> list[int]:
-    """The ids that the model says by itself, the most probable at each step; without the start token."""
+def generate_greedily(model: Seq2SeqTransformerForConditionalGeneration, batch: Batch) -> list[int]:
+    """Return the ids that the model says by itself, the most probable at each step, without the start token."""
     generation = copy.deepcopy(model.generation_config)
     generation.update(do_sample=False, num_beams=1, num_return_sequences=1, return_dict_in_generate=False)
     generation.update(max_length=None, max_new_tokens=2 * batch["labels"].shape[1] + 10)
@@ -196,10 +202,10 @@ def greedy(model: Seq2SeqTransformerForConditionalGeneration, batch: Batch) -> l
 
 
 @contextmanager
-def recorded(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Keeps, by the names of the modules, what q_proj, k_proj and v_proj put out and what the first layers are given.
+def record_projections(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Record the outputs of all q_proj, k_proj and v_proj, and the inputs of the first layers, by module name.
 
-    Of the one call made inside: a later one would overwrite it.
+    Make one call of the model inside: a second one overwrites the records of the first.
     """
     records: dict[str, Tensor] = {}
 
@@ -222,14 +228,14 @@ def recorded(model: nn.Module) -> Iterator[dict[str, Tensor]]:
             hook.remove()
 
 
-def embedded(
+def embed_sequence(
     embedding: nn.Embedding, input_ids: Tensor, tokenizer: PreTrainedTokenizerBase, inputs: Tensor
-) -> Embedded:
-    """The two summands (sections 3.4 and 3.5) of `input_ids` (1, T), and their sum as the first layer received it."""
+) -> EmbeddedSequence:
+    """Return the two summands (sections 3.4 and 3.5) of `input_ids` (1, T), and their sum as the first layer got it."""
     ids = input_ids[0].tolist()
     d_model = embedding.embedding_dim
-    return Embedded(
-        tokens=labels_of(tokenizer, ids),
+    return EmbeddedSequence(
+        tokens=readable_tokens(tokenizer, ids),
         ids=ids,
         vectors=(embedding(input_ids[0]) * math.sqrt(d_model)).cpu(),
         positions=sinusoidal_positions(torch.arange(len(ids)), d_model),
@@ -237,27 +243,35 @@ def embedded(
     )
 
 
-def attentions(name: str, weights: tuple[Tensor, ...], records: dict[str, Tensor], heads: int) -> list[Attention]:
-    """One for each layer, from the records of the modules that `name` stands for and the weights (1, H, T, K)."""
+def collect_attentions(
+    name: str, weights: tuple[Tensor, ...], records: dict[str, Tensor], heads: int
+) -> list[Attention]:
+    """Return one attention a layer, from the recorded projections and the weights (1, H, T, K).
+
+    Args:
+        name: of the attention module, with `{}` for the number of the layer.
+    """
 
     def split(layer: int, projection: str) -> Tensor:
         states = records[f"{name.format(layer)}.{projection}"][0]  # (T, D)
         return states.unflatten(-1, (heads, -1)).transpose(0, 1)  # (H, T, E)
 
     return [
-        Attention(split(layer, "q_proj"), split(layer, "k_proj"), split(layer, "v_proj"), each[0].cpu())
-        for layer, each in enumerate(weights)
+        Attention(split(layer, "q_proj"), split(layer, "k_proj"), split(layer, "v_proj"), layer_weights[0].cpu())
+        for layer, layer_weights in enumerate(weights)
     ]
 
 
-def labels_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """Tokens to be read by people: as in the vocabulary, but byte-level BPE, which has letters for bytes there.
+def readable_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """Return tokens as people read them: as in the vocabulary, or decoded where letters stand for bytes there.
 
-    A model may have more ids than its tokenizer has tokens: those are told as "#id".
+    A model may have more ids than its tokenizer has tokens; such an id is shown as "#id".
     """
-    tokens = [token or f"#{each}" for each, token in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)]
+    tokens = [
+        token or f"#{token_id}" for token_id, token in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
+    ]
     if isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
-        texts = [tokenizer.decode([each]) for each in ids]
-        # Part of a character is no text: its bytes' letters are all there is to show.
+        texts = [tokenizer.decode([token_id]) for token_id in ids]
+        # A part of a character cannot be decoded: the letters that stand for its bytes are all there is to show.
         tokens = [token if "\ufffd" in text or not text else text for token, text in zip(tokens, texts, strict=True)]
     return [token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥") for token in tokens]

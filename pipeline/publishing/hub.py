@@ -1,15 +1,17 @@
-"""Publishing on the Hub: what is uploaded and what never, before the training, while it goes on, and at its end."""
+"""Publish on the Hub: check before training that it can be done, then upload checkpoints and the finished model.
+
+Only files that are listed here or drawn by a task are ever uploaded.
+"""
 
 import logging
 import os
-import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 from transformers import TrainerCallback
@@ -17,8 +19,10 @@ from transformers import TrainerCallback
 from pipeline.config import HubConfig
 from pipeline.data.hub_reading import API_TIMEOUT, Patience, denial, in_short, is_passing, patiently
 from pipeline.errors import ConfigError, NotPublished
+from pipeline.publishing.secrets import refuse_secrets
+from pipeline.tasks.registry import TASKS
 
-# What a checkpoint needs to load elsewhere, and what tells how it came to be; nothing else is ever uploaded.
+# What a checkpoint needs to load elsewhere, and what tells how it was made; tasks add their pictures.
 WEIGHTS = ("*.safetensors", "model.safetensors.index.json")
 PUBLISHED = (
     *WEIGHTS,
@@ -37,26 +41,19 @@ PUBLISHED = (
     "run.yaml",
     "metrics.json",
     "training_curves.png",
-    "forecasts.png",
 )
-OUTBOX = ".outbox"  # below the output folder: what waits for its upload
-CHECK_PATIENCE = 60.0  # seconds for passing faults before the training, when somebody still waits at the screen
+OUTBOX = ".outbox"  # folder below the output folder for what waits to be uploaded
+CHECK_PATIENCE = 60.0  # seconds to wait out faults before training, while somebody still watches the screen
 FAILURES = (ConfigError, HfHubHTTPError, httpx.TransportError, ConnectionError, TimeoutError, OSError, ValueError)
-
-# Access tokens of Hugging Face, GitHub, OpenAI and others, AWS, Slack, and keys in PEM.
-SECRET = re.compile(
-    rb"hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|sk-[A-Za-z0-9_-]{30,}|AKIA[A-Z0-9]{16}"
-    rb"|xox[baprs]-[A-Za-z0-9-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-)
 
 logger = logging.getLogger(__name__)
 
 
 def prepare(settings: HubConfig) -> None:
-    """Checks once, before the first step, that the model can be pushed, and makes its repository.
+    """Check before the first step that the model can be pushed, and create its repository.
 
     Raises:
-        ConfigError: when no repository is named, the token is missing or may not write there, or the Hub is away.
+        ConfigError: when no repository is named, the token is missing or may not write there, or the Hub is down.
     """
     if settings.model_id is None or settings.model_id.count("/") != 1:
         raise ConfigError(f"hub.model_id: name the repository to push to as owner/name (given: {settings.model_id!r})")
@@ -65,11 +62,13 @@ def prepare(settings: HubConfig) -> None:
         user = patiently(api.whoami, CHECK_PATIENCE, "hub.push")
         role = user.get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
-            raise ConfigError("hub.push: this token may only read; make one that may write, and `hf auth login`")
+            raise ConfigError(
+                "hub.push: this token may only read; make one that may write, and log in with it by `hf auth login`"
+            )
         owner = settings.model_id.split("/")[0]
-        mine = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
-        if owner not in mine:
-            raise ConfigError(f"hub.model_id: {user['name']} cannot write to {owner}/; there are: {', '.join(mine)}")
+        owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
+        if owner not in owners:
+            raise ConfigError(f"hub.model_id: {user['name']} cannot write to {owner}/; there are: {', '.join(owners)}")
         patiently(
             lambda: api.create_repo(settings.model_id, private=settings.private, exist_ok=True),
             CHECK_PATIENCE,
@@ -81,28 +80,31 @@ def prepare(settings: HubConfig) -> None:
         raise ConfigError(f"hub.push: {explain(error, settings.model_id)}") from error
 
 
-def publish(folder: Path, name: str, message: str, patience: float, is_outdated: Callable[[], bool] = bool) -> None:
-    """Uploads a model in one commit, again and again while the faults are passing ones.
+def publish(
+    folder: Path, name: str, message: str, patience: float, is_outdated: Callable[[], bool] = lambda: False
+) -> None:
+    """Upload a model in one commit, and try again after faults that may pass.
 
     Args:
+        patience: in seconds, for faults in a row.
         is_outdated: asked before each try; True gives up without an error.
 
     Raises:
-        ConfigError: when a file holds what looks like an access token.
-        HfHubHTTPError, and others: the last fault, when patience is at its end.
+        ConfigError: when there are no weights, or a file holds what looks like an access token.
+        HfHubHTTPError, and others: the last fault, when patience runs out.
     """
-    files = list(_published(folder))
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and is_published(path.name)]
     if not any(fnmatch(path.name, pattern) for path in files for pattern in WEIGHTS):
         raise ConfigError(f"{folder}: there are no weights to publish")
     refuse_secrets(files)
-    api, waiting = HfApi(), Patience(patience, f"publishing to {name}")
+    api, budget = HfApi(), Patience(patience, f"publishing to {name}")
     first_head = None
     while not is_outdated():
         try:
             head = api.model_info(name, timeout=API_TIMEOUT).sha
             first_head = first_head or head
             if head != first_head and api.list_repo_commits(name)[0].title == message:
-                return  # the answer was lost, not the commit
+                return  # the answer to an earlier try was lost, not its commit
             api.create_commit(
                 name,
                 [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in files],
@@ -111,50 +113,29 @@ def publish(folder: Path, name: str, message: str, patience: float, is_outdated:
             )
             return
         except HfHubHTTPError as error:
-            if error.response is not None and error.response.status_code == 412:  # somebody else was quicker
+            if error.response is not None and error.response.status_code == 412:  # somebody else committed first
                 first_head = None
-            waiting.wait(error, is_passing(error) or first_head is None)
+            budget.wait(error, is_passing(error) or first_head is None)
         except Exception as error:
-            waiting.wait(error)
+            budget.wait(error)
 
 
-def refuse_secrets(files: list[Path]) -> None:
-    """Raises ConfigError for a file that holds an access token, or what looks like one, naming file and line."""
-    secrets = [value.encode() for value in _own_secrets()]
-    for path in files:
-        content = path.read_bytes()
-        is_text = b"\0" not in content[:4096]
-        found = SECRET.search(content) if is_text else None
-        place = found.start() if found else next((at for each in secrets if (at := content.find(each)) >= 0), None)
-        if place is not None:
-            line = content.count(b"\n", 0, place) + 1
-            raise ConfigError(f"{path}:{line} holds what looks like an access token; nothing was uploaded")
-
-
-def _own_secrets() -> Iterator[str]:
-    if token := get_token():
-        yield token
-    for name, value in os.environ.items():
-        if re.search(r"(TOKEN|SECRET|PASSWORD|API_KEY)$", name) and len(value) >= 16:
-            yield value
-
-
-def _published(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in PUBLISHED):
-            yield path
+def is_published(name: str) -> bool:
+    """Tell whether a file of this name may be uploaded."""
+    pictures = [picture for task in TASKS.values() for picture in task.pictures]
+    return any(fnmatch(name, pattern) for pattern in (*PUBLISHED, *pictures))
 
 
 def explain(error: BaseException, name: str | None) -> str:
-    """What went wrong with a repository, in one line."""
+    """Say in one line what went wrong with a repository."""
     return str(error) if isinstance(error, ConfigError) else denial(error, str(name)) or in_short(error)
 
 
 class Publisher(TrainerCallback):
-    """Uploads every checkpoint while the training goes on, the newest first, and never stops it.
+    """Upload checkpoints while training goes on, always the newest one, and never stop the training.
 
-    The files are linked into an outbox, so that a checkpoint may be removed while it is on its way. One that is
-    overtaken by a newer one before its turn is left out; the last is always sent, by `finish`.
+    The files are linked into an outbox, so that a checkpoint may be removed while it is being uploaded. A checkpoint
+    that still waits when a newer one is saved is left out.
 
     Args:
         describe: writes card and curves of the model so far into a folder.
@@ -177,7 +158,7 @@ class Publisher(TrainerCallback):
         try:
             parcel = self.outbox / f"step-{state.global_step}"
             shutil.rmtree(parcel, ignore_errors=True)
-            shutil.copytree(checkpoint, parcel, copy_function=_link, ignore=lambda _, names: _unpublished(names))
+            shutil.copytree(checkpoint, parcel, copy_function=_link, ignore=_unpublished)
             self.describe(parcel)
         except OSError as error:
             logger.warning("hub: step %d is not pushed: %s", state.global_step, error)
@@ -189,7 +170,7 @@ class Publisher(TrainerCallback):
             self.changed.notify()
 
     def finish(self) -> None:
-        """Waits for the upload that is on its way, if any; what still waits is overtaken by the finished model."""
+        """Wait for the upload in progress, if any; a checkpoint that still waits is left out for the finished model."""
         with self.changed:
             self.is_finished = True
             self.changed.notify()
@@ -216,7 +197,7 @@ class Publisher(TrainerCallback):
 
 
 def publish_result(folder: Path, settings: HubConfig) -> None:
-    """Uploads the finished model.
+    """Upload the finished model.
 
     Raises:
         NotPublished: when that fails; the local copy stays.
@@ -227,7 +208,7 @@ def publish_result(folder: Path, settings: HubConfig) -> None:
     except FAILURES as error:
         raise NotPublished(
             f"{folder} is trained, scored and saved, but not on the Hub: {explain(error, name)}; "
-            f"when that is mended, run the same command again, or python scripts/publish.py {folder} {name}"
+            f"fix that and run the same command again, or python scripts/publish.py {folder} {name}"
         ) from error
 
 
@@ -238,5 +219,5 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _unpublished(names: list[str]) -> set[str]:
-    return {name for name in names if not any(fnmatch(name, pattern) for pattern in PUBLISHED)}
+def _unpublished(folder: str, names: list[str]) -> set[str]:
+    return {name for name in names if not is_published(name)}

@@ -5,6 +5,7 @@ Shapes: B batch, S source length, T target length.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,11 +30,36 @@ Batch = dict[str, Tensor]
 UNDECODABLE = "\ufffd"  # what Unicode decoders put where bytes are no text
 
 
+@dataclass(frozen=True)
+class CardText:
+    """What a model card says of a task.
+
+    The texts are filled in by `str.format`, so a brace in code is written twice. `data` and `limits` may name keys of
+    the section `data` and of the task's own, such as `{source}`. `use` and `pipeline_use` have `{name}`, the model's
+    name on the Hub; `{example}`, a source text; and `{trust}`, an argument where the model has its own code.
+
+    Attributes:
+        pipeline_tag: the Hub's name of the task, by which models are searched.
+        model: what kind of model it is, with its article.
+        data: what is learned from which columns.
+        use: Python code that loads the model and calls it.
+        limits: a sentence on the bounds of the training data, where there are any.
+        pipeline_use: shorter code with a pipeline, shown only where the pipeline is saved with the model's own code.
+    """
+
+    pipeline_tag: str
+    model: str
+    data: str
+    use: str
+    limits: str = ""
+    pipeline_use: str = ""
+
+
 class Task(ABC):
     """What training, evaluation, generation and card know of a problem; one instance serves a run.
 
     A subclass that lacks something it must have is refused when it is defined, not at the end of a run: all abstract
-    methods, `auto_class`, and what its own flags promise (`trains_other_models` needs `loss`, `can_pack` needs `pack`).
+    methods, `auto_class`, `card`, and what its flags promise (`trains_other_models` needs `loss`, `can_pack` `pack`).
 
     Attributes:
         tokenizer: None where the data hold no text.
@@ -48,8 +74,14 @@ class Task(ABC):
         answers_empty: whether an empty source has an answer, the empty one.
         can_pack: whether many rows can be one sequence in training.
         eos_position: whether `</s>` stands at the "end" or the "start" of a text.
+        card: what a model card says of the task.
+        pictures: what `draw` writes, file name -> caption; published with the model and shown in its card.
+        drawn_score: what training logs and the training curves show beside the loss.
     """
 
+    card: ClassVar[CardText]
+    pictures: ClassVar[dict[str, str]] = {}
+    drawn_score: ClassVar[str | None] = "token_accuracy"
     tokenizer: PreTrainedTokenizerBase | None
     settings: ClassVar[type[Section]] = Section
     auto_class: ClassVar[Any]
@@ -170,7 +202,7 @@ class Task(ABC):
         return
 
 
-REQUIRED_FACTS = ("auto_class",)
+REQUIRED_FACTS = ("auto_class", "card")
 
 
 def sums_by_sample(losses: Tensor, counts: Tensor, correct: Tensor, accuracy: str) -> list[dict[str, float]]:

@@ -20,9 +20,10 @@ from pipeline import plots
 from pipeline.config import Config, DataConfig, Section
 from pipeline.data.splits import Rows
 from pipeline.errors import ConfigError, DataError
-from pipeline.tasks.base import Batch, Columns, Feature, Task
+from pipeline.tasks.base import Batch, CardText, Columns, Feature, Task
 
 DRAWN = 4  # windows, spread over the split
+FORECASTS_FILE = "forecasts.png"
 
 
 class ForecastingSettings(Section):
@@ -41,6 +42,19 @@ class Forecasting(Task):
     split. Errors are given in both.
     """
 
+    card: ClassVar[CardText] = CardText(
+        pipeline_tag="time-series-forecasting",
+        model="A Transformer encoder over patches of time series",
+        data="the series {series}",
+        use="""import torch
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("{name}"{trust})
+past_values = torch.rand(1, model.config.context_length, len(model.config.series))  # your series, in their own units
+print(model(past_values=past_values).prediction_outputs)  # the next steps, in the same units""",
+    )
+    pictures: ClassVar[dict[str, str]] = {FORECASTS_FILE: "Forecasts of some windows"}
+    drawn_score: ClassVar[str | None] = "mae"
     context_length: int
     prediction_length: int
     series: list[str]
@@ -167,12 +181,12 @@ class Forecasting(Task):
         places = np.linspace(0, len(features) - 1, min(DRAWN, len(features))).astype(int)
         chosen = [features[place] for place in places]
         batch = {name: tensor.to(model.device) for name, tensor in self.collate(chosen).items()}
-        plots.forecasts(
+        plots.draw_forecasts(
             self.series,
             [feature["past_values"] for feature in chosen],
             [feature["future_values"] for feature in chosen],
             self.predict(model, batch, None),
-            folder / plots.FORECASTS_FILE,
+            folder / FORECASTS_FILE,
         )
 
 

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from pipeline.config import Config, DataConfig, Section
 from pipeline.models.modeling_lstm import LSTMState
 from pipeline.models.modeling_seq2seq import IGNORED
-from pipeline.tasks.base import Batch, Columns, Feature, Task, tokenize, what_is_wrong
+from pipeline.tasks.base import Batch, CardText, Columns, Feature, Task, tokenize, what_is_wrong
 
 HELD_OUT_STREAMS = 16  # into which the text of an evaluation is cut, so that it takes no step for every token
 HELD_OUT_CHUNK = 256  # tokens of each that are scored at a time
@@ -52,6 +52,18 @@ class LanguageModeling(Task):
         bptt: tokens through which a gradient goes back.
     """
 
+    card: ClassVar[CardText] = CardText(
+        pipeline_tag="text-generation",
+        model="An LSTM language model",
+        data="the running text of column `{source}`",
+        use="""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
+model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
+prompt = tokenizer("{example}", return_tensors="pt")
+ids = model.generate(**prompt, do_sample=True, top_k=10, temperature=0.6, max_new_tokens=100)
+print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
+    )
     tokenizer: PreTrainedTokenizerBase
     bptt: int = HELD_OUT_CHUNK
     carried: LSTMState | None = field(default=None, repr=False)

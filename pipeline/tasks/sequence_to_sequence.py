@@ -20,7 +20,7 @@ from pipeline.config import Config, DataConfig
 from pipeline.decoding.search import search_of
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.transformer_layers import BLOCK
-from pipeline.tasks.base import Batch, Columns, Feature, Task, sums_by_sample, tokenize, what_is_wrong
+from pipeline.tasks.base import Batch, CardText, Columns, Feature, Task, sums_by_sample, tokenize, what_is_wrong
 
 
 @dataclass
@@ -32,6 +32,22 @@ class SequenceToSequence(Task):
 
     auto_class: ClassVar[Any] = AutoModelForSeq2SeqLM
     trains_other_models: ClassVar[bool] = True
+    card: ClassVar[CardText] = CardText(
+        pipeline_tag="translation",
+        model="An encoder-decoder Transformer",
+        data="column `{source}` to column `{target}`",
+        use="""from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
+model = AutoModelForSeq2SeqLM.from_pretrained("{name}"{trust})
+ids = model.generate(**tokenizer(["{example}"], padding=True, return_tensors="pt"))
+print(tokenizer.batch_decode(ids, skip_special_tokens=True))""",
+        limits="Sources in training had up to {max_source_length} tokens, and targets up to {max_target_length}.",
+        pipeline_use="""from transformers import pipeline
+
+translate = pipeline("translation", model="{name}"{trust})
+print(translate("{example}"))""",
+    )
     can_pack: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
 

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pipeline.config import Config, DataConfig, Section
 from pipeline.errors import ConfigError, nearest
-from pipeline.tasks.base import Batch, Columns, Feature, Task, sums_by_sample, tokenize, what_is_wrong
+from pipeline.tasks.base import Batch, CardText, Columns, Feature, Task, sums_by_sample, tokenize, what_is_wrong
 
 
 class TextClassificationSettings(Section):
@@ -37,6 +37,17 @@ class TextClassification(Task):
         labels: names of the classes, in the order of the model's outputs.
     """
 
+    card: ClassVar[CardText] = CardText(
+        pipeline_tag="text-classification",
+        model="A Transformer encoder with a linear head",
+        data="class in column `{target}` of the text in column `{source}`",
+        use="""from transformers import pipeline
+
+classify = pipeline("text-classification", model="{name}"{trust})
+print(classify("{example}"))""",
+        limits="Texts in training had up to {max_source_length} tokens.",
+    )
+    drawn_score: ClassVar[str | None] = "accuracy"
     tokenizer: PreTrainedTokenizerBase
     labels: list[str]
 

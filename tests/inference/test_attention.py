@@ -1,23 +1,20 @@
-import json
+"""The numbers of a trace, and the command that makes one."""
+
 import math
-from html.parser import HTMLParser
 
 import pytest
 import torch
-from PIL import Image
 from torch.nn.functional import cross_entropy
 
 from pipeline.errors import ConfigError, RunError
-from pipeline.inference.attention import labels_of, trace
+from pipeline.inference.attention import readable_tokens, trace
 from pipeline.models.configuration_classifier import TransformerClassifierConfig
 from pipeline.models.modeling_classifier import TransformerForSequenceClassification
 from pipeline.models.modeling_seq2seq import shift_right
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
-from pipeline.tracing.page import page, write_picture
 from tests.conftest import TINY
 from tokenizer.training import train
 
-VOID = {"meta", "br"}
 SOURCE, TARGET = "a b <script> d", "d c $b"
 
 
@@ -34,27 +31,6 @@ def model(make_model, tokenizer):
 @pytest.fixture
 def traced(model, tokenizer):
     return trace(model, SequenceToSequence(tokenizer), SOURCE, TARGET)
-
-
-class Balance(HTMLParser):
-    """Fails where an element is not closed, or an attribute would fetch something."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.seen, self.texts = [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-        for name, value in attrs:
-            assert name not in ("src", "srcset", "action") and (name != "href" or value.startswith("#"))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
 
 
 def test_the_steps_add_up_to_the_parallel_pass(traced, model, tokenizer):
@@ -126,44 +102,12 @@ def test_greedy_is_greedy_whatever_the_checkpoint_prefers(model, tokenizer):
     assert traced.generated_text == tokenizer.decode(plain, skip_special_tokens=True)
 
 
-def test_the_page_stands_alone_and_is_well_formed(traced):
-    text = page(traced)
-    parser = Balance()
-    parser.feed(text)
-    parser.close()
-    assert not parser.open and parser.seen.count("script") == 2 and parser.seen.count("h1") == 1
-    assert "http:" not in text and "https:" not in text and "url(" not in text and "@import" not in text
-    assert "&lt;script&gt;" in text
-    numbers = json.loads(next(each for each in parser.texts if each.startswith('{"encoder"')))
-    assert [len(kind["layers"]) for kind in numbers.values()] == [2, 1, 1]
-    head = numbers["decoder"]["layers"][0][3]
-    assert [len(row) for row in head["weights"]] == [1, 2, 3, 4]  # the future is left out
-    assert head["weights"][3] == pytest.approx(traced.decoder_attentions[0].weights[3, 3].tolist(), abs=6e-4)
-    assert head["q"][2] == pytest.approx(traced.decoder_attentions[0].queries[3, 2, :4].tolist(), abs=6e-3)
-    for step in traced.steps:
-        assert f"<dd>{step.loss:.4f}</dd>" in text
-
-
-def test_the_page_of_a_long_pair_stays_small(make_model):
-    tokenizer = train(["a b c d"] * 2, "word", 10, max_length=64)
-    model = make_model(vocab_size=10, d_model=64, attention_heads=8, encoder_layers=3, decoder_layers=3)
-    traced = trace(model, SequenceToSequence(tokenizer), "a b c d " * 7 + "a", "d c b a " * 7 + "d")
-    assert len(traced.steps) == len(traced.source.ids) == 30
-    assert len(page(traced).encode()) < 2_000_000
-
-
-def test_the_picture(traced, tmp_path):
-    write_picture(traced, tmp_path / "trace.png")
-    colours = {colour for _, colour in Image.open(tmp_path / "trace.png").convert("RGB").getcolors(1 << 20)}
-    assert (42, 90, 156) in colours and (8, 48, 107) in colours  # a bar, and <s> that can only look at itself
-
-
 def test_tokens_are_told_as_people_read_them():
     tokenizer = train(["né à l'été " * 3] * 3, "bpe", 300)
     ids = tokenizer("né à")["input_ids"]
-    assert "".join(labels_of(tokenizer, ids)) == "né␣à</s>"
-    assert labels_of(tokenizer, tokenizer("\u4e16")["input_ids"])[0] == "ä"  # a byte of three is no text
-    assert labels_of(tokenizer, [300]) == ["#300"]  # of a model with a larger vocabulary
+    assert "".join(readable_tokens(tokenizer, ids)) == "né␣à</s>"
+    assert readable_tokens(tokenizer, tokenizer("\u4e16")["input_ids"])[0] == "ä"  # a byte of three is no text
+    assert readable_tokens(tokenizer, [300]) == ["#300"]  # of a model with a larger vocabulary
 
 
 @pytest.mark.parametrize("source, target, said", [("a", " ", "target is empty"), ("", "a", "source is empty")])

@@ -74,9 +74,9 @@ def test_what_is_published_works_as_its_card_says(finished, tmp_path):
 
 
 def test_a_task_that_lacks_something_is_refused_when_it_is_defined():
-    with pytest.raises(TypeError, match=r"Half is not a whole task: it lacks .*collate, .*predict, .*auto_class"):
+    with pytest.raises(TypeError, match=r"Half is not a whole task: it lacks .*collate, .*predict, .*auto_class, card"):
         type("Half", (Task,), {})
-    whole = {name: lambda *_: None for name in Task.__abstractmethods__} | {"auto_class": object}
+    whole = {name: lambda *_: None for name in Task.__abstractmethods__} | {"auto_class": object, "card": None}
     type("Whole", (Task,), whole)
     with pytest.raises(TypeError, match="it lacks loss, pack"):
         type("Packing", (Task,), whole | {"can_pack": True, "trains_other_models": True})
