@@ -33,12 +33,14 @@ from pipeline.inference.metrics import Metric, load_metric
 from pipeline.publishing import hub
 from pipeline.publishing.card import card
 from pipeline.setup.model_factory import build_model, find_pretrained, generation_config, load_or_train_tokenizer
+from pipeline.signals import is_launched_by_accelerate
 from pipeline.tasks.base import Feature, Task
 from pipeline.tasks.registry import find
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import METRICS_FILE
+from pipeline.training.ranks import WriteError, fail_together
 from pipeline.training.schedules import noam
-from pipeline.training.trainer import STATE_FILE, TeacherForcingTrainer
+from pipeline.training.trainer import TeacherForcingTrainer
 from tokenizer.checks import check
 
 CURVES_FILE = "training_curves.png"
@@ -172,7 +174,7 @@ def _find_start(config: Config, folder: Path, chosen: str | bool | None, accept_
         if problem := checkpoints.damage(checkpoint):
             raise RunError(f"training.resume_from_checkpoint: {checkpoint} is not a whole checkpoint: {problem}")
     if checkpoint and not {"data.path", "data.revision"} & {*keys}:
-        return Start(checkpoint, json.loads((checkpoint / STATE_FILE).read_text()).get("revision"))
+        return Start(checkpoint, checkpoints.read_run_state(checkpoint).revision)
     revision = (
         pin(config.data.path, config.data.revision, config.data.hub_patience) if is_on_hub(config.data.path) else None
     )
@@ -243,8 +245,7 @@ def use_all_cores() -> None:
 
     https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/commands/launch.py
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
-    if launched and PartialState().device.type == "cpu":
+    if is_launched_by_accelerate() and os.environ.get("OMP_NUM_THREADS") == "1" and PartialState().device.type == "cpu":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // processes))
@@ -272,7 +273,7 @@ def run(config: Config, accept_changes: bool = False) -> Result:
         try:
             return _run(config, args, output_dir, accept_changes)
         except Exception as error:
-            if checkpoints.is_storage_error(error):
+            if isinstance(error, WriteError) or checkpoints.is_storage_error(error):
                 raise RunError(checkpoints.explain_storage(output_dir, error)) from error
             raise
 
@@ -323,7 +324,7 @@ def _run(config: Config, args: Seq2SeqTrainingArguments, output_dir: Path, accep
     )
     if config.evaluation.average_checkpoints is not None and trainer.is_fsdp_enabled:
         raise ConfigError("evaluation.average_checkpoints: not with FSDP, where no process holds the whole model")
-    trainer.write(lambda: checkpoints.begin(given, output_dir), main_only=True)
+    fail_together(lambda: checkpoints.begin(given, output_dir), main_only=True)
     if checkpoint:
         logger.info("going on from %s", checkpoint)
     publisher = None
@@ -363,10 +364,10 @@ def finish(config: Config, trainer: TeacherForcingTrainer, task: Task, output_di
             last = trainer.score(features, getattr(trainer.model, "generation_config", None))
             scores[name] = last.scores
     scores["training"] = trainer.skipped
-    trainer.write(lambda: trainer.save_model(str(output_dir)))
-    model = trainer.whole_model()
-    trainer.write(lambda: task.draw(model, drawn, output_dir), main_only=True)
-    trainer.write(lambda: _write_report(config, trainer, output_dir, scores), main_only=True)
+    fail_together(lambda: trainer.save_model(str(output_dir)))
+    model = trainer.unsharded_model()
+    fail_together(lambda: task.draw(model, drawn, output_dir), main_only=True)
+    fail_together(lambda: _write_report(config, trainer, output_dir, scores), main_only=True)
     return Result(output_dir, scores, last)
 
 
@@ -389,5 +390,5 @@ def _describe(config: Config, trainer: TeacherForcingTrainer, folder: Path, scor
     smoothing = config.training.get("label_smoothing_factor", 0.0)
     plots.training_curves(trainer.state.log_history, folder / CURVES_FILE, smoothing)
     example = trainer.validation[0]["source"] if trainer.validation else "..."
-    text = card(config, trainer.whole, trainer.state, scores, example)
+    text = card(config, trainer.plain_model, trainer.state, scores, example)
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -20,7 +20,8 @@ from pipeline.errors import DataError, RunError, Stopped
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration as Model
 from pipeline.run import run
 from pipeline.training.checkpoints import list_checkpoints
-from pipeline.training.trainer import MAX_NOT_FINITE, TeacherForcingTrainer
+from pipeline.training.step_guard import MAX_NOT_FINITE
+from pipeline.training.trainer import TeacherForcingTrainer
 from tests.conftest import ROOT
 
 LONG = {"max_steps": 8, "eval_strategy": "no", "logging_steps": 1}
@@ -144,16 +145,16 @@ def test_going_back_restores_weights_and_moments(make_config, at_step, tmp_path,
     config = make_config(training={**LONG, "save_steps": 2, "max_steps": 20})
     at_step(spoil, *range(5, 5 + MAX_NOT_FINITE))
     seen = []
-    original = TeacherForcingTrainer.roll_back
+    original = TeacherForcingTrainer.go_back_to
 
-    def roll_back(self):
+    def go_back_to(self, checkpoint):
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter.add_(1.0)
-        original(self)
+        original(self, checkpoint)
         seen.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
 
-    monkeypatch.setattr(TeacherForcingTrainer, "roll_back", roll_back)
+    monkeypatch.setattr(TeacherForcingTrainer, "go_back_to", go_back_to)
     folder = run(config).output_dir
     for name, tensor in weights(folder / "checkpoint-4").items():
         assert torch.equal(seen[0][name], tensor), name
@@ -240,14 +241,14 @@ def test_without_a_whole_checkpoint_a_run_is_refused(make_config):
 def test_a_damaged_best_model_is_not_taken(make_config, monkeypatch):
     training = {"max_steps": 4, "load_best_model_at_end": True, "metric_for_best_model": "loss"}
     config = make_config(training={**training, "learning_rate": 3.0})
-    original = TeacherForcingTrainer._load_best_model
+    original = TeacherForcingTrainer.should_load_best_model
 
     def harm(self):
         path = output_dir(config) / f"checkpoint-{self.state.best_global_step}" / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-1] + b"?")
-        original(self)
+        return original(self)
 
-    monkeypatch.setattr(TeacherForcingTrainer, "_load_best_model", harm)
+    monkeypatch.setattr(TeacherForcingTrainer, "should_load_best_model", harm)
     with pytest.raises(RunError, match=r"the best checkpoint, is damaged: model.safetensors was changed"):
         run(config)
 

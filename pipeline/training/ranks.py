@@ -1,0 +1,38 @@
+"""What the processes of one run do together."""
+
+from collections.abc import Callable
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+
+from pipeline.errors import RunError
+
+
+class WriteError(RunError):
+    """A file that could not be written on one of the ranks; the message is the operating system's or a library's."""
+
+
+def fail_together(action: Callable[[], Any], main_only: bool = False) -> None:
+    """Do something that writes files on every rank, or only on the main one, and wait for all ranks.
+
+    A rank that failed alone would leave the others waiting for it in the next collective operation, until that times
+    out with a message about the network. So the ranks tell each other how it went, and all raise the first problem.
+
+    Raises:
+        RunError: on every rank, when `action` raised it on any of them.
+        WriteError: on every rank, when a file could not be written on any of them.
+    """
+    problem: RunError | None = None
+    if PartialState().is_main_process or not main_only:
+        try:
+            action()
+        except RunError as error:
+            problem = error
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+            problem = WriteError(str(error))
+            problem.__cause__ = error  # the traceback of this rank; the others get the message
+    problems = [other for other in gather_object([problem]) if other is not None]
+    if problems:
+        raise problem or problems[0]
