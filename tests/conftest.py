@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from tests.hub_server import WRITER, shared_server
@@ -97,10 +98,9 @@ def make_pairs(tmp_path):
     return make
 
 
-@pytest.fixture
-def make_config(tmp_path):
-    """Makes the config of a run of seconds, on reversal; keyword arguments are section=dict."""
-    base = {
+def run_config(output_dir: Path, **changes) -> Config:
+    """Make the config of a run of seconds, on reversal; keyword arguments are section=dict."""
+    values: dict = {
         "data": {
             "path": "reversal",
             "test": "test",
@@ -109,7 +109,7 @@ def make_config(tmp_path):
         "tokenizer": {"kind": "word"},
         "model": dict(TINY),
         "training": {
-            "output_dir": str(tmp_path / "run"),
+            "output_dir": str(output_dir),
             "max_steps": 4,
             "per_device_train_batch_size": 8,
             "logging_steps": 2,
@@ -120,14 +120,15 @@ def make_config(tmp_path):
         },
         "generation": {"max_new_tokens": 8},
     }
+    for section, keys in changes.items():
+        values[section] = {**values.get(section, {}), **copy.deepcopy(keys)}
+    return parse(values)
 
-    def make(**changes) -> Config:
-        values = copy.deepcopy(base)
-        for section, keys in changes.items():
-            values[section] = {**values.get(section, {}), **keys}
-        return parse(values)
 
-    return make
+@pytest.fixture
+def make_config(tmp_path):
+    """Make the config of a run of seconds in this test's folder; see `run_config`."""
+    return partial(run_config, tmp_path / "run")
 
 
 @pytest.fixture

@@ -187,7 +187,6 @@ class TeacherForcingTrainer(TrainerInternals):
             checkpoints.rotate(output_dir, self.args.save_total_limit, keep)
 
     def _write_files(self, folder: Path) -> None:
-        self.save_model(str(folder), _internal_call=True)
         self.save_training_state(folder)
         checkpoints.save_carried(folder, self.args.process_index, self.task.state_dict())
         if self.is_world_process_zero():

@@ -134,7 +134,8 @@ class TrainerInternals(Seq2SeqTrainer, ABC):
         return self.plain_model
 
     def save_training_state(self, folder: Path) -> None:
-        """Write optimizer, schedule, loss scale and random states; every rank must call it."""
+        """Write model, optimizer, schedule, loss scale and random states; every rank must call it."""
+        self.save_model(str(folder), _internal_call=True)  # internal: no push to the Hub
         self._save_optimizer_and_scheduler(str(folder))
         if self.is_world_process_zero():  # under FSDP it writes the weights as well, which model.safetensors has
             (folder / f"{FSDP_MODEL_NAME}.bin").unlink(missing_ok=True)
