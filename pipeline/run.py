@@ -26,6 +26,7 @@ from pipeline.run_folder import ResumePoint, RunFolder
 from pipeline.setup.loader_setup import build_loader
 from pipeline.setup.model_factory import build_model, find_pretrained, generation_config, is_own
 from pipeline.setup.tokenizer_setup import check_tokenizer, prepare_tokenizer
+from pipeline.signals import is_launched_by_accelerate
 from pipeline.tasks.base import Feature, Task
 from pipeline.tasks.encoding import encode_rows
 from pipeline.tasks.registry import get_task
@@ -89,8 +90,7 @@ def use_all_cores() -> None:
 
     https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/commands/launch.py
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
-    if launched and PartialState().device.type == "cpu":
+    if is_launched_by_accelerate() and os.environ.get("OMP_NUM_THREADS") == "1" and PartialState().device.type == "cpu":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // processes))
@@ -234,7 +234,7 @@ def finish(
             scores[name] = last.scores
     scores["training"] = trainer.skipped
     fail_together(lambda: trainer.save_model(str(folder.path)))
-    model = trainer.whole_model()
+    model = trainer.unsharded_model()
     fail_together(lambda: task.draw(model, drawn, folder.path), main_only=True)
     fail_together(lambda: describe(config, trainer, folder.path, scores), main_only=True)
     # Last: this file says that the run is finished.
@@ -259,5 +259,5 @@ def describe(config: Config, trainer: TeacherForcingTrainer, folder: Path, score
     example = trainer.validation[0]["source"] if trainer.validation else "..."
     data = config.data.model_copy(update={"revision": trainer.revision})  # the commit that was read
     pinned = config.model_copy(update={"data": data})
-    text = render_card(pinned, task, trainer.whole, trainer.state, scores, example)
+    text = render_card(pinned, task, trainer.plain_model, trainer.state, scores, example)
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -1,7 +1,10 @@
 """The folder of a run: who works in it, which config it was begun with, where to go on, and whether it is finished."""
 
+import errno
 import json
 import logging
+import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.tasks.registry import parse_config
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import CONFIG_FILE
+from pipeline.training.ranks import WriteError
 
 METRICS_FILE = "metrics.json"  # of a finished run: its scores
 LOCK_FILE = ".lock"
@@ -44,6 +48,7 @@ FREE_KEYS = {
     "hub.license",
     "hub.patience",
 }
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DATA_KEYS = {"data.path", "data.revision"}  # other data are read at their own newest commit
 
 logger = logging.getLogger(__name__)
@@ -96,14 +101,14 @@ class RunFolder:
         try:
             yield
         except Exception as error:
-            if checkpoints.is_storage_error(error):
-                raise RunError(checkpoints.explain_storage(self.path, error)) from error
+            if isinstance(error, WriteError) or is_storage_error(error):
+                raise RunError(explain_storage(self.path, error)) from error
             raise
 
     def begin(self, config: Config) -> None:
         """Mark the folder as that of an unfinished run of this config."""
         (self.path / METRICS_FILE).unlink(missing_ok=True)
-        checkpoints.write_text(self.path / CONFIG_FILE, config.to_yaml())
+        write_text(self.path / CONFIG_FILE, config.to_yaml())
 
     @property
     def is_finished(self) -> bool:
@@ -114,7 +119,7 @@ class RunFolder:
 
     def write_scores(self, scores: dict[str, dict[str, Any]]) -> None:
         """Mark the run as finished."""
-        checkpoints.write_text(self.path / METRICS_FILE, json.dumps(scores, indent=2))
+        write_text(self.path / METRICS_FILE, json.dumps(scores, indent=2))
 
     def find_resume_point(self, config: Config, resume_from: str | bool | None, accept_changes: bool) -> ResumePoint:
         """Find where to begin: at the newest whole checkpoint, at the one that is named, or anew.
@@ -137,7 +142,7 @@ class RunFolder:
             return ResumePoint(is_finished=True)
         checkpoint = self._find_checkpoint(resume_from)
         if checkpoint and not DATA_KEYS & {*keys}:
-            return ResumePoint(checkpoint, json.loads((checkpoint / "run_state.json").read_text()).get("revision"))
+            return ResumePoint(checkpoint, checkpoints.read_run_state(checkpoint).revision)
         data = config.data
         return ResumePoint(
             checkpoint, pin(data.path, data.revision, data.hub_patience) if is_on_hub(data.path) else None
@@ -173,6 +178,35 @@ def find_config(checkpoint: Path) -> Path:
         if (folder / CONFIG_FILE).is_file():
             return folder / CONFIG_FILE
     raise ConfigError(f"{checkpoint}: there is no {CONFIG_FILE} in it, nor beside it; name a config with --config")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is there as a whole or as it was before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.staged")
+    staged.write_text(text, encoding="utf-8")
+    checkpoints.flush_to_disk(staged)
+    staged.rename(path)
+    checkpoints.flush_to_disk(path.parent)
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Tell whether there was no room; libraries written in Rust say so in the text only."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in STORAGE_ERRORS or any(f"(os error {code})" in str(error) for code in STORAGE_ERRORS)
+
+
+def explain_storage(folder: Path, error: BaseException | str) -> str:
+    """Say what could not be written, beside the space that there is."""
+    size_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    newest = next(iter(checkpoints.list_checkpoints(folder)), None)
+    size = sum(path.stat().st_size for path in newest.rglob("*")) if newest else 0
+    return (
+        f"{folder} could not be written: {error}; {shutil.disk_usage(folder).free / 1e6:,.1f} MB are free there"
+        + (f", a file may have {size_limit / 1e6:,.1f} MB (ulimit -f)" if size_limit != resource.RLIM_INFINITY else "")
+        + (f", a checkpoint takes {size / 1e6:,.1f} MB" if size else "")
+        + "; what was saved before is whole: make room and run the same command again"
+    )
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:

@@ -37,15 +37,26 @@ class StopRequest:
 
 
 def ignore_in_worker(_: int = 0) -> None:
-    """For a loader worker, which a terminal or a job scheduler signals too: its trainer still needs it for the step."""
+    """Ignore the stop signals in a loader worker.
+
+    A terminal or a job scheduler sends them to workers too, and the trainer still needs those for the step in hand.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
+def is_launched_by_accelerate() -> bool:
+    """Guess whether `accelerate launch` started this process: it says so nowhere, but always sets this variable.
+
+    https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/utils/launch.py
+    """
+    return "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
 def stop_with_launcher() -> None:
-    """Lets `accelerate launch` of one process be stopped: it passes no signal on, and would leave us an orphan.
+    """Let `accelerate launch` of one process be stopped: it passes no signal on, and would leave us an orphan.
 
     https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/commands/launch.py (simple_launcher)
     """
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and "LOCAL_RANK" not in os.environ and sys.platform == "linux":
+    if is_launched_by_accelerate() and "LOCAL_RANK" not in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)

@@ -21,7 +21,7 @@ from pipeline.models.transformer_layers import (
     rows_mask,
     sinusoidal_positions,
 )
-from pipeline.run import run
+from pipeline.run import train
 from scripts.benchmark_cases import to_marian
 
 NORMS = pytest.mark.parametrize("pre_norm", [True, False])
@@ -341,7 +341,7 @@ def test_micro_batches_change_nothing(make_config, make_pairs, tmp_path, rows, a
             "eval_strategy": "no",
         }
         data = {"path": pairs, "options": {}, "validation": None, "test": None}
-        return weights(run(make_config(training=training, data=data, model={"dropout": 0.0})).output_dir)
+        return weights(train(make_config(training=training, data=data, model={"dropout": 0.0})).output_dir)
 
     reference = train("whole", 8, 1)
     for name, tensor in train("parts", rows, accumulation).items():
@@ -357,11 +357,11 @@ def test_resume_is_the_uninterrupted_run(make_config, tmp_path, streaming, worke
         training |= {"output_dir": str(tmp_path / folder), "dataloader_num_workers": workers}
         return make_config(data={"streaming": streaming, "shuffle_window": 24}, training=training)
 
-    expected = weights(run(config("reference", 0)).output_dir)
-    folder = run(config("resumed", workers[0])).output_dir
+    expected = weights(train(config("reference", 0)).output_dir)
+    folder = train(config("resumed", workers[0])).output_dir
     for leftover in ("metrics.json", "model.safetensors", "checkpoint-16", "checkpoint-15", "checkpoint-10"):
         subprocess.run(["rm", "-r", str(folder / leftover)], check=True)
-    assert not run(config("resumed", workers[1])).was_finished
+    assert not train(config("resumed", workers[1])).was_finished
     for name, tensor in weights(folder).items():
         assert torch.equal(tensor, expected[name]), name
 

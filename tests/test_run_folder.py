@@ -1,15 +1,20 @@
-"""The folder of a run: one written by an older version goes on, loads and is published as ever."""
+"""The folder of a run: who may work in it, what may change, and that one of an older version goes on as ever."""
 
+import multiprocessing
+import os
 import shutil
+import signal
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
-from pipeline.errors import ConfigError
+from pipeline import run_folder
+from pipeline.errors import ConfigError, RunError
 from pipeline.inference.generation import generate
 from pipeline.run import train
-from pipeline.run_folder import RunFolder, find_config
+from pipeline.run_folder import RunFolder, explain_storage, find_config, write_text
 from pipeline.tasks.registry import load_config, load_trained
 from tests.conftest import ROOT
 
@@ -54,4 +59,72 @@ def test_a_checkpoint_of_an_older_version_loads_and_is_published(old_run, comman
     assert find_config(old_run / "checkpoint-2") == old_run / "checkpoint-2" / "run.yaml"
     done = command("publish", old_run / "checkpoint-2", "me/old")
     assert done.returncode == 0, done.stderr
-    assert {"model.safetensors", "modeling_seq2seq.py", "run.yaml"} <= set(hub.files("me/old"))
+    assert {"model.safetensors", "modeling_seq2seq.py", "run.yaml"} <= set(HfApi().list_repo_files("me/old"))
+
+
+def test_changed_keys(make_config, tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.begin(make_config())
+    assert folder.changed_keys(make_config(model={"d_model": 32})) == []  # nothing was trained yet
+    (tmp_path / "checkpoint-4").mkdir()
+    assert folder.changed_keys(make_config()) == []
+    free = {"output_dir": "elsewhere", "dataloader_num_workers": 2, "report_to": "none"}
+    assert folder.changed_keys(make_config(training=free)) == []
+    changed = make_config(model={"d_model": 32}, training={"max_steps": 8}, data={"streaming": True})
+    assert folder.changed_keys(changed) == ["data.streaming", "model.d_model", "training.max_steps"]
+
+
+def enter(path, answers) -> None:
+    """Try to lock a folder, and send what came of it."""
+    run_folder.LOCK_PATIENCE = 0.1  # of this process only
+    try:
+        with RunFolder(path).locked():
+            answers.send("in")
+    except RunError as error:
+        answers.send(str(error))
+
+
+def test_one_run_in_a_folder(tmp_path):
+    """A second process is refused while the first holds the folder, and let in afterwards, even if that was killed."""
+
+    def start(hold: bool = False):
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(
+            target=hold_on if hold else enter, args=(tmp_path, sender)
+        )
+        process.start()
+        assert receiver.poll(60)
+        return process, receiver.recv()
+
+    with RunFolder(tmp_path).locked():
+        process, answer = start()
+        assert "another process trains in this folder" in answer
+        process.join()
+    process, answer = start(hold_on)
+    assert answer == "in" and "another process" in start()[1]
+    process.kill()
+    process.join()
+    assert start()[1] == "in"
+
+
+def hold_on(path, answers) -> None:
+    """Lock a folder, and keep it until this process is killed."""
+    with RunFolder(path).locked():
+        answers.send("in")
+        signal.pause()
+
+
+def test_text_is_written_as_a_whole(tmp_path, monkeypatch):
+    write_text(tmp_path / "file", "one")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        write_text(tmp_path / "file", "two")
+    assert (tmp_path / "file").read_text() == "one"
+
+
+def test_storage_is_explained(tmp_path):
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / "weights").write_bytes(bytes(1000))
+    text = explain_storage(tmp_path, OSError(28, "No space left on device"))
+    assert text.startswith(f"{tmp_path} could not be written: [Errno 28]")
+    assert "MB are free there" in text and "a checkpoint takes" in text and "run the same command again" in text

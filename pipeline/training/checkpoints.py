@@ -1,59 +1,164 @@
-"""What a run keeps on disk: checkpoints that are whole or are not there, its config, and its result.
+"""The format of a checkpoint: which files it has, how it is written, and how it is found, checked and read.
 
-A checkpoint is written into a staging folder, described by a manifest, flushed to the disk and then renamed, so that a
-kill at any moment leaves either all of it or none. One is taken up again only if every file still has the size and the
-SHA-256 that the manifest says.
+A checkpoint is the folder `checkpoint-<step>` below the run's folder. It is whole or it is not there: its files are
+written into a staging folder, described by a manifest, flushed to the disk, and only then is the folder renamed. A
+kill at any moment leaves either all of it or none. Later damage is noticed as well: a run goes on from a checkpoint
+only if every file still has the size and the SHA-256 that the manifest says.
+
+| file | written by | holds |
+|---|---|---|
+| `model.safetensors`, `config.json`, tokenizer, code | `save_pretrained` | the model, ready for `from_pretrained` |
+| `optimizer.pt`, `scheduler.pt`, `scaler.pt` | Trainer | moments, schedule, loss scale of fp16 |
+| `rng_state*.pth` | Trainer | random states, a file a rank |
+| `trainer_state.json` | Trainer | step, logs, best score, early stopping |
+| `carried_<rank>.safetensors` | here | what a task carries from batch to batch, such as an LSTM's state |
+| `run_state.json` | here | the position in the data, skipped steps, the data set's commit |
+| `run.yaml` | copied | the run's config |
+| `manifest.json` | here | size and SHA-256 of all others |
 """
 
-import errno
 import hashlib
 import json
 import logging
 import os
-import resource
 import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
 
 from pipeline.errors import RunError
+from pipeline.training.ranks import fail_together
 
-CONFIG_FILE = "run.yaml"
-MANIFEST_FILE = "manifest.json"
+CHECKPOINT_PREFIX = "checkpoint-"
 STAGING_FOLDER = "staging"
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MANIFEST_FILE = "manifest.json"
+STATE_FILE = "run_state.json"
+CARRIED_FILE = "carried_{rank}.safetensors"
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "run.yaml"  # in the run's folder, and copied into each checkpoint
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class RunState:
+    """What Trainer does not keep of a run.
+
+    Attributes:
+        data: the position of the batch loader, of its `state_dict`.
+        skipped_steps: how many steps were not finite so far.
+        revision: the commit of a data set of the Hub; None for other data.
+    """
+
+    data: dict[str, Any]
+    skipped_steps: int = 0
+    revision: str | None = None
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"{CHECKPOINT_PREFIX}{step}"
+
+
 def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+    return int(checkpoint.name.removeprefix(CHECKPOINT_PREFIX))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Whole or not, the newest first."""
-    names = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    return sorted(names, key=step_of, reverse=True)
+    """List the checkpoints of a run, whole or not, the newest first."""
+    paths = [
+        path for path in folder.glob(f"{CHECKPOINT_PREFIX}*") if path.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()
+    ]
+    return sorted(paths, key=step_of, reverse=True)
+
+
+# Writing
+
+
+def write_checkpoint(folder: Path, step: int, write_files: Callable[[Path], None]) -> Path:
+    """Write the checkpoint of a step, on all ranks together, and return its path.
+
+    Args:
+        folder: of the run, which all ranks must share.
+        write_files: writes this rank's files into the staging folder that it is called with.
+
+    Raises:
+        RunError: on every rank, when a file cannot be written on any of them; the checkpoint is then not there.
+    """
+    staging, checkpoint = folder / STAGING_FOLDER, checkpoint_path(folder, step)
+
+    def write() -> None:
+        if not staging.is_dir():
+            raise RunError(
+                f"{staging} is not there on rank {PartialState().process_index}: training.output_dir must lie on "
+                "a file system that all machines share"
+            )
+        write_files(staging)
+
+    # Each of the three waits for all ranks: no rank writes before the folder is empty, and none is still writing when
+    # the main one makes the manifest.
+    try:
+        fail_together(lambda: _make_empty(staging), main_only=True)
+        fail_together(write)
+        fail_together(lambda: commit(staging, checkpoint), main_only=True)
+    except RunError:
+        if PartialState().is_main_process:
+            shutil.rmtree(staging, ignore_errors=True)  # makes room
+        raise
+    return checkpoint
+
+
+def save_carried(staging: Path, rank: int, carried: dict[str, torch.Tensor]) -> None:
+    """Write what a task carries from batch to batch on this rank; no file where it carries nothing."""
+    if carried:
+        save_file(carried, staging / CARRIED_FILE.format(rank=rank))
+
+
+def save_run_state(staging: Path, state: RunState) -> None:
+    """Write the run's own state, and copy its config beside it."""
+    shutil.copy(staging.parent / CONFIG_FILE, staging)
+    (staging / STATE_FILE).write_text(json.dumps(asdict(state)))
 
 
 def commit(staging: Path, checkpoint: Path) -> None:
-    """Makes a finished staging folder the checkpoint: manifest, fsync, rename, fsync."""
+    """Make a finished staging folder the checkpoint.
+
+    The order is the argument. The manifest describes files that are complete. All content is on the disk before the
+    rename, and the rename before this returns, so that no crash of the machine leaves the new name with old content.
+    A rename is atomic: whoever looks sees no checkpoint, or all of it.
+    """
     files = sorted(path for path in staging.rglob("*") if path.is_file())
     manifest = {
         str(path.relative_to(staging)): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files
     }
     (staging / MANIFEST_FILE).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
     for path in (*staging.rglob("*"), staging):
-        _flush(path)
-    if checkpoint.exists():  # one that was passed over, or the beginning of this very step again
+        flush_to_disk(path)
+    if checkpoint.exists():  # a damaged one that was passed over, or one of this step before the run went back
         shutil.rmtree(checkpoint)
     staging.rename(checkpoint)
-    _flush(checkpoint.parent)
+    flush_to_disk(checkpoint.parent)
+
+
+def rotate(folder: Path, limit: int | None, keep: set[Path]) -> None:
+    """Remove the oldest checkpoints down to `limit`, but none of `keep`: the one just written, and the best."""
+    if limit is None or limit <= 0:
+        return
+    checkpoints = list_checkpoints(folder)
+    others = [path for path in reversed(checkpoints) if path not in keep]
+    for path in others[: max(0, len(checkpoints) - max(limit, len(keep)))]:
+        shutil.rmtree(path)
+
+
+# Reading
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Why a checkpoint is not whole; None where it is."""
+    """Say why a checkpoint is not whole; None where it is."""
     try:
         files = json.loads((checkpoint / MANIFEST_FILE).read_bytes())["files"]
         for name, known in files.items():
@@ -72,7 +177,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def find_newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint; says which ones it passed over and why.
+    """Return the newest whole checkpoint, None without checkpoints; log which ones are passed over and why.
 
     Raises:
         RunError: when there are checkpoints, and none is whole.
@@ -92,8 +197,28 @@ def find_newest(folder: Path) -> Path | None:
     return None
 
 
+def read_run_state(checkpoint: Path) -> RunState:
+    values = json.loads((checkpoint / STATE_FILE).read_text())
+    return RunState(values["data"], values["skipped_steps"], values.get("revision"))
+
+
+def load_carried(checkpoint: Path, rank: int, world_size: int) -> dict[str, torch.Tensor]:
+    """Load what a task carried on this rank, on the CPU; empty where it carried nothing.
+
+    Raises:
+        RunError: when the checkpoint is that of another number of processes.
+    """
+    num_files = len(list(checkpoint.glob(CARRIED_FILE.format(rank="*"))))
+    if num_files and num_files != world_size:
+        raise RunError(
+            f"{checkpoint} holds the states of {num_files} processes, each with its own text, and this run has "
+            f"{world_size}; go on with as many"
+        )
+    return load_file(checkpoint / CARRIED_FILE.format(rank=rank)) if num_files else {}
+
+
 def average(checkpoints: list[Path]) -> dict[str, torch.Tensor]:
-    """The mean of the weights, as Vaswani et al. 2017, section 6.1, take it of a run's last checkpoints.
+    """Return the mean of the weights, as Vaswani et al. 2017, section 6.1, take it of a run's last checkpoints.
 
     Raises:
         RunError: for a checkpoint that is not whole.
@@ -102,48 +227,14 @@ def average(checkpoints: list[Path]) -> dict[str, torch.Tensor]:
     for checkpoint in checkpoints:
         if problem := damage(checkpoint):
             raise RunError(f"{checkpoint} is not a whole checkpoint, so cannot be averaged with others: {problem}")
-        for name, tensor in load_file(checkpoint / "model.safetensors").items():
+        for name, tensor in load_file(checkpoint / WEIGHTS_FILE).items():
             means[name] = means.get(name, 0) + tensor.double() / len(checkpoints)
     return {name: mean.float() for name, mean in means.items()}
 
 
-def rotate(folder: Path, limit: int | None, keep: set[Path]) -> None:
-    """Removes the oldest checkpoints down to `limit`, but none of `keep`: the one just written, and the best."""
-    if limit is None or limit <= 0:
-        return
-    checkpoints = list_checkpoints(folder)
-    others = [path for path in reversed(checkpoints) if path not in keep]
-    for path in others[: max(0, len(checkpoints) - max(limit, len(keep)))]:
-        shutil.rmtree(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that is there as a whole or as it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.staged")
-    staged.write_text(text, encoding="utf-8")
-    _flush(staged)
-    staged.rename(path)
-    _flush(path.parent)
-
-
-def is_storage_error(error: BaseException) -> bool:
-    """Whether there was no room; libraries written in Rust say so in the text alone."""
-    number = error.errno if isinstance(error, OSError) else None
-    return number in STORAGE_ERRORS or any(f"(os error {each})" in str(error) for each in STORAGE_ERRORS)
-
-
-def explain_storage(folder: Path, error: BaseException | str) -> str:
-    """What could not be written, beside the space that there is."""
-    size_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    newest = next(iter(list_checkpoints(folder)), None)
-    size = sum(path.stat().st_size for path in newest.rglob("*")) if newest else 0
-    return (
-        f"{folder} could not be written: {error}; {shutil.disk_usage(folder).free / 1e6:,.1f} MB are free there"
-        + (f", a file may have {size_limit / 1e6:,.1f} MB (ulimit -f)" if size_limit != resource.RLIM_INFINITY else "")
-        + (f", a checkpoint takes {size / 1e6:,.1f} MB" if size else "")
-        + "; what was saved before is whole: make room and run the same command again"
-    )
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def _sha256(path: Path) -> str:
@@ -151,8 +242,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _flush(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,45 +1,126 @@
-"""What happens where a step or a pass ends."""
+"""Steps that must not count, and the end of a run that a signal asks for.
 
-from typing import Any
+A step whose loss or gradient is not finite would spoil weights and moments for good. Its gradients are dropped instead,
+so that the optimizer does nothing. Where that happens in many steps in a row, the weights are likely spoiled already:
+the run goes back to its newest checkpoint, and on with the rows that follow.
+"""
 
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.trainer_callback import DefaultFlowCallback
 
-from pipeline.data.batch_loader import BatchLoader
+from pipeline.errors import RunError
+from pipeline.signals import StopRequest
+from pipeline.training.checkpoints import list_checkpoints
 
 MAX_NOT_FINITE = 10  # steps in a row without a finite loss and gradient, before the run goes back to a checkpoint
 
+logger = logging.getLogger(__name__)
 
-class PassEnd(TrainerCallback):
-    """Lets `eval_strategy: epoch` and the like act where a pass over the data ends; Trainer sees an endless one."""
 
-    def __init__(self, loader: BatchLoader):
-        self.loader = loader
+class StepGuard(TrainerCallback):
+    """Skips steps that are not finite, goes back where that does not help, and stops where a step ends.
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.number = self.loader.position.number
+    In a step the trainer calls `add_loss` for each micro-batch and `check_step` before the optimizer. Trainer then
+    calls `on_step_end` before it logs, evaluates and saves. All ranks come to the same decisions.
+
+    Args:
+        go_back: puts weights, optimizer and schedule back to a checkpoint; None where that is not possible.
+        device: of the loss.
+
+    Attributes:
+        stop_request: a context around the training, which receives signals.
+        is_stopped: whether any rank received one; the run ends with this step.
+        skipped_steps: over the whole run, over its interruptions too.
+        skipped_in_a_row: how many of the last steps were skipped.
+    """
+
+    def __init__(self, go_back: Callable[[Path], None] | None, device: torch.device):
+        self.go_back = go_back
+        self.stop_request = StopRequest()
+        self.is_stopped = False
+        self.skipped_steps = self.skipped_in_a_row = 0
+        self._steps_since_log = self._skipped_since_log = 0
+        self._rolled_back_to: Path | None = None
+        self._loss = torch.zeros((), device=device)  # of the step so far, on this rank
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Add the loss of a micro-batch; stays on the device, so that the CPU does not wait for it."""
+        self._loss += loss
+
+    def check_step(self, model: nn.Module, grad_norm: float, step: int) -> None:
+        """Drop the gradients of a step whose loss or gradient is not finite on any rank.
+
+        Without gradients an optimizer changes neither weights nor moments. The ranks must meet here anyway, so here
+        they also agree on a stop if any of them received a signal.
+
+        Args:
+            grad_norm: over all ranks, before clipping.
+            step: its number, from 1, for the log.
+        """
+        is_requested = torch.full_like(self._loss, self.stop_request.received is not None)
+        loss, num_requests = reduce(torch.stack([self._loss, is_requested]), reduction="sum").tolist()
+        self._loss.zero_()
+        self.is_stopped = num_requests > 0
+        self._steps_since_log += 1
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            self.skipped_in_a_row = 0
+        else:
+            model.zero_grad()
+            self.skipped_steps += 1
+            self.skipped_in_a_row += 1
+            self._skipped_since_log += 1
+            logger.warning("step %d: the loss or its gradient is not finite; skipped", step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.loader.position.number > self.number:
-            self.number = self.loader.position.number
-            return DefaultFlowCallback().on_epoch_end(args, state, control, **kwargs)
-
-
-class Guard(TrainerCallback):
-    """Acts on a stop request, and on steps that were skipped, where a step ends; both of a TeacherForcingTrainer."""
-
-    def __init__(self, trainer: Any):
-        self.trainer = trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.trainer.skipped_in_a_row:
+        if self.skipped_in_a_row:
             control.should_save = False  # a checkpoint to go back to must lie before the trouble
-        if self.trainer.skipped_in_a_row >= MAX_NOT_FINITE:
-            self.trainer.roll_back()
-            control.should_training_stop = False  # this was not the last step
-        if self.trainer.is_stopped:
+        if self.skipped_in_a_row >= MAX_NOT_FINITE:
+            self.roll_back(Path(args.output_dir))
+            control.should_training_stop = False  # this was not the last step, even if it had the last number
+        if self.is_stopped:
             control.should_save = control.should_training_stop = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.trainer.is_stopped:  # Trainer takes the stop for the end of a pass
+        if self.is_stopped:  # Trainer takes the stop for the end of a pass
             control.should_log = control.should_evaluate = control.should_save = False
+
+    def roll_back(self, output_dir: Path) -> None:
+        """Go back to the newest checkpoint, and on with the rows that follow those that led to the trouble.
+
+        To go back and skip the rows is the remedy of PaLM (https://arxiv.org/abs/2204.02311, section 5.1). If the
+        trouble comes again without a checkpoint in between, rows are not its cause, and the run ends.
+
+        Raises:
+            RunError: when there is nothing to go back to, or it did not help.
+        """
+        problem = f"the loss or its gradient was not finite in {MAX_NOT_FINITE} steps in a row"
+        fix = "lower training.learning_rate, set training.max_grad_norm, or look at the data"
+        checkpoint = next(iter(list_checkpoints(output_dir)), None)
+        if checkpoint is None:
+            raise RunError(f"{problem}, with no checkpoint to go back to; {fix}")
+        if checkpoint == self._rolled_back_to:
+            raise RunError(f"{problem}, after going on from {checkpoint}; {fix}")
+        if self.go_back is None:
+            raise RunError(f"{problem}, and DeepSpeed cannot go back to {checkpoint} in a running process; {fix}")
+        logger.warning("%s; going back to %s, and on with the rows that follow", problem, checkpoint)
+        self.go_back(checkpoint)
+        self._rolled_back_to = checkpoint
+        self.skipped_in_a_row = self._steps_since_log = self._skipped_since_log = 0
+
+    def take_mean_loss(self, mean: float) -> float:
+        """Return the mean loss over the steps since the last log that were not skipped, and start anew.
+
+        Args:
+            mean: over all steps since the last log, in which a loss that is not finite counts as 0.
+        """
+        kept = self._steps_since_log - self._skipped_since_log
+        mean = mean * self._steps_since_log / kept if kept else math.nan
+        self._steps_since_log = self._skipped_since_log = 0
+        return mean

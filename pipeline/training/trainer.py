@@ -1,60 +1,42 @@
-"""Seq2SeqTrainer that is hard to break: exact positions, whole checkpoints, guarded steps, a stop that saves first."""
+"""The trainer: how a batch becomes a loss, what is logged and evaluated, and what a checkpoint holds.
 
-import copy
-import json
-import logging
-import math
-import shutil
+One step, from top to bottom of `TeacherForcingTrainer`: the items of all micro-batches on all ranks are counted
+(`label_batch`), each micro-batch gives a sum of losses divided by that number (`compute_loss`), the step guard looks at
+the gradients (`before_optimizer_step`), and at the end of the step come logs (`log`), evaluation (`evaluate`) and the
+checkpoint (`save_checkpoint`).
+"""
+
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate.utils import gather_object
-from accelerate.utils.constants import FSDP_MODEL_NAME
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch import nn
 from tqdm import tqdm
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    Seq2SeqTrainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-)
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_callback import ExportableState
+from transformers import GenerationConfig, TrainerCallback, TrainerControl
+from transformers.trainer_callback import DefaultFlowCallback
 
 from pipeline.data.batch_loader import BatchLoader
 from pipeline.errors import RunError, Stopped
 from pipeline.inference.evaluation import Evaluation, evaluate
 from pipeline.inference.metrics import Metric
-from pipeline.signals import StopRequest
-from pipeline.tasks.base import Feature, Task
+from pipeline.tasks.base import Batch, Feature, Task
 from pipeline.training import checkpoints
-from pipeline.training.step_guard import MAX_NOT_FINITE, Guard, PassEnd
-
-STATE_FILE = "run_state.json"
-CARRIED_FILE = "carried_{rank}.safetensors"
-WHOLE = StateDictOptions(full_state_dict=True)
-
-logger = logging.getLogger(__name__)
+from pipeline.training.step_guard import StepGuard
+from pipeline.training.trainer_internals import TrainerInternals
 
 
-class TeacherForcingTrainer(Seq2SeqTrainer):
-    """Trains any task; what it knows of one is the `Task` protocol.
+class TeacherForcingTrainer(TrainerInternals):
+    """Trains any task; what it knows of one are the methods of `Task`.
 
     Args:
         task: makes batches of rows, and losses and predictions of outputs.
         loader: the training batches.
         validation: features to evaluate on while training.
         generation: how a model that generates makes its predictions while training.
-        metrics: scores of predictions; without any, losses alone are evaluated.
-        show: how many of them to print.
-        revision: of the data, kept in the checkpoints.
+        metrics: scores of predictions; without any, only losses are evaluated.
+        show: how many predictions to print at an evaluation.
+        revision: the commit of the data set, kept in the checkpoints.
     """
 
     def __init__(
@@ -76,27 +58,16 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             train_dataset=loader.stream,
             eval_dataset=validation or None,
             processing_class=task.tokenizer,
-            callbacks=[*callbacks, PassEnd(loader), Guard(self)],
+            callbacks=[*callbacks, PassEnd(loader)],
             **kwargs,
         )
-        if self.compute_loss_func is not None:
-            self.model_accepts_loss_kwargs = False
-        self._counts = torch.zeros(2, device=self.args.device)  # target tokens since the last log, and right ones
-        self._loss = torch.zeros((), device=self.args.device)  # of the step in hand
-        self._steps_since_log = self._skipped_since_log = 0
-        self._last_log = 0.0
-        self.skipped_steps = self.skipped_in_a_row = 0
-        self._rolled_back_to: Path | None = None
-        self.whole: Any = copy.deepcopy(self.model) if self.is_fsdp_enabled else self.model
-        self.stop_request = StopRequest()
-        self.is_stopped = False
-
-    def get_train_dataloader(self) -> BatchLoader:
-        """The loader as it is: it deals out batches to the ranks itself, and Trainer moves them to the device."""
-        return self.loader
+        self.guard = StepGuard(None if self.is_deepspeed_enabled else self.go_back_to, self.args.device)
+        self.add_callback(self.guard)
+        self._counts = torch.zeros(2, device=self.args.device)  # items since the last log, and those predicted right
+        self._last_log = 0.0  # on the clock, put forward by what evaluations took
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs):
-        """As `Trainer.train`, going on at the very row where the checkpoint was written.
+        """Train as `Trainer.train` does, and go on at the very row where the checkpoint was written.
 
         Raises:
             Stopped: after SIGTERM or SIGINT, when the step in hand is finished and saved.
@@ -104,102 +75,58 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
                 worker hangs.
         """
         if resume_from_checkpoint:
-            state = json.loads(Path(resume_from_checkpoint, STATE_FILE).read_text())
-            self.loader.load_state_dict(state["data"])
-            self.skipped_steps = state["skipped_steps"]
-            self._load_carried(Path(resume_from_checkpoint))
+            state = checkpoints.read_run_state(Path(resume_from_checkpoint))
+            self.loader.load_state_dict(state.data)
+            self.guard.skipped_steps = state.skipped_steps
+            self._take_up_carried(Path(resume_from_checkpoint))
         self._last_log = time.perf_counter()
-        with self.stop_request:
+        with self.guard.stop_request:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        if self.is_stopped:
+        if self.guard.is_stopped:
             raise Stopped(f"stopped and saved after step {self.state.global_step}; the same command goes on from there")
         return output
 
-    def _init_training_state(self, *args):
-        result = super()._init_training_state(*args)
-        self._find_best()  # the state knows its path, and the folder may have been moved
-        return result
+    def get_train_dataloader(self) -> BatchLoader:
+        """Return the loader as it is: it deals batches out to the ranks itself; Trainer moves them to the device."""
+        return self.loader
 
-    def _run_epoch(self, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # killed between the last step and the result
-            self.control.should_training_stop = True
-        else:
-            super()._run_epoch(**kwargs)
+    # The loss
+
+    def label_batch(self, batch: Batch) -> Batch:
+        return self.task.label_batch(batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        given = self.task.with_state(inputs)
+        """Return the summed loss of a micro-batch, divided by the items of the whole step on all ranks.
+
+        The micro-batches of a step then add up to the mean over its items. A mean of the micro-batches' own means would
+        weigh the items of a short one more than those of a long one.
+        """
+        arguments = self.task.with_state(inputs)
         if self.compute_loss_func is not None and self.model.config.is_encoder_decoder:
-            # The function gets the labels, and the model what it would have made of them.
-            given["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
-        loss, outputs = super().compute_loss(model, given, True, num_items_in_batch)
+            # Trainer gives the labels to the function only, and the model makes its decoder's inputs of labels.
+            arguments["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+        loss, outputs = super().compute_loss(model, arguments, True, num_items_in_batch)
         self.task.keep_state(outputs)
         with torch.no_grad():
             self._counts += torch.stack([count.sum() for count in self.task.count_items(outputs, inputs)])
-            self._loss += loss
+            self.guard.add_loss(loss)
         return (loss, outputs) if return_outputs else loss
 
-    def _get_num_items_in_batch(self, batch_samples, device):
-        return super()._get_num_items_in_batch([self.task.label_batch(batch) for batch in batch_samples], device)
-
     def training_step(self, model, inputs, num_items_in_batch=None):
+        """Return 0 for a loss that is not finite: Trainer sums what it logs, and one NaN would be in all later sums."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        return torch.where(loss.isfinite(), loss, torch.zeros_like(loss))  # `log` leaves the step out of the mean
+        return torch.where(loss.isfinite(), loss, torch.zeros_like(loss))
 
-    def _get_grad_norm(self, model, grad_norm=None):
-        """The norm; a step whose loss or gradient is not finite on any rank loses its gradients, so changes nothing.
-
-        Here all ranks meet anyway, so here they agree on a stop as well, if any of them got a signal.
-        """
-        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+    def before_optimizer_step(self, model: nn.Module, grad_norm: float) -> None:
         # fp16 finds its loss scale by gradients that overflow, and its scaler skips those steps itself.
-        norm = 0.0 if self.accelerator.scaler is not None else float(grad_norm or 0.0)
-        is_requested = torch.full_like(self._loss, self.stop_request.received is not None)
-        loss, requests = self.accelerator.reduce(torch.stack([self._loss, is_requested])).tolist()
-        is_finite = math.isfinite(loss) and math.isfinite(norm)
-        self.is_stopped = requests > 0
-        self._loss.zero_()
-        self._steps_since_log += 1
-        if is_finite:
-            self.skipped_in_a_row = 0
-        else:
-            model.zero_grad()
-            self.skipped_steps += 1
-            self.skipped_in_a_row += 1
-            self._skipped_since_log += 1
-            logger.warning("step %d: the loss or its gradient is not finite; skipped", self.state.global_step + 1)
-        return grad_norm
+        norm = 0.0 if self.accelerator.scaler is not None else grad_norm
+        self.guard.check_step(model, norm, self.state.global_step + 1)
 
-    def roll_back(self) -> None:
-        """Puts weights, optimizer and schedule back to the newest checkpoint, and goes on with the rows that follow.
-
-        To go back and skip the rows that led to the trouble is the remedy of PaLM (https://arxiv.org/abs/2204.02311,
-        section 5.1). A second time without a checkpoint in between is the end.
-
-        Raises:
-            RunError: when there is nothing to go back to, or it did not help.
-        """
-        problem = f"the loss or its gradient was not finite in {MAX_NOT_FINITE} steps in a row"
-        mend = "lower training.learning_rate, set training.max_grad_norm, or look at the data"
-        checkpoint = next(iter(checkpoints.list_checkpoints(Path(self.args.output_dir))), None)
-        if checkpoint is None:
-            raise RunError(f"{problem}, with no checkpoint to go back to; {mend}")
-        if checkpoint == self._rolled_back_to or self.is_deepspeed_enabled:
-            raise RunError(f"{problem}, after going on from {checkpoint}; {mend}")
-        logger.warning("%s; going back to %s, and on with the rows that follow", problem, checkpoint)
-        self._load_from_checkpoint(str(checkpoint))
-        self._load_optimizer_and_scheduler(str(checkpoint))
-        self._load_scaler(str(checkpoint))
-        self._load_carried(checkpoint)
-        before = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        for name in ("global_step", "log_history", "best_metric", "best_global_step"):
-            setattr(self.state, name, getattr(before, name))
-        self._find_best()
-        self._tr_loss.zero_()
-        self._globalstep_last_logged = self.state.global_step
-        self._rolled_back_to, self.skipped_in_a_row = checkpoint, 0
-        self._steps_since_log = self._skipped_since_log = 0
+    # Logs and evaluation
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with accuracy, speed and what was skipped; the mean loss is that of the steps that were not skipped."""
+        logs = dict(logs)
         if "loss" in logs:
             items, correct = self.accelerator.reduce(self._counts).tolist()
             if self.task.accuracy is not None:
@@ -208,9 +135,7 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             logs["items_per_second"] = items / seconds
             self._last_log += seconds
             self._counts.zero_()
-            done = self._steps_since_log - self._skipped_since_log
-            logs["loss"] = logs["loss"] * self._steps_since_log / done if done else math.nan
-            self._steps_since_log = self._skipped_since_log = 0
+            logs["loss"] = self.guard.take_mean_loss(logs["loss"])
         self.state.epoch = self.loader.position.epoch
         super().log(logs | {name: count for name, count in self.skipped.items() if count}, start_time)
 
@@ -219,15 +144,15 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         """What was left out so far: bad rows, over all passes, and steps that were not finite."""
         position = self.loader.position
         skipped_rows = position.skipped_before + position.skipped_in_window
-        return {"skipped_rows": skipped_rows, "skipped_steps": self.skipped_steps}
+        return {"skipped_rows": skipped_rows, "skipped_steps": self.guard.skipped_steps}
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
-        """Scores the validation features; see `pipeline.inference.evaluation.evaluate`."""
+        """Score the validation features; see `pipeline.inference.evaluation.evaluate`."""
         begin = time.perf_counter()
         result = self.score(self.validation, self.generation)
-        self._last_log += time.perf_counter() - begin  # which is of training alone
+        self._last_log += time.perf_counter() - begin  # the speed is that of the training only
         numbers = {f"{metric_key_prefix}_{name}": value for name, value in result.numbers.items()}
-        self.log(dict(numbers))
+        self.log(numbers)
         if self.is_world_process_zero() and self.metrics:
             for prediction in result.predictions[: self.show]:
                 tqdm.write(str(prediction))
@@ -235,8 +160,9 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
         return numbers
 
     def score(self, features: Sequence[Feature], generation: GenerationConfig | None) -> Evaluation:
+        """Evaluate the model as it is now; every rank must call it, and gets the whole result."""
         return evaluate(
-            self.whole_model(),
+            self.unsharded_model(),
             self.task,
             features,
             batch_size=self.args.per_device_eval_batch_size,
@@ -244,152 +170,80 @@ class TeacherForcingTrainer(Seq2SeqTrainer):
             metrics=self.metrics,
         )
 
-    def load_average(self, count: int) -> None:
-        """Puts the mean of the newest checkpoints' weights in the place of the last ones.
+    # Checkpoints
 
-        Raises:
-            RunError: when there are fewer, or one is damaged.
-        """
-        found = checkpoints.list_checkpoints(Path(self.args.output_dir))[:count]
-        if len(found) < count:
-            raise RunError(
-                f"evaluation.average_checkpoints: {self.args.output_dir} has {len(found)} of {count}; save more often"
-            )
-        self.model.load_state_dict(checkpoints.average(found), strict=False)  # tied weights are there by one name
-
-    def whole_model(self) -> PreTrainedModel:
-        """The model; under FSDP2 an ordinary copy that all ranks have all of, which every rank must ask for.
-
-        Ranks generate different numbers of tokens, so cannot share the work on one; FSDP2 gives the model a class
-        of its own, with which `save_pretrained` would write FSDP's code into the checkpoint in place of the model's.
-        """
-        if self.is_fsdp_enabled:
-            state = get_model_state_dict(self.model, options=WHOLE)
-            self.whole.to(self.args.device).load_state_dict(state)
-        return self.whole
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not self.is_fsdp_enabled:
-            super().save_model(output_dir, _internal_call)
-            return
-        model = self.whole_model()
-        if self.args.should_save:
-            model.save_pretrained(output_dir)
-            if self.task.tokenizer is not None:
-                self.task.tokenizer.save_pretrained(output_dir)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        if self.is_fsdp_enabled:
-            whole = type(self.whole).from_pretrained(resume_from_checkpoint)
-            # Tied weights by one name alone: torch finds no place for the others, but they are the same anyway.
-            parameters = {name: parameter.data for name, parameter in whole.named_parameters()}
-            set_model_state_dict(self.model, parameters, options=StateDictOptions(full_state_dict=True, strict=False))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """Trainer's, by way of a staging folder: the checkpoint is there as a whole or not at all.
+    def save_checkpoint(self) -> None:
+        """Write the checkpoint of this step, and remove older ones.
 
         Raises:
             RunError: on every rank, when a file cannot be written on any of them.
         """
         output_dir = Path(self.args.output_dir)
-        staging = output_dir / checkpoints.STAGING_FOLDER
-        checkpoint = output_dir / f"checkpoint-{self.state.global_step}"
         self.store_flos()
-        try:
-            self.write(lambda: _make_empty(staging), main_only=True)
-            self.write(lambda: self._write_state(staging))
-            self.write(lambda: checkpoints.commit(staging, checkpoint), main_only=True)
-        except RunError:
-            if self.is_world_process_zero():
-                shutil.rmtree(staging, ignore_errors=True)  # makes room
-            raise
-        self._find_best()
+        checkpoint = checkpoints.write_checkpoint(output_dir, self.state.global_step, self._write_files)
+        self.find_best_checkpoint()
         if self.is_world_process_zero():
             keep = {checkpoint, Path(self.state.best_model_checkpoint or checkpoint)}
             checkpoints.rotate(output_dir, self.args.save_total_limit, keep)
 
-    def _write_state(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise RunError(
-                f"{folder} is not there on rank {self.args.process_index}: training.output_dir must lie on "
-                "a file system that all machines share"
-            )
-        self.save_model(str(folder), _internal_call=True)
-        self._save_optimizer_and_scheduler(str(folder))
-        if self.is_world_process_zero():  # FSDP's own copy of the weights in model.safetensors
-            (folder / f"{FSDP_MODEL_NAME}.bin").unlink(missing_ok=True)
-        self._save_scaler(str(folder))
-        self._save_rng_state(str(folder))
-        if carried := self.task.state_dict():
-            save_file(carried, folder / CARRIED_FILE.format(rank=self.args.process_index))
+    def _write_files(self, folder: Path) -> None:
+        self.save_training_state(folder)
+        checkpoints.save_carried(folder, self.args.process_index, self.task.state_dict())
         if self.is_world_process_zero():
-            for callback in (*self.callback_handler.callbacks, self.control):
-                if isinstance(callback, ExportableState):
-                    self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-            shutil.copy(Path(self.args.output_dir, checkpoints.CONFIG_FILE), folder)
-            state = {"data": self.loader.state_dict(), "skipped_steps": self.skipped_steps, "revision": self.revision}
-            (folder / STATE_FILE).write_text(json.dumps(state))
+            self.save_trainer_state(folder)
+            state = checkpoints.RunState(self.loader.state_dict(), self.guard.skipped_steps, self.revision)
+            checkpoints.save_run_state(folder, state)
 
-    def _load_carried(self, checkpoint: Path) -> None:
-        """Raises RunError where the checkpoint is that of another number of processes."""
-        files = list(checkpoint.glob(CARRIED_FILE.format(rank="*")))
-        if files and len(files) != self.args.world_size:
-            raise RunError(
-                f"{checkpoint} holds the states of {len(files)} processes, each with a text of its own, and this run "
-                f"has {self.args.world_size}; go on with as many"
-            )
-        if files:
-            file = checkpoint / CARRIED_FILE.format(rank=self.args.process_index)
-            state = load_file(file)  # by way of the CPU, as safetensors knows no "cpu:0"
-            self.task.load_state_dict({name: tensor.to(self.args.device) for name, tensor in state.items()})
+    def go_back_to(self, checkpoint: Path) -> None:
+        """Put all but the position in the data back to a checkpoint, in the middle of a training."""
+        self.load_training_state(checkpoint)
+        self._take_up_carried(checkpoint)
 
-    def write(self, action: Callable[[], Any], main_only: bool = False) -> None:
-        """Writes files on every rank, or on the main one alone, and waits for all.
+    def _take_up_carried(self, checkpoint: Path) -> None:
+        carried = checkpoints.load_carried(checkpoint, self.args.process_index, self.args.world_size)
+        if carried:
+            self.task.load_state_dict({name: tensor.to(self.args.device) for name, tensor in carried.items()})
+
+    def should_load_best_model(self) -> bool:
+        """Return False where the training was stopped, as it goes on from its last state.
 
         Raises:
-            RunError: on every rank, when it fails on any of them; names path and space.
+            RunError: when the best checkpoint is damaged.
         """
-        problem = None
-        if self.is_world_process_zero() or not main_only:
-            try:
-                action()
-            except RunError as error:
-                problem = str(error)
-            except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
-                problem = checkpoints.explain_storage(Path(self.args.output_dir), error)
-        problems = [each for each in gather_object([problem]) if each]
-        if problems:
-            raise RunError(problems[0])
-
-    def _find_best(self) -> None:
-        best = Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
-        self.state.best_model_checkpoint = str(best) if self.state.best_global_step and best.is_dir() else None
-
-    def _load_best_model(self) -> None:
-        if self.is_stopped:
-            return
+        if self.guard.is_stopped:
+            return False
         best = Path(self.state.best_model_checkpoint)
         if problem := checkpoints.damage(best):
             raise RunError(
                 f"{best}, the best checkpoint, is damaged: {problem}; training.load_best_model_at_end=false with "
                 "--accept-changes takes the last one instead"
             )
-        if self.is_fsdp_enabled:
-            self._load_from_checkpoint(str(best))
-        else:
-            super()._load_best_model()
+        return True
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        # Arguments in a binary form that can hold the Hub token, and that nothing reads:
-        # https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/trainer.py
-        if self.args.should_save:
-            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+    def load_average(self, count: int) -> None:
+        """Put the mean of the newest checkpoints' weights in the place of the last ones.
+
+        Raises:
+            RunError: when there are fewer, or one is damaged.
+        """
+        newest = checkpoints.list_checkpoints(Path(self.args.output_dir))[:count]
+        if len(newest) < count:
+            raise RunError(
+                f"evaluation.average_checkpoints: {self.args.output_dir} has {len(newest)} of {count}; save more often"
+            )
+        self.model.load_state_dict(checkpoints.average(newest), strict=False)  # tied weights are there by one name
 
 
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+class PassEnd(TrainerCallback):
+    """Lets `eval_strategy: epoch` and the like act where a pass over the data ends; Trainer sees an endless one."""
+
+    def __init__(self, loader: BatchLoader):
+        self.loader = loader
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.pass_index = self.loader.position.number
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.loader.position.number > self.pass_index:
+            self.pass_index = self.loader.position.number
+            return DefaultFlowCallback().on_epoch_end(args, state, control, **kwargs)

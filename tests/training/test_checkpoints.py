@@ -1,24 +1,30 @@
+"""Checkpoints that are whole or are not there, whatever happens while they are written or afterwards."""
+
 import json
+import logging
 import os
+import re
+import resource
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pipeline.errors import RunError
+from pipeline.run import train
 from pipeline.training.checkpoints import (
     MANIFEST_FILE,
-    changed_keys,
     commit,
     damage,
-    explain_storage,
     find_newest,
     list_checkpoints,
-    lock,
     rotate,
-    write_text,
 )
 from tests.conftest import ROOT
+from tests.training.conftest import LONG, assert_equal, output_dir
 
 
 @pytest.fixture
@@ -130,47 +136,131 @@ def test_rotation_after_going_back_keeps_the_one_just_written(save, tmp_path):
     assert list_checkpoints(tmp_path) == [tmp_path / "checkpoint-5"]
 
 
-def test_text_is_written_as_a_whole(tmp_path, monkeypatch):
-    write_text(tmp_path / "file", "one")
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError):
-        write_text(tmp_path / "file", "two")
-    assert (tmp_path / "file").read_text() == "one"
+def flip_a_byte_in_the_middle(path):
+    flip(path, path.stat().st_size // 2)
 
 
-def test_changed_keys(make_config, save, tmp_path):
-    from pipeline.training.checkpoints import begin
-
-    config = make_config()
-    begin(config, tmp_path)
-    assert changed_keys(make_config(model={"d_model": 32}), tmp_path) == []  # nothing was trained yet
-    save(4)
-    assert changed_keys(config, tmp_path) == []
-    free = {"output_dir": "elsewhere", "dataloader_num_workers": 2, "report_to": "none"}
-    assert changed_keys(make_config(training=free), tmp_path) == []
-    changed = make_config(model={"d_model": 32}, training={"max_steps": 8}, data={"streaming": True})
-    assert changed_keys(changed, tmp_path) == ["data.streaming", "model.d_model", "training.max_steps"]
+HARMS = {
+    "deleted": lambda path: path.unlink(),
+    "emptied": lambda path: path.write_bytes(b""),
+    "halved": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "flipped": flip_a_byte_in_the_middle,
+}
+SAVED = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "run_state.json"]
+SAVED += ["config.json", "run.yaml", "manifest.json"]
 
 
-def test_one_run_in_a_folder(tmp_path, monkeypatch):
-    """Another process is refused while this one holds the folder, and let in afterwards."""
-    code = """
-import sys
-from pathlib import Path
-from pipeline.training import checkpoints
-checkpoints.LOCK_PATIENCE = 0.3
-with checkpoints.lock(Path(sys.argv[1])):
-    print("in")
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_damage_to_any_file_of_a_run_is_found(undisturbed, tmp_path, harm):
+    """In the checkpoint that a training wrote: each file is in its manifest, and named."""
+    checkpoint = shutil.copytree(undisturbed / "checkpoint-8", tmp_path / "checkpoint-8")
+    assert {*SAVED} <= {path.name for path in checkpoint.iterdir()}
+    for name in SAVED:
+        harm(checkpoint / name)
+        problem = damage(checkpoint)
+        assert problem is not None
+        assert name in problem or name == "manifest.json"  # a flipped byte of it is taken for another file's
+        shutil.copy(undisturbed / "checkpoint-8" / name, checkpoint / name)
+        assert damage(checkpoint) is None
+
+
+@pytest.mark.parametrize(
+    "harmed, left",
+    [
+        ({"8 model.safetensors": "deleted", "6 optimizer.pt": "emptied", "4 run_state.json": "flipped"}, 2),
+        ({"8 scheduler.pt": "halved"}, 6),
+    ],
+    ids=["three", "one"],
+)
+def test_damage_costs_only_the_steps_behind(make_config, unfinished, reference, caplog, harmed, left):
+    """What is damaged is passed over by name, and the weights at the end are the same."""
+    caplog.set_level(logging.INFO, "pipeline")
+    for place, harm in harmed.items():
+        step, name = place.split()
+        HARMS[harm](unfinished / f"checkpoint-{step}" / name)
+    assert_equal(train(make_config(training=LONG)).output_dir, reference)
+    for place in harmed:
+        step, name = place.split()
+        assert re.search(rf"checkpoint-{step} is passed over: {name} ", caplog.text)
+    assert re.search(rf"going on from .*checkpoint-{left}\n", caplog.text)
+
+
+def test_a_run_passes_over_an_empty_newest_folder(make_config, unfinished, reference, caplog):
+    shutil.rmtree(unfinished / "checkpoint-8")
+    (unfinished / "checkpoint-8").mkdir()
+    assert_equal(train(make_config(training=LONG)).output_dir, reference)
+    assert "checkpoint-8 is passed over: it has no manifest.json" in caplog.text
+
+
+def test_without_a_whole_checkpoint_a_run_is_refused(make_config, unfinished):
+    for path in unfinished.glob("checkpoint-*/scheduler.pt"):
+        path.unlink()
+    with pytest.raises(RunError, match=r"no checkpoint is whole \(checkpoint-8: scheduler.pt is missing; checkpoint-6"):
+        train(make_config(training=LONG))
+
+
+def test_a_checkpoint_that_cannot_be_written(make_config, reference, monkeypatch):
+    """As on a full disk: the error names path and space, what was saved stays whole, the same command goes on."""
+    config = make_config(training=LONG)
+    original = torch.save
+
+    def full(thing, path, *args, **kwargs):
+        if "scheduler" in str(path) and (output_dir(config) / "checkpoint-4").exists():
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+        return original(thing, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RunError, match=r"run could not be written: PytorchStreamWriter failed .* MB are free there"):
+        train(config)
+    monkeypatch.undo()
+    assert not (output_dir(config) / "staging").exists()
+    assert_equal(train(config).output_dir, reference)
+
+
+@pytest.mark.parametrize("size_limit", [2_000, 30_000, 100_000], ids=["state", "weights", "optimizer"])
+def test_a_limit_of_file_sizes(make_config, reference, at_step, size_limit):
+    """As by `ulimit -f`, from step 5 on: which file is the first that does not fit depends on the limit."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    at_step(lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (size_limit, limits[1])), 5)
+    config = make_config(training={**LONG, "report_to": "none"})
+    try:
+        with pytest.raises(RunError, match=r"run could not be written: .* a file may have .* MB \(ulimit -f\)"):
+            train(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in list_checkpoints(output_dir(config))] == ["checkpoint-4", "checkpoint-2"]
+    assert not (output_dir(config) / "staging").exists()
+    assert_equal(train(config).output_dir, reference)
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=$2 tmpfs $1 || exit 77
+$3 scripts/train.py $4
+echo "exit code $?"
+ls $1
+mount -o remount,size=100m $1
+$3 scripts/train.py $4 && cp $1/model.safetensors $5
 """
-    words = [sys.executable, "-c", code, str(tmp_path)]
-    with lock(tmp_path):
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 1 and "another process trains in this folder" in done.stderr
-    assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "in\n"
 
 
-def test_storage_is_explained(save, tmp_path):
-    save(4)
-    text = explain_storage(tmp_path, OSError(28, "No space left on device"))
-    assert text.startswith(f"{tmp_path} could not be written: [Errno 28]")
-    assert "MB are free there" in text and "a checkpoint takes" in text and "run the same command again" in text
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["20k", "150k", "400k", "700k"])
+def test_a_full_disk(make_config, reference, tmp_path, size):
+    """A file system of its own for the run, made larger after the run is ended by it."""
+    config = make_config(training={**LONG, "report_to": "none"})
+    output_dir(config).mkdir()
+    (tmp_path / "run.yaml").write_text(json.dumps(config.model_dump()))
+    arguments = [output_dir(config), size, sys.executable, tmp_path / "run.yaml", tmp_path / "result"]
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh", *map(str, arguments)]
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=threads)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare(1) here")
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"no file system can be mounted here: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    assert "exit code 3" in done.stdout and "staging" not in done.stdout
+    assert f"{output_dir(config)} could not be written: " in done.stderr and " MB are free there" in done.stderr
+    for name, tensor in load_file(tmp_path / "result").items():
+        assert torch.equal(tensor, reference[name]), name

@@ -1,0 +1,169 @@
+"""The only file that overrides or uses private names of transformers' Trainer.
+
+transformers may rename a private method in any minor release, and an override of the old name would then never be
+called, without an error: no guard, no atomic save. `tests/training/test_trainer_internals.py` therefore checks each
+name in this file: that it exists with the parameters expected here, and that each override is called in a short run.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from accelerate.utils.constants import FSDP_MODEL_NAME
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_callback import ExportableState
+
+from pipeline.training import checkpoints
+from pipeline.training.unsharded import gather_parameters, load_into_shards
+
+
+class TrainerInternals(Seq2SeqTrainer, ABC):
+    """Seq2SeqTrainer with its private seams as public methods, for `TeacherForcingTrainer` to fill in and to call.
+
+    Filled in: `label_batch`, `before_optimizer_step`, `save_checkpoint`, `should_load_best_model`.
+    Called: `save_training_state`, `save_trainer_state`, `load_training_state`, `unsharded_model`.
+
+    Attributes:
+        plain_model: the model as an object of its own class. Under FSDP2 it is a copy, whose parameters are those of
+            the last call of `unsharded_model`; its config and sizes are always right.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if self.compute_loss_func is not None:
+            # Trainer takes a `forward` with **kwargs for one that divides its loss by `num_items_in_batch`, and would
+            # pass it on. Here `compute_loss_func` divides, and the models of others may refuse the argument.
+            self.model_accepts_loss_kwargs = False
+        self.plain_model: PreTrainedModel = copy.deepcopy(self.model) if self.is_fsdp_enabled else self.model
+
+    # What TeacherForcingTrainer fills in.
+
+    @abstractmethod
+    def label_batch(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the batch with its items as "labels", -100 where there is none."""
+
+    @abstractmethod
+    def before_optimizer_step(self, model: nn.Module, grad_norm: float) -> None:
+        """Look at a step whose gradients are complete; called on every rank, with the norm over all of them."""
+
+    @abstractmethod
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of this step."""
+
+    @abstractmethod
+    def should_load_best_model(self) -> bool:
+        """Return whether the best checkpoint can be loaded at the end of a training that asks for it."""
+
+    # Overrides of private methods.
+
+    def _init_training_state(self, *args):
+        """Look again for the best checkpoint: the state knows its path, and the folder may have been moved."""
+        result = super()._init_training_state(*args)
+        self.find_best_checkpoint()
+        return result
+
+    def _run_epoch(self, **kwargs):
+        """Do no step more in a run that was killed between its last step and its result; Trainer would do one."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """Count the items of a task's loss: Trainer counts "labels", which not every task's batches have."""
+        return super()._get_num_items_in_batch([self.label_batch(batch) for batch in batch_samples], device)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Let a step be dropped between the last backward pass and the optimizer.
+
+        The callback `on_pre_optimizer_step` comes later but gets no norm, and computing it again would cost a pass over
+        all gradients.
+        """
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.before_optimizer_step(model, float(grad_norm or 0.0))
+        return grad_norm
+
+    def _save_checkpoint(self, model, trial):
+        """Replace Trainer's, which writes into the final folder, so that a kill leaves half a checkpoint there."""
+        self.save_checkpoint()
+
+    def _load_best_model(self):
+        """Load the best checkpoint only when it is whole; under FSDP2 as any other, as ours hold whole models."""
+        if not self.should_load_best_model():
+            return
+        if self.is_fsdp_enabled:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """Under FSDP2 load a whole model; Trainer expects FSDP's own file, which our checkpoints do not have."""
+        if self.is_fsdp_enabled:
+            load_into_shards(self.model, type(self.plain_model), Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Under FSDP2 save the ordinary copy, so that `from_pretrained` loads it anywhere; else as Trainer does."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        model = self.unsharded_model()
+        if self.args.should_save:
+            model.save_pretrained(output_dir)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(output_dir)
+
+    def _save(self, output_dir=None, state_dict=None):
+        """Leave out the training arguments in binary form: they can hold the Hub token, and nothing reads them.
+
+        https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/trainer.py
+        """
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    # Private methods under public names.
+
+    def unsharded_model(self) -> PreTrainedModel:
+        """Return the model; under FSDP2 an ordinary copy with all parameters, which every rank must ask for."""
+        if self.is_fsdp_enabled:
+            gather_parameters(self.model, self.plain_model.to(self.args.device))
+        return self.plain_model
+
+    def save_training_state(self, folder: Path) -> None:
+        """Write model, optimizer, schedule, loss scale and random states; every rank must call it."""
+        self.save_model(str(folder), _internal_call=True)  # internal: no push to the Hub
+        self._save_optimizer_and_scheduler(str(folder))
+        if self.is_world_process_zero():  # under FSDP it writes the weights as well, which model.safetensors has
+            (folder / f"{FSDP_MODEL_NAME}.bin").unlink(missing_ok=True)
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+
+    def find_best_checkpoint(self) -> None:
+        """Set `state.best_model_checkpoint` from the best step; None if the run's folder has no such checkpoint."""
+        step = self.state.best_global_step
+        best = checkpoints.checkpoint_path(Path(self.args.output_dir), step) if step else None
+        self.state.best_model_checkpoint = str(best) if best is not None and best.is_dir() else None
+
+    def save_trainer_state(self, folder: Path) -> None:
+        """Write step, logs and best score, with the states of the callbacks, such as the patience of early stopping."""
+        for callback in (*self.callback_handler.callbacks, self.control):
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+    def load_training_state(self, checkpoint: Path) -> None:
+        """Put a training that is under way back to a checkpoint: all but the data, the random states and callbacks."""
+        self._load_from_checkpoint(str(checkpoint))
+        self._load_optimizer_and_scheduler(str(checkpoint))
+        self._load_scaler(str(checkpoint))
+        before = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        for name in ("global_step", "log_history", "best_metric", "best_global_step"):
+            setattr(self.state, name, getattr(before, name))
+        self.find_best_checkpoint()
+        # Trainer's mean loss: a sum, and the step since which it sums.
+        self._tr_loss.zero_()
+        self._globalstep_last_logged = self.state.global_step
