@@ -39,7 +39,7 @@ from pipeline.training import checkpoints
 from pipeline.training.checkpoints import METRICS_FILE
 from pipeline.training.schedules import noam
 from pipeline.training.trainer import STATE_FILE, TeacherForcingTrainer
-from tokenizer.checks import check
+from tokenizer.checks import TokenizerError, check
 
 CURVES_FILE = "training_curves.png"
 
@@ -259,7 +259,7 @@ def run(config: Config, accept_changes: bool = False) -> Result:
         accept_changes: go on with this config in a folder that holds a run of another.
 
     Raises:
-        ConfigError, DataError, TokenizerError: for whatever cannot work, before the first step where it can be known.
+        ConfigError, DataError: for whatever cannot work, before the first step where it can be known.
         Stopped: after SIGTERM or SIGINT, with everything saved.
         RunError: when the run cannot go on; what was saved before is whole.
     """
@@ -304,7 +304,10 @@ def _run(config: Config, args: Seq2SeqTrainingArguments, output_dir: Path, accep
     if (
         pretrained is None and tokenizer is not None
     ):  # what a pretrained model's tokenizer keeps is for who trained it to judge
-        check(tokenizer, [feature["source"] for feature in validation[:100]], entry.task.boundary)
+        try:
+            check(tokenizer, [feature["source"] for feature in validation[:100]], entry.task.boundary)
+        except TokenizerError as error:
+            raise ConfigError(str(error)) from error
     limited = entry.task.of(tokenizer, model.config, config.data)
     smoothing = config.training.get("label_smoothing_factor", 0.0)
     trainer = TeacherForcingTrainer(

@@ -1,11 +1,6 @@
-"""Train the model that a config describes, from a clone."""
+"""Train the model that a config describes: `teacher-forcing train`, from a clone."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from pipeline.cli import main
+from clone import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("train")

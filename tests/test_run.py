@@ -11,7 +11,6 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.run import run, use_all_cores
 from pipeline.training.trainer import TeacherForcingTrainer
-from tokenizer.checks import TokenizerError
 from tokenizer.training import train as train_tokenizer
 
 
@@ -93,10 +92,10 @@ def test_a_start_that_failed_leaves_nothing_behind_that_counts(make_config):
         ({"data": {"test": "tset"}}, ConfigError, "did you mean test"),
         (
             {"tokenizer": {"kind": "words"}},
-            TokenizerError,
+            ConfigError,
             "'words' is unknown .did you mean 'word'.*; choose from bpe",
         ),
-        ({"tokenizer": {"kind": "bpe", "vocab_size": 100}}, TokenizerError, "tokenizer.vocab_size: 100 is too small"),
+        ({"tokenizer": {"kind": "bpe", "vocab_size": 100}}, ConfigError, "tokenizer.vocab_size: 100 is too small"),
         ({"tokenizer": {"path": "nowhere/at-all"}}, ConfigError, "tokenizer.path: .*nowhere/at-all"),
         ({"evaluation": {"metrics": ["blue"]}}, ConfigError, "evaluation.metrics: 'blue' is not built in"),
         ({"training": {"metric_for_best_model": "bleu"}}, ConfigError, "metric_for_best_model: 'bleu' is not scored"),
@@ -136,7 +135,7 @@ def test_a_tokenizer_without_an_end_is_refused(make_config, no_step, tmp_path):
 
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    with pytest.raises(TokenizerError, match=r"without </s> \(2\) at its end"):
+    with pytest.raises(ConfigError, match=r"without </s> \(2\) at its end"):
         run(make_config(tokenizer={"path": str(tmp_path / "tokenizer")}))
 
 

@@ -16,6 +16,7 @@ from pipeline.data.hub_reading import download_model
 from pipeline.data.word_vectors import load_embeddings, read_words
 from pipeline.errors import ConfigError, nearest
 from pipeline.tasks.registry import find
+from tokenizer.checks import TokenizerError
 from tokenizer.training import train
 
 BOTH = "both"  # word vectors that are kept, beside others that are learned
@@ -49,8 +50,7 @@ def load_or_train_tokenizer(
         rows: to train it on; not touched where there is a path.
 
     Raises:
-        ConfigError: for a path that holds no tokenizer.
-        tokenizer.training.TokenizerError: when it cannot be trained.
+        ConfigError: for a path that holds no tokenizer, or when one cannot be trained.
     """
     columns = find(config.task).task.text_columns
     if not columns:
@@ -64,15 +64,19 @@ def load_or_train_tokenizer(
     output_dir = config.training["output_dir"]
     with PartialState().main_process_first():
         if path is None and PartialState().is_main_process:
-            train(
-                texts,
-                config.tokenizer.kind,
-                config.tokenizer.vocab_size,
-                boundary=find(config.task).task.boundary,
-                lowercase=config.tokenizer.lowercase,
-                max_length=config.data.max_source_length,
-                max_texts=config.tokenizer.max_texts,
-            ).save_pretrained(output_dir)
+            try:
+                tokenizer = train(
+                    texts,
+                    config.tokenizer.kind,
+                    config.tokenizer.vocab_size,
+                    boundary=find(config.task).task.boundary,
+                    lowercase=config.tokenizer.lowercase,
+                    max_length=config.data.max_source_length,
+                    max_texts=config.tokenizer.max_texts,
+                )
+            except TokenizerError as error:
+                raise ConfigError(str(error)) from error
+            tokenizer.save_pretrained(output_dir)
     try:
         return AutoTokenizer.from_pretrained(path or output_dir, trust_remote_code=False)
     except (OSError, ValueError) as error:
