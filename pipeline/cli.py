@@ -167,7 +167,7 @@ def _describe_tokenizer() -> str:
 def _add_generate(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "generate", generate)
     parser.add_argument("checkpoint", help="folder or Hub id of a trained model")
-    parser.add_argument("texts", nargs="*", type=valid_text, help="source texts")
+    parser.add_argument("texts", nargs="*", help="source texts")
     parser.add_argument("--file", type=Path, help="read the source texts from this file, one a line")
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="texts at a time (default: 128)")
     parser.add_argument("--seed", type=int, help="for sampling")
@@ -193,8 +193,8 @@ def _add_score(subparsers: argparse._SubParsersAction) -> None:
 def _add_trace(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "trace", trace)
     parser.add_argument("checkpoint", help="folder or Hub id of a trained encoder-decoder model of this project")
-    parser.add_argument("source", type=valid_text, help="text that the encoder reads")
-    parser.add_argument("target", type=valid_text, help="text that the decoder should say, fed to it token by token")
+    parser.add_argument("source", help="text that the encoder reads")
+    parser.add_argument("target", help="text that the decoder should say, fed to it token by token")
     parser.add_argument(
         "--output", type=Path, default=Path("trace.html"), help="the page; the picture goes beside it as .png"
     )
@@ -212,15 +212,6 @@ def positive(argument: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not at least 1")
     return number
-
-
-def valid_text(argument: str) -> str:
-    """Refuse bytes that are invalid UTF-8, which Python hands over as lone surrogates."""
-    try:
-        argument.encode()
-    except UnicodeEncodeError as error:
-        raise argparse.ArgumentTypeError(f"invalid UTF-8: {argument!r}") from error
-    return argument
 
 
 # ---- the subcommands
@@ -324,6 +315,8 @@ def generate(arguments: argparse.Namespace) -> None:
     """Generate one line for each text: from the command line, --file or standard input."""
     if arguments.texts and arguments.file:
         raise ConfigError("give texts or --file, not both")
+    for number, text in enumerate(arguments.texts, start=1):
+        _check_text(text, f"text {number}")
     with quick_imports():
         import torch
         from transformers.utils import logging as transformers_logging
@@ -418,6 +411,8 @@ def trace(arguments: argparse.Namespace) -> None:
     picture = page.with_suffix(".png")
     if page == picture:
         raise ConfigError(f"--output {page}: the picture takes this name; name a page, such as trace.html")
+    _check_text(arguments.source, "source")
+    _check_text(arguments.target, "target")
     with quick_imports():
         from transformers.utils import logging as transformers_logging
 
@@ -464,6 +459,14 @@ def _explained(place: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{place}: {error.strerror or error}") from error
+
+
+def _check_text(text: str, name: str) -> None:
+    """Refuse an argument that is invalid UTF-8; Python hands such bytes over as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{name}: invalid UTF-8 in {text!r}") from error
 
 
 def _decode(content: bytes, place: str, first_line: int = 1) -> str:

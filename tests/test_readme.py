@@ -51,7 +51,7 @@ def test_the_readme_opens_with_the_two_commands():
     assert {language for language, _ in BLOCKS} == {"bash", "python", "yaml"}
 
 
-# Launching processes takes long, and tests/test_scripts.py launches them in the same way.
+# Launching processes takes long, and tests/test_launchers.py launches them in the same way.
 PARAMETERS = [
     pytest.param(language, text, id=f"{language}{n}", marks=[pytest.mark.slow] if "torchrun" in text else [])
     for n, (language, text) in enumerate(BLOCKS)
@@ -74,18 +74,19 @@ def test_block_runs(folder, language, text, command, monkeypatch):
 def run_line(words: list[str], folder: Path, command) -> None:
     if words[0] == "make":  # the other tests do what these targets do: here they must exist
         return execute(["make", "--dry-run", *words[1:]], ROOT)
-    if "scripts/benchmark.py" in words:  # takes minutes; tests/test_benchmark.py runs it with the slow tests
+    if "scripts/benchmark.py" in words:  # takes minutes; tests/scripts/test_benchmark.py runs it with the slow tests
         return execute([words[1], "--help"], folder)
-    given = None
+    stdin: str | None = None
     if "<" in words:
-        given = (folder / words.pop(words.index("<") + 1)).read_text()
+        stdin = (folder / words.pop(words.index("<") + 1)).read_text()
         words.remove("<")
     if "scripts/train.py" in words:
         words += SMALL.split()
         if "configs/reversal.yaml" in words:
             words += FEW_ROWS
     if words[0] == "python":  # in this process, as imports take most of a short command's time
-        done = command(words[1].removeprefix("scripts/"), *words[2:], given=given or "")
+        subcommand = {"train_tokenizer": "tokenizer"}.get(Path(words[1]).stem, Path(words[1]).stem)
+        done = command(subcommand, *words[2:], stdin=stdin or "")
         assert done.returncode == 0, done.stderr
     else:
-        execute(words, folder, input=given)
+        execute(words, folder, input=stdin)

@@ -399,26 +399,26 @@ def test_what_is_published_works_as_its_card_says(make_task, tmp_path, hub):
     assert "'label'" in label and text.strip() and forecast.startswith("tensor(")
 
 
-def test_scripts(make_task, command, tmp_path, monkeypatch):
+def test_commands(make_task, command, tmp_path, monkeypatch):
     """What is asked of a finished model from the shell, whatever its task."""
     monkeypatch.chdir(tmp_path)
     classifier = run(make_task("text_classification", training={"output_dir": "runs/classes"})).output_dir
-    assert set(command("generate.py", classifier, "a b", "c d").stdout.split()) <= {"0", "1"}
-    refused = command("generate.py", classifier, "a b", "--set", "num_beams=2")
+    assert set(command("generate", classifier, "a b", "c d").stdout.split()) <= {"0", "1"}
+    refused = command("generate", classifier, "a b", "--set", "num_beams=2")
     assert refused.returncode == 2 and "this model generates no text" in refused.stderr
     lstm = run(make_task("language_modeling", training={"output_dir": "runs/lstm"})).output_dir
-    done = command("generate.py", lstm, "Anna and the prince", "--set", "do_sample=true", "top_k=10", "temperature=0.6")
+    done = command("generate", lstm, "Anna and the prince", "--set", "do_sample=true", "top_k=10", "temperature=0.6")
     assert done.returncode == 0 and done.stdout.startswith("Anna and the prince")
-    refused = command("generate.py", lstm, "")
+    refused = command("generate", lstm, "")
     assert refused.returncode == 2 and "prompt 1 is empty" in refused.stderr
-    scores = json.loads(command("score_ngrams.py", lstm).stdout)
+    scores = json.loads(command("score_ngrams", lstm).stdout)
     own = json.loads((lstm / "metrics.json").read_text())["test"]["perplexity"]
     assert scores["model"] == pytest.approx(own) and scores["kneser_ney_3"] > 1 and 1 < scores["unigram"] < 12
-    refused = command("score_ngrams.py", classifier)
+    refused = command("score_ngrams", classifier)
     assert refused.returncode == 2 and "text_classification has no n-grams" in refused.stderr
     forecaster = run(make_task("forecasting", training={"output_dir": "runs/forecaster"})).output_dir
-    assert json.loads(command("score.py", forecaster).stdout)["mse"] > 0
-    refused = command("generate.py", forecaster, "1 2 3")
+    assert json.loads(command("score", forecaster).stdout)["mse"] > 0
+    refused = command("generate", forecaster, "1 2 3")
     assert refused.returncode == 2 and "takes no texts" in refused.stderr
 
 
