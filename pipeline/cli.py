@@ -22,6 +22,8 @@ from pipeline.errors import ConfigError, DataError, NotPublished, RunError, Stop
 from pipeline.signals import stop_with_launcher
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from pipeline.run import Result
 
 TABLE_ROWS = 10
@@ -321,23 +323,12 @@ def generate(arguments: argparse.Namespace) -> None:
         import torch
         from transformers.utils import logging as transformers_logging
 
-        from pipeline.config import parse_overrides
         from pipeline.inference.generation import generate as generate_texts
         from pipeline.tasks.registry import load
 
     transformers_logging.disable_progress_bar()
     model, task = load(arguments.checkpoint)
-    if arguments.set and not model.can_generate():
-        raise ConfigError("--set: this model generates no text; there is nothing to set")
-    if model.can_generate():
-        try:
-            unknown = model.generation_config.update(**parse_overrides(arguments.set))
-            model.generation_config.validate(strict=True)
-        except (ValueError, TypeError) as error:
-            place = "--set" if arguments.set else f"{arguments.checkpoint}: generation_config.json"
-            raise ConfigError(f"{place}: {error}") from error
-        if unknown:
-            raise ConfigError(f"--set: {', '.join(unknown)}: no such key in GenerationConfig")
+    _set_generation(arguments, model)
     texts = arguments.texts or _read_lines(arguments.file)
     if arguments.seed is not None:
         torch.manual_seed(arguments.seed)
@@ -349,6 +340,24 @@ def generate(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--set: {error}") from error  # some values are looked at when they are used, such as top_k
     for text in answers:
         print(" ".join(text.splitlines()))
+
+
+def _set_generation(arguments: argparse.Namespace, model: "PreTrainedModel") -> None:
+    """Change the model's generation config by `--set`, and check the whole of it."""
+    from pipeline.config import parse_overrides
+
+    if not model.can_generate():
+        if arguments.set:
+            raise ConfigError("--set: this model generates no text; there is nothing to set")
+        return
+    try:
+        unknown = model.generation_config.update(**parse_overrides(arguments.set))
+        model.generation_config.validate(strict=True)
+    except (ValueError, TypeError) as error:
+        place = "--set" if arguments.set else f"{arguments.checkpoint}: generation_config.json"
+        raise ConfigError(f"{place}: {error}") from error
+    if unknown:
+        raise ConfigError(f"--set: {', '.join(unknown)}: no such key in GenerationConfig")
 
 
 def _read_lines(file: Path | None) -> list[str]:

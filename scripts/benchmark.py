@@ -84,7 +84,7 @@ def memory(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def loader(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure source and target tokens a second: of the loader with two workers, and of only encoding on one core."""
     own = prepare(arguments, folder)
-    children = {
+    children: dict[str, list] = {
         "encode_batch alone, one core": ["encode_alone"],
         "two workers": ["load_batches", False],
         "two workers, streaming": ["load_batches", True],

@@ -101,7 +101,7 @@ def make_pairs(tmp_path):
 @pytest.fixture
 def make_config(tmp_path):
     """Makes the config of a run of seconds, on reversal; keyword arguments are section=dict."""
-    base = {
+    base: dict[str, dict] = {
         "data": {
             "path": "reversal",
             "test": "test",
@@ -129,6 +129,12 @@ def make_config(tmp_path):
         return parse(values)
 
     return make
+
+
+def write_config(make_config, path: Path, **changes) -> Path:
+    """Write the config that `make_config` makes as a file."""
+    path.write_text(json.dumps(make_config(**changes).model_dump()))  # JSON is YAML
+    return path
 
 
 @pytest.fixture
