@@ -2,12 +2,13 @@
 # make test     sets up .venv and runs the tests
 # make check    lint, format and types
 # make test-slow  the long checks as well
+# make coverage   the tests, and which lines they leave out (what they start as own processes is not counted)
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: train test test-slow check format clean
+.PHONY: train test test-slow coverage check format clean
 
 train: $(READY)
 	$(BIN)/accelerate launch scripts/train.py configs/reversal.yaml
@@ -17,6 +18,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+coverage: $(READY)
+	$(BIN)/python -m pytest --cov --cov-report=term
 
 check: $(READY)
 	$(BIN)/ruff check .

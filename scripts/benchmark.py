@@ -1,9 +1,9 @@
-"""Measures this project beside stock transformers: a Seq2SeqTrainer with MarianMTModel, and its generate.
+"""Measure this project beside stock transformers: a Seq2SeqTrainer with MarianMTModel, and its generate.
 
     scripts/benchmark.py CONFIG [section.key=value ...] --parts training memory loader start generation
 
-Whatever is compared takes turns (A B C A B C ...), each turn a process of its own; ratios are of medians. The machine's
-rate of matrix products is measured in every round, and operations are counted for real tokens alone.
+What is compared takes turns (A B C A B C ...), with a new process for every turn; ratios are of medians. The machine's
+rate of matrix products is measured in every round, and operations are counted only for real tokens.
 """
 
 import argparse
@@ -14,32 +14,36 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether installed or not
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipeline.config import load
+from pipeline.cli import print_errors
 from pipeline.data.splits import read
-from pipeline.errors import ConfigError, TeacherForcingError
-from pipeline.setup.model_factory import load_or_train_tokenizer
-from pipeline.tasks.registry import find
+from pipeline.errors import ConfigError
+from pipeline.setup.tokenizer_setup import prepare_tokenizer
+from pipeline.tasks.registry import get_task, load_config
 
 SCRIPTS = Path(__file__).parent
 STEPS_A_LOG = 10
 BEAMS = (1, 5)
-ON_GPU = ["training.bf16=true", "training.torch_compile=true", "data.packing=true"]  # the last two are for ours alone
+ON_GPU = ["training.bf16=true", "training.torch_compile=true", "data.packing=true"]  # the last two only for ours
 Rates = dict[str, list[float]]
 
 
-# ---- parts; each gives numbers by name, for the table and the JSON file
+# ---- parts; they return numbers by name, for the table and the JSON file
 
 
 def training(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Target tokens a second, padding not counted."""
+    """Measure target tokens a second, without padding."""
     own = prepare(arguments, folder)
-    names = {"stock": ["stock", False], "stock, grouped by length": ["stock", True], "ours": None}
+    names: dict[str, list | None] = {
+        "stock": ["stock", False],
+        "stock, grouped by length": ["stock", True],
+        "ours": None,
+    }
     rates: Rates = {name: [] for name in names}
     memory: Rates = {name: [] for name in names}
     peaks = []
@@ -65,7 +69,7 @@ def training(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def memory(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """What a training step of 4,096 target tokens needs at a vocabulary of 32,000, beside weights and optimizer."""
+    """Measure the memory of a training step of 4,096 target tokens with a vocabulary of 32,000, without the weights."""
     needs = {
         name: [measure(arguments, ["step_memory", name], arguments.overrides) for _ in range(arguments.rounds)]
         for name in ("stock", "ours")
@@ -77,9 +81,9 @@ def memory(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def loader(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Source and target tokens a second: of the loader with two workers, and of encoding alone on one core."""
+    """Measure source and target tokens a second: of the loader with two workers, and of only encoding on one core."""
     own = prepare(arguments, folder)
-    children = {
+    children: dict[str, list] = {
         "encode_batch alone, one core": ["encode_alone"],
         "two workers": ["load_batches", False],
         "two workers, streaming": ["load_batches", True],
@@ -92,14 +96,14 @@ def loader(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     alone, *ours = medians.values()
     return {
         "tokens a second": rates,
-        "share of encode_batch alone": dict(zip(list(medians)[1:], [each / alone for each in ours], strict=True)),
+        "share of encode_batch alone": dict(zip(list(medians)[1:], [rate / alone for rate in ours], strict=True)),
     }
 
 
 def start(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Seconds from the command to the first step, beside those of imports alone."""
+    """Measure the seconds from the command to the first step, beside those of only the imports."""
     own = [*prepare(arguments, folder), "training.logging_steps=1", "training.max_steps=1"]
-    tokenizer = next(each for each in own if each.startswith("tokenizer.path="))
+    tokenizer = next(override for override in own if override.startswith("tokenizer.path="))
     train = [str(SCRIPTS / "train.py"), arguments.config]
     commands = {
         "import torch, transformers": ["-c", "import torch, transformers; print('done')"],
@@ -108,7 +112,10 @@ def start(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "import torch, transformers; transformers.Seq2SeqTrainer; print('done')",
         ],
         "first step": [*train, *own],
-        "first step, the tokenizer trained before it": [*train, *(each for each in own if each != tokenizer)],
+        "first step, the tokenizer trained before it": [
+            *train,
+            *(override for override in own if override != tokenizer),
+        ],
     }
     times: Rates = {name: [] for name in commands}
     for _ in range(arguments.rounds):
@@ -125,7 +132,7 @@ def start(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def generation(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Generated tokens a second on the test split, by a post-norm checkpoint and by Marian with its weights."""
+    """Measure generated tokens a second on the test split, by a post-norm checkpoint and by Marian with its weights."""
     result: dict[str, Any] = {}
     for beams in BEAMS:
         rates: Rates = {"stock": [], "ours": []}
@@ -159,12 +166,14 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
 
 
 def prepare(arguments: argparse.Namespace, folder: Path) -> list[str]:
-    """Overrides under which everything runs: one tokenizer, and neither evaluation nor checkpoints but the last."""
-    config = load(arguments.config, arguments.overrides)
+    """Return the overrides for all runs: one tokenizer, no evaluation, and no checkpoint but the last."""
+    config = load_config(arguments.config, arguments.overrides)
     path = folder / "tokenizer"
     if not path.is_dir():
-        rows = read(config.data, config.data.train, find(config.task).task.columns(config.data))
-        load_or_train_tokenizer(config, iter(rows), None).save_pretrained(path)
+        rows = read(config.data, config.data.train, get_task(config.task).columns(config))
+        tokenizer = prepare_tokenizer(config, iter(rows), None)
+        assert tokenizer is not None  # as the task has texts
+        tokenizer.save_pretrained(path)
     return [
         *arguments.overrides,
         f"tokenizer.path={path}",
@@ -181,16 +190,16 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def train_ours(arguments: argparse.Namespace, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """A run of scripts/train.py itself; its first log, which holds the start, is left out."""
+    """Run scripts/train.py itself; its first log, which holds the start, is left out."""
     output = Path(tempfile.mkdtemp(dir=folder))
     peak = execute([str(SCRIPTS / "train.py"), arguments.config, *overrides, f"training.output_dir={output}"])[1]
     state = json.loads((output / f"checkpoint-{arguments.steps}" / "trainer_state.json").read_text())
-    logs = [entry["items_per_second"] for entry in state["log_history"] if "items_per_second" in entry]
+    logs = [log["items_per_second"] for log in state["log_history"] if "items_per_second" in log]
     return {"rates": logs[1:], "peak": peak}
 
 
 def seconds_to_output(command: list[str]) -> float:
-    """Until a Python command prints its first line of output that is a log, or any where it is no script."""
+    """Return the seconds until a script prints its first log, or a `-c` command its first line."""
     begin = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -208,7 +217,7 @@ def seconds_to_output(command: list[str]) -> float:
 
 
 def measure(arguments: argparse.Namespace, what: list, overrides: list[str], **environment: str) -> Any:
-    """What a function of scripts/benchmark_cases.py gives; the peak memory of its process joins a dict."""
+    """Call a function of scripts/benchmark_cases.py in a new process; a dict gets the process's peak memory as well."""
     command = [str(SCRIPTS / "benchmark_cases.py"), arguments.config, *overrides, "--what", json.dumps(what)]
     command += ["--device", arguments.device]
     if arguments.checkpoint:
@@ -219,7 +228,7 @@ def measure(arguments: argparse.Namespace, what: list, overrides: list[str], **e
 
 
 def execute(command: list[str], environment: dict[str, str] | None = None) -> tuple[str, int]:
-    """Standard output of a Python script, and the peak of its resident memory in bytes."""
+    """Run a Python script; return its standard output, and the peak of its resident memory in bytes."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, *command], stdout=output, stderr=errors, env={**os.environ, **(environment or {})}
@@ -243,7 +252,7 @@ def print_table(part: str, numbers: dict[str, Any], indent: str = "  ") -> None:
             print(f"{indent}{name:<42} {f'{value:,.4g}' if isinstance(value, int | float) else value:>16}")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="YAML file of a translation, such as configs/translation_multi30k_en_fr.yaml")
     parser.add_argument("overrides", nargs="*", help="section.key=value, the value in YAML")
@@ -253,23 +262,38 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--checkpoint", help="trained with model.pre_norm=false, for the part generation")
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"))
-    arguments = parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args(argv)
     if "generation" in arguments.parts and not arguments.checkpoint:
         parser.error("the part generation needs --checkpoint: a run of this config with model.pre_norm=false")
-    results = {}
+    return print_errors(measure_parts, arguments)
+
+
+def measure_parts(arguments: argparse.Namespace) -> None:
+    """Measure part by part, and print and save what there is after each."""
+    if (task := load_config(arguments.config, arguments.overrides).task) != "sequence_to_sequence":
+        raise ConfigError(f"task: {task!r} has no counterpart here; take a config with task: sequence_to_sequence")
+    results: dict[str, Any] = {"machine": describe_machine(arguments)}
+    print_table("machine", results["machine"])
+    with tempfile.TemporaryDirectory() as folder:
+        for part in arguments.parts:
+            results[part] = PARTS[part](arguments, Path(folder))
+            print_table(part, results[part])
+            sys.stdout.flush()
+            save(results, arguments.output)
+
+
+def describe_machine(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Name processor, device and versions, in a process of its own as all measurements are."""
+    machine = measure(arguments, ["describe_machine"], arguments.overrides)
+    machine.pop("peak")
+    return machine
+
+
+def save(results: dict[str, Any], path: Path) -> None:
     try:
-        if (task := load(arguments.config, arguments.overrides).task) != "sequence_to_sequence":
-            raise ConfigError(f"task: {task!r} has no counterpart here; take a config with task: sequence_to_sequence")
-        with tempfile.TemporaryDirectory() as folder:
-            for part in arguments.parts:
-                results[part] = PARTS[part](arguments, Path(folder))
-                print_table(part, results[part])
-                sys.stdout.flush()
-                arguments.output.write_text(json.dumps(results, indent=2) + "\n")
-    except (TeacherForcingError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        path.write_text(json.dumps(results, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--output {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

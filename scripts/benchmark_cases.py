@@ -1,7 +1,9 @@
-"""One measurement in a process of its own, the result as JSON on the last line of output: for scripts/benchmark.py."""
+"""Make one measurement and print it as JSON, in the last line; scripts/benchmark.py starts a process for each."""
 
 import argparse
 import json
+import os
+import platform
 import re
 import sys
 import tempfile
@@ -11,95 +13,62 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether installed or not
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+import transformers
 from datasets import Dataset
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     GenerationConfig,
-    MarianConfig,
-    MarianMTModel,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
 )
 
-from pipeline.config import Config, load
+from pipeline.config import Config
 from pipeline.data.batch_loader import BatchLoader
 from pipeline.data.splits import read
+from pipeline.exporting.marian import make_marian, to_marian
 from pipeline.inference.generation import generate
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
-from pipeline.models.transformer_layers import sinusoidal_positions
-from pipeline.run import build_loader, training_arguments
-from pipeline.tasks.registry import find
-from pipeline.tasks.registry import load as load_checkpoint
+from pipeline.setup.loader_setup import build_loader
+from pipeline.tasks.registry import get_task, load_config, load_trained
+from pipeline.training.arguments import training_arguments
 
 STOCK_ROWS = {"training": 128, "generation": 32}  # of a batch
 MEMORY_VOCABULARY, MEMORY_SHAPE = 32_000, (128, 32)  # 4,096 target tokens
 LOADER_SECONDS = 10.0
 
 
-def marian(config: Seq2SeqTransformerConfig, positions: int = 512) -> MarianMTModel:
-    """transformers' Marian of the same size; its layers are post-norm."""
-    return MarianMTModel(
-        MarianConfig(
-            vocab_size=config.vocab_size,
-            d_model=config.d_model,
-            encoder_layers=config.encoder_layers,
-            decoder_layers=config.decoder_layers,
-            encoder_attention_heads=config.attention_heads,
-            decoder_attention_heads=config.attention_heads,
-            encoder_ffn_dim=config.ffn_dim,
-            decoder_ffn_dim=config.ffn_dim,
-            activation_function=config.activation_function,
-            dropout=float(config.dropout),
-            scale_embedding=True,
-            pad_token_id=config.pad_token_id,
-            eos_token_id=config.eos_token_id,
-            decoder_start_token_id=config.decoder_start_token_id,
-            forced_eos_token_id=None,
-            max_position_embeddings=positions,
-        )
-    )
-
-
-def to_marian(model: Seq2SeqTransformerForConditionalGeneration, positions: int = 512) -> MarianMTModel:
-    """Marian with the weights of a post-norm `model`."""
-    names = {
-        "self_attn_residual.norm": "self_attn_layer_norm",
-        "cross_attn_residual.norm": "encoder_attn_layer_norm",
-        "feed_forward_residual.norm": "final_layer_norm",
-        "feed_forward.": "",
-        "cross_attn.": "encoder_attn.",
+def describe_machine(arguments: argparse.Namespace) -> dict[str, str | int]:
+    """Name what the figures were measured on."""
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file() and (
+        name := re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    ):
+        processor = name[1]
+    return {
+        "processor": processor,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
     }
-    state = {}
-    for name, tensor in model.state_dict().items():
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        state[name if name.startswith("lm_head") else f"model.{name}"] = tensor
-    state["model.shared.weight"] = model.encoder.embed_tokens.weight
-    state["final_logits_bias"] = torch.zeros(1, model.config.vocab_size)
-    for side in ("encoder", "decoder"):  # Marian lays sines and cosines side by side instead of in turn
-        state[f"model.{side}.embed_positions.weight"] = sinusoidal_positions(
-            torch.arange(positions), model.config.d_model
-        )
-    converted = marian(model.config, positions).eval()
-    converted.load_state_dict(state, strict=True)
-    return converted
 
 
 def stock(arguments: argparse.Namespace, is_grouped: bool) -> dict[str, Any]:
-    """A Seq2SeqTrainer as transformers' documentation has it, on the same data, tokenizer, size and recipe."""
-    config = load(arguments.config, arguments.overrides)
+    """Train with a Seq2SeqTrainer as in transformers' documentation, on the same data, tokenizer, size and recipe."""
+    config = load_config(arguments.config, arguments.overrides)
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.path)
     features = encode(config, tokenizer)
     torch.manual_seed(0)
-    model = marian(Seq2SeqTransformerConfig(vocab_size=len(tokenizer), **config.model))
+    model = make_marian(Seq2SeqTransformerConfig(vocab_size=len(tokenizer), **config.model))
     watch = Stopwatch(config.training["logging_steps"])
-    chosen = ("learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "label_smoothing_factor", "bf16")
+    shared = ("learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "label_smoothing_factor", "bf16")
     args = Seq2SeqTrainingArguments(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=STOCK_ROWS["training"],
@@ -109,7 +78,7 @@ def stock(arguments: argparse.Namespace, is_grouped: bool) -> dict[str, Any]:
         report_to="none",
         disable_tqdm=True,
         use_cpu=arguments.device == "cpu",
-        **{name: config.training[name] for name in chosen if name in config.training},
+        **{name: config.training[name] for name in shared if name in config.training},
     )
     collator = DataCollatorForSeq2Seq(tokenizer, model=model)
     Seq2SeqTrainer(
@@ -123,11 +92,11 @@ def stock(arguments: argparse.Namespace, is_grouped: bool) -> dict[str, Any]:
 
 
 class Stopwatch(TrainerCallback):
-    """Target tokens a second, of as many steps at a time as a log of ours has; the first of them are left out."""
+    """Measures target tokens a second, over as many steps at a time as our logs; the first of these are left out."""
 
     def __init__(self, steps: int):
         self.steps = steps
-        self.tokens: list[int] = []  # of each batch, as far as they are collated
+        self.tokens: list[int] = []  # of the batches collated so far
         self.times: list[float] = []
 
     def count(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -148,25 +117,25 @@ class Stopwatch(TrainerCallback):
 
 
 def build(config: Config) -> tuple[BatchLoader, Seq2SeqTransformerConfig]:
-    """The loader and the model's config of a run."""
+    """Make the loader and the model's config of a run."""
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.path)
     model = Seq2SeqTransformerConfig(vocab_size=len(tokenizer), **config.model)
-    task = find(config.task).task.of(tokenizer, model, config.data)
-    rows = read(config.data, config.data.train, task.columns(config.data))
+    task = get_task(config.task).from_model(tokenizer, model, config)
+    rows = read(config.data, config.data.train, task.columns(config))
     return build_loader(config, training_arguments(config), task, rows), model
 
 
 def encode(config: Config, tokenizer: Any) -> list[dict[str, list[int]]]:
-    """Ids of the training pairs."""
-    rows = [*read(config.data, config.data.train, find(config.task).task.columns(config.data))]
+    """Return the ids of the training pairs."""
+    rows = [*read(config.data, config.data.train, get_task(config.task).columns(config))]
     sources, targets = ([row[name] for row in rows] for name in ("source", "target"))
     ids = tokenizer(sources)["input_ids"], tokenizer(targets)["input_ids"]
     return [{"input_ids": source, "labels": target} for source, target in zip(*ids, strict=True)]
 
 
 def describe_batches(arguments: argparse.Namespace, count: int = 200) -> tuple[float, float]:
-    """Of our batches: the share of places that hold a token, and the operations of a step by its target tokens."""
-    batches, model = build(load(arguments.config, arguments.overrides))
+    """Return, for our batches, the share of places that hold a token, and the operations of a step per target token."""
+    batches, model = build(load_config(arguments.config, arguments.overrides))
     sources = targets = places = 0
     for _, batch in zip(range(count), iter(batches), strict=False):
         sources += int(batch["input_ids"].ne(model.pad_token_id).sum())
@@ -176,7 +145,7 @@ def describe_batches(arguments: argparse.Namespace, count: int = 200) -> tuple[f
 
 
 def count_operations(model: Seq2SeqTransformerConfig, sources: int, targets: int) -> int:
-    """Of the matrix products of a training step with so many source and target tokens.
+    """Count the operations of the matrix products in a training step with so many source and target tokens.
 
     Two operations for each weight that a token meets, and three times that with the backward pass (Kaplan et al. 2020,
     https://arxiv.org/abs/2001.08361, section 2.1). Attention's own products are not counted.
@@ -188,9 +157,9 @@ def count_operations(model: Seq2SeqTransformerConfig, sources: int, targets: int
 
 
 def load_batches(arguments: argparse.Namespace, streaming: bool) -> float:
-    """Tokens a second of a loader as training has it, over whole passes behind the first."""
+    """Measure the tokens a second of a loader as training has it, over whole passes after the first."""
     workers = ["training.dataloader_num_workers=2", f"data.streaming={str(streaming).lower()}"]
-    config = load(arguments.config, [*arguments.overrides, *workers])
+    config = load_config(arguments.config, [*arguments.overrides, *workers])
     loader, model = build(config)
     tokens = passes = 0
     begin = now = time.perf_counter()
@@ -206,10 +175,10 @@ def load_batches(arguments: argparse.Namespace, streaming: bool) -> float:
 
 
 def encode_alone(arguments: argparse.Namespace) -> float:
-    """Tokens a second of the tokenizer, which uses as many cores as RAYON_NUM_THREADS has."""
-    config = load(arguments.config, arguments.overrides)
+    """Measure the tokens a second of the tokenizer, which uses as many cores as RAYON_NUM_THREADS says."""
+    config = load_config(arguments.config, arguments.overrides)
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.path).backend_tokenizer
-    rows = read(config.data, config.data.train, find(config.task).task.columns(config.data))
+    rows = read(config.data, config.data.train, get_task(config.task).columns(config))
     texts = [row[name] for row in rows for name in ("source", "target")]
     begin = time.perf_counter()
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))
@@ -217,10 +186,10 @@ def encode_alone(arguments: argparse.Namespace) -> float:
 
 
 def generate_ids(arguments: argparse.Namespace, name: str, beams: int) -> dict[str, Any]:
-    """Ids for the test split: stock's in file order, ours, or what `model.generate` gives on each sentence alone."""
-    config = load(arguments.config, arguments.overrides)
-    model, task = load_checkpoint(arguments.checkpoint)
-    rows = read(config.data, config.data.test or "test", task.columns(config.data))
+    """Generate ids for the test split: by stock in file order, by ours, or by `model.generate` one text at a time."""
+    config = load_config(arguments.config, arguments.overrides)
+    model, task = load_trained(arguments.checkpoint)
+    rows = read(config.data, config.data.test or "test", task.columns(config))
     texts = [row["source"] for row in rows]
     options = GenerationConfig(
         num_beams=beams,
@@ -228,7 +197,7 @@ def generate_ids(arguments: argparse.Namespace, name: str, beams: int) -> dict[s
         **{key: getattr(model.config, key) for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id")},
     )
     model = (to_marian(model) if name == "stock" else model).to(arguments.device)
-    tokenizer = task.tokenizer
+    tokenizer: Any = task.tokenizer
     ends = {options.pad_token_id, options.eos_token_id, options.decoder_start_token_id}
     tokenizer.batch_decode = lambda rows, **_: [[id for id in row if id not in ends] for row in rows.tolist()]
     begin = time.perf_counter()
@@ -246,9 +215,11 @@ def generate_ids(arguments: argparse.Namespace, name: str, beams: int) -> dict[s
 
 
 def step_memory(arguments: argparse.Namespace, name: str) -> int:
-    """Bytes that the second of two training steps needs at its peak, beside weights, gradients and optimizer state."""
-    config = Seq2SeqTransformerConfig(vocab_size=MEMORY_VOCABULARY, **load(arguments.config, arguments.overrides).model)
-    model = marian(config) if name == "stock" else Seq2SeqTransformerForConditionalGeneration(config)
+    """Measure the peak, in bytes, of the second of two training steps, less weights, gradients and optimizer state."""
+    config = Seq2SeqTransformerConfig(
+        vocab_size=MEMORY_VOCABULARY, **load_config(arguments.config, arguments.overrides).model
+    )
+    model = make_marian(config) if name == "stock" else Seq2SeqTransformerForConditionalGeneration(config)
     model.train().to(arguments.device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ids = torch.randint(4, MEMORY_VOCABULARY, MEMORY_SHAPE, device=arguments.device)
@@ -264,7 +235,7 @@ def step_memory(arguments: argparse.Namespace, name: str) -> int:
 
 @contextmanager
 def peak_memory(device: str) -> Iterator[Callable[[], int]]:
-    """Bytes at the peak since the beginning of the block, beside those in use there."""
+    """Give a function that reads the peak, in bytes, since the block began, less what was in use then."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -276,13 +247,13 @@ def peak_memory(device: str) -> Iterator[Callable[[], int]]:
 
 
 def _resident(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+    line = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert line is not None
+    return int(line[1]) * 1024
 
 
 def matrix_product_rate(arguments: argparse.Namespace, size: int = 2048, seconds: float = 2.0) -> float:
-    """Operations a second of the best of many products of square matrices, in the type that training would use."""
+    """Measure operations a second in the best of many products of square matrices, in the type that training uses."""
     device = arguments.device
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     size *= 4 if device == "cuda" else 1
@@ -299,6 +270,7 @@ def matrix_product_rate(arguments: argparse.Namespace, size: int = 2048, seconds
 
 
 MEASUREMENTS: dict[str, Callable[..., Any]] = {
+    "describe_machine": describe_machine,
     "matrix_product_rate": matrix_product_rate,
     "describe_batches": describe_batches,
     "stock": stock,

@@ -1,7 +1,7 @@
-"""Kills a training by SIGKILL at random moments, and runs the same command again: check_recovery.py [--kills 30]
+"""Kill a training by SIGKILL at random moments, and run the same command again: scripts/check_recovery.py [--kills 30]
 
-Every second kill comes while a checkpoint is being written. Prints how many runs went on to the end, and how many of
-those ended with the very weights of the run that nothing disturbed. Exit code 1 if any did not.
+Every second kill comes while a checkpoint is being written. The table says how many runs went on to the end, and how
+many ended with exactly the weights of the run that nothing disturbed. The exit code is 1 if any did not.
 """
 
 import argparse
@@ -14,12 +14,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # run from a clone, whether installed or not
+sys.path.insert(0, str(ROOT))
 
-from pipeline.training.checkpoints import METRICS_FILE, STAGING_FOLDER, list_checkpoints, step_of
+from pipeline.run_folder import METRICS_FILE
+from pipeline.training.checkpoints import STAGING_FOLDER, list_checkpoints, step_of
 
 SAVES = 15
 SAVE_STEPS = 10
@@ -36,12 +38,12 @@ SETTINGS = [
 ]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--processes", type=int, default=1, help="by torchrun, if more than one")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     moments = random.Random(arguments.seed)
     counts: dict[str, Counter] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +78,7 @@ def main() -> int:
 
 
 def start(output_dir: Path, processes: int) -> subprocess.Popen:
-    """The training, as the leader of a process group, so that all its processes are killed at once."""
+    """Start the training as the leader of a process group, so that all its processes are killed at once."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     with output_dir.with_suffix(".log").open("w") as log:
         return subprocess.Popen(
@@ -97,7 +99,7 @@ def start(output_dir: Path, processes: int) -> subprocess.Popen:
 
 
 def wait_for_save(run: subprocess.Popen, output_dir: Path, number: int) -> None:
-    """Until the checkpoint with this number, from 0, begins to be written; or the run has ended."""
+    """Wait until the checkpoint with this number, from 0, begins to be written, or the run has ended."""
     while run.poll() is None:
         newest = next(map(step_of, list_checkpoints(output_dir)), 0)
         if newest >= SAVE_STEPS * number and (output_dir / STAGING_FOLDER).exists():
@@ -106,6 +108,7 @@ def wait_for_save(run: subprocess.Popen, output_dir: Path, number: int) -> None:
 
 
 def describe(output_dir: Path) -> str:
+    """Say in which moment the run of this folder was killed."""
     if (output_dir / STAGING_FOLDER).exists():
         return "while saving"
     if (output_dir / METRICS_FILE).exists():

@@ -13,7 +13,7 @@ DISCOUNTS = (0.0, 0.5, 1.0, 1.5)  # KenLM's --discount_fallback, where a corpus 
 
 
 def discounts(counts: Counter[Gram]) -> tuple[float, ...]:
-    """What is taken off counts of 0, 1, 2, and 3 or more (Chen and Goodman 1999, section 3).
+    """Estimate what is taken off counts of 0, 1, 2, and 3 or more (Chen and Goodman 1999, section 3).
 
     With n_k the number of n-grams that occur k times, D_k = k - (k + 1) Y n_(k+1) / n_k where Y = n_1 / (n_1 + 2 n_2).
     """
@@ -22,9 +22,10 @@ def discounts(counts: Counter[Gram]) -> tuple[float, ...]:
     if not (n1 and n2 and n3):
         return DISCOUNTS
     y = n1 / (n1 + 2 * n2)
-    found = (0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+    estimates = (0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
     # More than a count cannot be taken off it, and without a discount what is unseen would have no probability.
-    return found if all(0 < discount <= times for times, discount in enumerate(found) if times) else DISCOUNTS
+    is_usable = all(0 < discount <= times for times, discount in enumerate(estimates) if times)
+    return estimates if is_usable else DISCOUNTS
 
 
 class Level:
@@ -44,7 +45,7 @@ class Level:
             self.reserved[context] = self.reserved.get(context, 0.0) + self.discounts[min(count, 3)]
 
     def probability(self, gram: Gram, lower: float) -> float:
-        """Of the last token of `gram` given the others, with `lower` its probability in the order below."""
+        """Return that of the last token of `gram` given the others, with `lower` its probability in the order below."""
         context = gram[:-1]
         if context not in self.totals:
             return lower
@@ -79,7 +80,7 @@ class KneserNey:
             self.levels.insert(0, Level(counts))
 
     def probability(self, token: int, context: Sequence[int]) -> float:
-        """Of `token` behind `context`, the last `order` - 1 tokens of which count; fewer are a lower order's matter."""
+        """Return that of `token` after `context`, whose last `order` - 1 tokens count; fewer are a lower order's."""
         gram = (*context, token)
         result = 1 / self.vocab_size
         for length, level in enumerate(self.levels[: len(gram)], start=1):
@@ -87,14 +88,14 @@ class KneserNey:
         return result
 
     def perplexity(self, tokens: Sequence[int]) -> float:
-        """exp of the mean negative log-probability of all `tokens` but the first.
+        """Return exp of the mean negative log-probability of all `tokens` but the first.
 
         Raises:
             ValueError: for fewer than two tokens, or an id outside the vocabulary.
         """
         text = _checked(tokens, self.vocab_size)
         if len(text) < 2:
-            raise ValueError("nothing to score: give two tokens at least, as the first is context alone")
+            raise ValueError("nothing to score: give two tokens at least, as the first is only context")
         probabilities = [
             self.probability(text[place], text[max(0, place - self.order + 1) : place]) for place in range(1, len(text))
         ]
@@ -102,12 +103,12 @@ class KneserNey:
 
 
 def kneser_ney_perplexity(train: Sequence[int], test: Sequence[int], vocab_size: int, order: int = 3) -> float:
-    """Perplexity per token on `test` of an interpolated modified Kneser-Ney model of `train`."""
+    """Return the perplexity per token on `test` of an interpolated modified Kneser-Ney model of `train`."""
     return KneserNey(train, vocab_size, order).perplexity(test)
 
 
 def unigram_perplexity(train: Sequence[int], test: Sequence[int], vocab_size: int) -> float:
-    """Perplexity per token on `test` of the frequencies in `train`, discounted as Kneser-Ney's order 1."""
+    """Return the perplexity per token on `test` of the frequencies in `train`, discounted as Kneser-Ney's order 1."""
     return kneser_ney_perplexity(train, test, vocab_size, order=1)
 
 

@@ -1,7 +1,7 @@
 """What the tests share: small models, small runs, a Hub of their own, and the folder of real data if there is one."""
 
 import copy
-import importlib.util
+import importlib
 import io
 import json
 import os
@@ -28,6 +28,7 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 import pytest
 import torch
 
+from pipeline import cli
 from pipeline.config import Config
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
@@ -167,19 +168,25 @@ def finished_folder(finished_run, tmp_path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
+def write_config(make_config, path: Path, **changes) -> Path:
+    """Write the config that `make_config` makes as a file."""
+    path.write_text(json.dumps(make_config(**changes).model_dump()))  # JSON is YAML
+    return path
+
+
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Runs a script's main() in this process, as imports take most of a short command's time."""
+    """Run a subcommand of `teacher-forcing`, or another script, in this process, as imports take most of the time."""
 
-    def call(script: str, *arguments, given: str = "") -> subprocess.CompletedProcess:
-        path = ROOT / "scripts" / script
-        specification = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+    def call(name: str, *arguments, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
+        content = stdin.encode() if isinstance(stdin, str) else stdin
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        words = [str(argument) for argument in arguments]
         capsys.readouterr()
-        code = module.main()
-        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+        if name in cli.make_parsers()[1]:
+            code = cli.main([name, *words])
+        else:
+            code = importlib.import_module(f"scripts.{name}").main(words)
+        return subprocess.CompletedProcess([name, *words], code, *capsys.readouterr())
 
     return call

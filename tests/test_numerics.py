@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from pipeline.exporting.marian import to_marian
 from pipeline.inference.metrics import bleu, chrf
 from pipeline.models import transformer_layers
 from pipeline.models.modeling_seq2seq import shift_right
@@ -22,7 +23,6 @@ from pipeline.models.transformer_layers import (
     sinusoidal_positions,
 )
 from pipeline.run import train
-from scripts.benchmark_cases import to_marian
 
 NORMS = pytest.mark.parametrize("pre_norm", [True, False])
 

@@ -80,7 +80,28 @@ def prepare(settings: HubConfig) -> None:
         raise ConfigError(f"hub.push: {explain(error, settings.model_id)}") from error
 
 
-def publish(
+def publish(folder: str | Path, name: str, *, private: bool = True) -> None:
+    """Publish the finished model, or the checkpoint, in a folder.
+
+    Args:
+        name: owner/name of the repository, which is created if it does not exist.
+        private: whether only its owner sees it, where it is created.
+
+    Raises:
+        ConfigError: when the folder holds no model, or the Hub refuses it or cannot be reached.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder")
+    settings = HubConfig(push=True, model_id=name, private=private)
+    prepare(settings)
+    try:
+        upload(folder, name, f"Upload of {folder.name}", settings.patience)
+    except FAILURES as error:
+        raise ConfigError(explain(error, name)) from error
+
+
+def upload(
     folder: Path, name: str, message: str, patience: float, is_outdated: Callable[[], bool] = lambda: False
 ) -> None:
     """Upload a model in one commit, and try again after faults that may pass.
@@ -187,7 +208,7 @@ class Publisher(TrainerCallback):
             step = parcel.name.removeprefix("step-")
             name = str(self.settings.model_id)
             try:
-                publish(parcel, name, f"Step {step}", self.settings.patience, self._is_outdated)
+                upload(parcel, name, f"Step {step}", self.settings.patience, self._is_outdated)
             except FAILURES as error:
                 logger.warning("hub: step %s is not on the Hub: %s", step, explain(error, name))
             shutil.rmtree(parcel, ignore_errors=True)
@@ -204,11 +225,11 @@ def publish_result(folder: Path, settings: HubConfig) -> None:
     """
     name = str(settings.model_id)
     try:
-        publish(folder, name, "Finished model", settings.patience)
+        upload(folder, name, "Finished model", settings.patience)
     except FAILURES as error:
         raise NotPublished(
             f"{folder} is trained, scored and saved, but not on the Hub: {explain(error, name)}; "
-            f"fix that and run the same command again, or python scripts/publish.py {folder} {name}"
+            f"fix that and run the same command again, or teacher-forcing publish {folder} {name}"
         ) from error
 
 

@@ -31,7 +31,9 @@ def encode_rows(config: Config, task: Task, rows: Rows | None, split: str | None
     return [feature for feature in encoded if not isinstance(feature, str)]
 
 
-def encode_split(config: Config, task: Task, split: str) -> list[Feature]:
-    """Open a split, and encode it as evaluation wants it."""
+def encode_split(config: Config, task: Task, split: str | None) -> list[Feature]:
+    """Open a split, and encode it as evaluation wants it; no split has no features."""
+    if split is None:
+        return []
     rows = read(config.data, split, task.columns(config))
     return task.to_evaluation(encode_rows(config, task, rows, split))

@@ -119,7 +119,7 @@ def test_an_empty_text_is_named(model, tokenizer, source, target, said):
 def test_the_command(command, model, tokenizer, tmp_path):
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    done = command("trace.py", tmp_path / "model", "a b", "b a", "--output", tmp_path / "page.html")
+    done = command("trace", tmp_path / "model", "a b", "b a", "--output", tmp_path / "page.html")
     assert done.returncode == 0, done.stderr
     assert "sum of 3 step losses" in done.stdout
     assert "</html>" in (tmp_path / "page.html").read_text() and (tmp_path / "page.png").stat().st_size > 0
@@ -135,9 +135,9 @@ def test_the_command_names_what_is_wrong(command, model, tokenizer, tmp_path):
         (("classifier", "a", "b"), "holds a TransformerForSequenceClassification"),
         (("nothing", "a", "b"), "no complete checkpoint of a trained model"),
         (("model", "a", ""), "target is empty"),
-        (("model", "a \udcff", "b"), "source holds U+FFFD, the mark of bytes that are not UTF-8"),
+        (("model", "a \udcff", "b"), "source: invalid UTF-8"),
         (("model", "a", "b", "--output", "x.png"), "--output x.png"),
         (("model", "a", "b", "--output", tmp_path / "no" / "x.html"), "No such file or directory"),
     ):
-        done = command("trace.py", tmp_path / arguments[0], *arguments[1:])
+        done = command("trace", tmp_path / arguments[0], *arguments[1:])
         assert done.returncode == 2 and done.stderr.startswith("error: ") and said in done.stderr

@@ -1,4 +1,4 @@
-"""The commands a user types."""
+"""Training through launchers: several processes, sharding, signals. The proof is that they end as one process does."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,133 +17,25 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
 
-from pipeline.run import run
 from pipeline.training import checkpoints
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_config
 
 PYTHON = (sys.executable,)
 ACCELERATE = (str(Path(sys.executable).with_name("accelerate")), "launch")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-ACCELERATE_TWO = (*ACCELERATE, "--config_file", "configs/accelerate/two_cpus.yaml")
+ACCELERATE_TWO = (*ACCELERATE, "--config_file", "configs/accelerate/two_cpus.yaml", "-m")
 SLOW = pytest.mark.slow
 
 
-def subprocess_of(script: str, *arguments, launcher=PYTHON, **options) -> subprocess.CompletedProcess:
-    words = [*launcher, f"scripts/{script}", *map(str, arguments)]
+def target_of(launcher: Sequence[str]) -> list[str]:
+    """The script, or the command in the package where the launcher ends in -m."""
+    return ["pipeline.cli", "train"] if launcher[-1] == "-m" else ["scripts/train.py"]
+
+
+def launch(launcher: Sequence[str], *arguments, **options) -> subprocess.CompletedProcess[str]:
+    words = [*launcher, *target_of(launcher), *map(str, arguments)]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False, **options)
-
-
-def write_config(make_config, path, **changes):
-    path.write_text(json.dumps(make_config(**changes).model_dump()))  # JSON is YAML
-    return path
-
-
-@pytest.fixture
-def checkpoint(make_config):
-    return run(make_config()).output_dir
-
-
-def test_train_prints_predictions_scores_and_places(command, make_config, tmp_path):
-    config = write_config(make_config, tmp_path / "run.yaml", training={"disable_tqdm": False})
-    done = subprocess_of("train.py", config, "training.max_steps=2")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("right  ") + done.stdout.count("wrong  ") >= 8
-    for said in ("Scores on validation", "Scores on test", "exact_match", "training_curves.png", "metrics.json"):
-        assert said in done.stdout
-    assert "2/2" in done.stderr  # the progress bar
-    again = command("train.py", config, "training.max_steps=2")
-    assert again.returncode == 0 and "finished already" in again.stdout
-
-
-def test_train_names_what_is_wrong(command, make_config, tmp_path):
-    config = write_config(make_config, tmp_path / "run.yaml")
-    for override, message in (
-        ("data.pth=x", "unknown key data.pth; did you mean path"),
-        ("data.path=nil", "data.path: 'nil'"),
-    ):
-        done = command("train.py", config, "--accept-changes", override)  # options may come first
-        assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: ")
-        assert message in done.stderr
-
-
-def test_help_is_the_manual(command, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        command("train.py", "--help")
-    assert exit_.value.code == 0 and "data.shuffle_window" in capsys.readouterr().out
-
-
-def test_generate(command, checkpoint, tmp_path):
-    given = command("generate.py", checkpoint, "1 2 3 4", "5 6 7 8")
-    assert given.returncode == 0, given.stderr
-    assert len(given.stdout.splitlines()) == 2
-    (tmp_path / "texts").write_text("1 2 3 4\r\n\n5 6 7 8\n")
-    first, second = given.stdout.splitlines()
-    assert command("generate.py", checkpoint, "--file", tmp_path / "texts").stdout == f"{first}\n\n{second}\n"
-    assert command("generate.py", checkpoint, given="1 2 3 4\n5 6 7 8").stdout == given.stdout
-    sampled = ["--set", "do_sample=true", "top_k=10", "temperature=2.0", "--seed", "1"]
-    one, two = (
-        command("generate.py", checkpoint, *given)
-        for given in (["1 2 3 4", *sampled], ["--seed", "1", "1 2 3 4", *sampled[:-2]])
-    )
-    assert one.returncode == 0 and one.stdout == two.stdout
-    for wrong in (["--set", "topk=10"], ["--set", "top_k=10"]):
-        done = command("generate.py", checkpoint, "1 2 3 4", *wrong)
-        assert done.returncode == 2 and "error: " in done.stderr
-    done = command("generate.py", tmp_path / "nothing", "1 2")
-    assert done.returncode == 2 and "error: " in done.stderr
-
-
-def test_score_gives_the_runs_own_numbers(command, checkpoint, tmp_path):
-    done = command("score.py", checkpoint, "--split", "test", "--predictions", tmp_path / "predictions.jsonl")
-    assert done.returncode == 0, done.stderr
-    expected = json.loads((checkpoint / "metrics.json").read_text())["test"]
-    assert json.loads(done.stdout) == pytest.approx(expected)
-    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    assert len(rows) == 8 and set(rows[0]) == {"source", "reference", "prediction"}
-    assert command("score.py", checkpoint / "checkpoint-2", "--split", "validation").returncode == 0
-    done = command("score.py", checkpoint, "--split", "test", "data.test=null")
-    assert done.returncode == 2 and "data.test is not set" in done.stderr
-
-
-def test_train_tokenizer(command, make_pairs, tmp_path):
-    pairs = make_pairs()
-    done = command("train_tokenizer.py", tmp_path / "a", "--data", pairs, "--kind", "word", "--vocab-size", 50)
-    assert done.returncode == 0, done.stderr
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
-    assert tokenizer.convert_ids_to_tokens(tokenizer("a b")["input_ids"]) == ["a", "b", "</s>"]
-    (tmp_path / "text").write_text("hello world\nhello\n" * 5)
-    done = command("train_tokenizer.py", tmp_path / "b", "--files", tmp_path / "text", "--vocab-size", 300)
-    assert done.returncode == 0, done.stderr
-    assert (
-        AutoTokenizer.from_pretrained(tmp_path / "b").decode(
-            AutoTokenizer.from_pretrained(tmp_path / "b")("  hello ✓")["input_ids"], skip_special_tokens=True
-        )
-        == "  hello ✓"
-    )
-    done = command("train_tokenizer.py", tmp_path / "c", "--sentencepiece", tmp_path / "text")
-    assert done.returncode == 2 and "no SentencePiece model" in done.stderr
-    done = command("train_tokenizer.py", tmp_path / "c", "--data", pairs, "--columns", "src")
-    assert done.returncode == 2 and "no column 'src'" in done.stderr
-
-
-def test_publish(command, checkpoint, hub):
-    """A finished model and a checkpoint; again costs no commit; what is no model is refused."""
-    done = command("publish.py", checkpoint, "team/published", "--private")
-    assert done.returncode == 0 and "is published as team/published" in done.stdout, done.stderr
-    assert command("publish.py", checkpoint / "checkpoint-2", "me/half-way").returncode == 0
-    assert len(hub.commits("me/half-way")) == len(hub.commits("team/published")) == 2
-    assert command("publish.py", checkpoint, "team/published").returncode == 0
-    assert len(hub.commits("team/published")) == 2
-    for folder, name, message in (
-        (checkpoint / "nothing", "me/x", "no such folder"),
-        (checkpoint / "runs", "me/x", "there are no weights to publish"),
-        (checkpoint, "x", "name the repository to push to as owner/name"),
-        (checkpoint, "you/x", "me cannot write to you/"),
-    ):
-        done = command("publish.py", folder, name)
-        assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
 
 
 def sgd_config(make_config, path, pairs, **training):
@@ -156,7 +49,7 @@ def sgd_config(make_config, path, pairs, **training):
 
 def train(config, launcher, *arguments) -> Path:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess_of("train.py", config, *arguments, launcher=launcher, env=environment)
+    done = launch(launcher, config, *arguments, env=environment)
     assert done.returncode == 0, done.stderr
     return config.with_suffix("")
 
@@ -236,8 +129,7 @@ def init(self, *args, **kwargs):
         self.distributed_type = DistributedType.MULTI_GPU
 
 PartialState.__init__ = init
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+runpy.run_module("pipeline.cli", run_name="__main__")
 """
 
 
@@ -265,10 +157,10 @@ def test_fsdp2_is_one_process(make_config, make_pairs, tmp_path):
     folder = config.with_suffix("")
 
     def train_sharded():
-        words = [*TORCHRUN, tmp_path / "driver.py", "scripts/train.py", config]
+        words = [*TORCHRUN, tmp_path / "driver.py", "train", config]
         done = subprocess.run(
             [str(word) for word in words], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
-            env={**environment, "OMP_NUM_THREADS": "1"},
+            env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert_close(folder, expected)
@@ -308,7 +200,8 @@ def wait_until(condition, patience: float = 120) -> None:
     [
         (PYTHON, signal.SIGTERM, 75),
         pytest.param(PYTHON, signal.SIGINT, 75, marks=SLOW),
-        (ACCELERATE, signal.SIGTERM, -signal.SIGTERM),
+        ((*ACCELERATE, "-m"), signal.SIGTERM, -signal.SIGTERM),
+        pytest.param(ACCELERATE, signal.SIGTERM, -signal.SIGTERM, marks=SLOW),
         pytest.param(ACCELERATE, signal.SIGINT, -signal.SIGINT, marks=SLOW),
         pytest.param(ACCELERATE, signal.SIGKILL, -signal.SIGKILL, marks=SLOW),
         (TORCHRUN, signal.SIGTERM, 1),
@@ -323,7 +216,7 @@ def test_a_signal_to_the_launcher_stops_and_saves(make_config, tmp_path, launche
     log, folder = tmp_path / "log", tmp_path / "run"
     with log.open("w") as stream:
         started = subprocess.Popen(
-            [*launcher, "scripts/train.py", str(config)],
+            [*launcher, *target_of(launcher), str(config)],
             cwd=ROOT,
             stdout=stream,
             stderr=stream,

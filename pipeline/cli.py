@@ -1,0 +1,485 @@
+"""The command line: teacher-forcing train | tokenizer | generate | score | trace | publish
+
+Also `python -m pipeline.cli ...` and, on several GPUs, `accelerate launch -m pipeline.cli train CONFIG`.
+
+Modules that take seconds to import are imported by the subcommand that needs them, so `--help` and a mistake in the
+command line are answered at once. This is the only place that prints errors.
+"""
+
+import argparse
+import gc
+import itertools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from pipeline.errors import ConfigError, DataError, NotPublished, RunError, Stopped, TeacherForcingError, nearest
+from pipeline.signals import stop_with_launcher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pipeline.run import RunResult
+
+TABLE_ROWS = 10
+INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
+
+EXIT_CODES = (
+    (0, "finished"),
+    (ConfigError.exit_code, "wrong config or data"),
+    (RunError.exit_code, "the run cannot go on (disk full, values not finite, a hung worker); what it saved is whole"),
+    (NotPublished.exit_code, "trained, scored and saved, but not published: see teacher-forcing publish"),
+    (Stopped.exit_code, "stopped by SIGTERM or SIGINT, and saved: the same command goes on"),
+    (INTERRUPTED, "interrupted before or after the training"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code.
+
+    Args:
+        argv: the words behind `teacher-forcing`; those of this process by default.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    parser, subcommands = make_parsers()
+    if not words or words[0] not in subcommands:
+        parser.parse_args(words)  # prints the help, or what is wrong, and exits
+    # Not through `parser`, which would take no options between the positional arguments of a subcommand.
+    arguments = subcommands[words[0]].parse_intermixed_args(words[1:])
+    return print_errors(arguments.run, arguments)
+
+
+def print_errors(run: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
+    """Call `run(arguments)` and return its exit code; print an error that is the user's to fix as one line.
+
+    Any other exception is a bug and passes through, with its traceback.
+    """
+    try:
+        run(arguments)
+    except Stopped as stopped:
+        from accelerate import PartialState
+
+        if PartialState().is_main_process:
+            print(f"\n{stopped}", file=sys.stderr)
+        return stopped.exit_code
+    except TeacherForcingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        continues = "; the same command goes on from the newest checkpoint, where there is one"
+        print(f"\ninterrupted{continues if run is train else ''}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import torch and what is built on it in less time, where they are not imported yet."""
+    if "torch" in sys.modules:
+        yield
+        return
+    # Large tensors on the CPU in large pages: a matrix whose rows are 4 kB long else needs a page for each of them.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    gc.disable()  # what imports make stays, and looking through it again and again takes time
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+# ---- the command line
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose epilog is made when somebody asks for help, as making it imports much."""
+
+    make_epilog: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        if self.make_epilog is not None:
+            self.epilog = self.make_epilog()
+        return super().format_help()
+
+
+def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, Parser]]:
+    """Make the parser of the command and those of its subcommands, by name."""
+    parser = argparse.ArgumentParser(
+        prog="teacher-forcing",
+        description="Train an encoder-decoder model, classifier, language model or forecaster, and use it.",
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    for add in (_add_train, _add_tokenizer, _add_generate, _add_score, _add_trace, _add_publish):
+        add(subparsers)
+    return parser, dict(subparsers.choices)
+
+
+def _add(subparsers: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], None]) -> Parser:
+    parser = subparsers.add_parser(
+        name, help=run.__doc__, description=run.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_train(subparsers: argparse._SubParsersAction) -> None:
+    parser = _add(subparsers, "train", train)
+    parser.make_epilog = _describe_train
+    parser.add_argument("config", help="YAML file, such as configs/reversal.yaml")
+    parser.add_argument("overrides", nargs="*", help="section.key=value, the value in YAML")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="go on with other settings in a folder that holds a run"
+    )
+
+
+def _describe_train() -> str:
+    with quick_imports():
+        from pipeline import reference
+    codes = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES)
+    return f"Exit codes:\n{codes}\n\nKeys of a config:\n\n{reference.as_text()}"
+
+
+def _add_tokenizer(subparsers: argparse._SubParsersAction) -> None:
+    parser = _add(subparsers, "tokenizer", train_tokenizer)
+    parser.make_epilog = _describe_tokenizer
+    parser.add_argument("output", type=Path, help="folder to write")
+    origin = parser.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--data", help="Hub id, local folder or file, or generated set, as data.path in a config")
+    origin.add_argument("--files", nargs="+", type=Path, help="plain text files, one text a line")
+    origin.add_argument("--sentencepiece", type=Path, help="a SentencePiece .model file to import")
+    parser.add_argument("--split", default="train", help="of --data (default: train)")
+    parser.add_argument("--columns", nargs="+", default=["source", "target"], help="of --data (default: source target)")
+    parser.add_argument("--kind", default="bpe", help="see below (default: bpe)")
+    parser.add_argument("--vocab-size", type=int, default=8000, help="tokens at most (default: 8000)")
+    parser.add_argument("--max-length", type=int, default=512, help="model_max_length, in tokens (default: 512)")
+    parser.add_argument("--max-texts", type=int, default=1_000_000, help="texts to read at most (default: 1000000)")
+
+
+def _describe_tokenizer() -> str:
+    with quick_imports():
+        from tokenizer.training import KINDS
+    return f"Kinds: {', '.join(KINDS)}"
+
+
+def _add_generate(subparsers: argparse._SubParsersAction) -> None:
+    parser = _add(subparsers, "generate", generate)
+    parser.add_argument("checkpoint", help="folder or Hub id of a trained model")
+    parser.add_argument("texts", nargs="*", help="source texts")
+    parser.add_argument("--file", type=Path, help="read the source texts from this file, one a line")
+    parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="texts at a time (default: 128)")
+    parser.add_argument("--seed", type=int, help="for sampling")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change the stored generation config, such as: --set do_sample=true top_k=10 temperature=0.6",
+    )
+
+
+def _add_score(subparsers: argparse._SubParsersAction) -> None:
+    parser = _add(subparsers, "score", score)
+    parser.add_argument("checkpoint", type=Path, help="folder of a trained model, or a checkpoint-N below one")
+    parser.add_argument("overrides", nargs="*", help="section.key=value, to change the config that it was trained with")
+    parser.add_argument("--split", default="test", choices=["train", "validation", "test"], help="(default: test)")
+    parser.add_argument("--config", type=Path, help="another config than the one found beside the checkpoint")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows at a time (default: 32)")
+    parser.add_argument("--predictions", type=Path, help="write one JSON line a sample: source, reference, prediction")
+
+
+def _add_trace(subparsers: argparse._SubParsersAction) -> None:
+    parser = _add(subparsers, "trace", trace)
+    parser.add_argument("checkpoint", help="folder or Hub id of a trained encoder-decoder model of this project")
+    parser.add_argument("source", help="text that the encoder reads")
+    parser.add_argument("target", help="text that the decoder should say, fed to it token by token")
+    parser.add_argument(
+        "--output", type=Path, default=Path("trace.html"), help="the page; the picture goes beside it as .png"
+    )
+
+
+def _add_publish(subparsers: argparse._SubParsersAction) -> None:
+    parser = _add(subparsers, "publish", publish)
+    parser.add_argument("checkpoint", type=Path, help="folder of a trained model, or a checkpoint-N below one")
+    parser.add_argument("name", help="owner/name of the repository, which is created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="only its owner sees it, where it is created")
+
+
+def positive(argument: str) -> int:
+    number = int(argument)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+# ---- the subcommands
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train the model that a config describes, or go on with its run."""
+    stop_with_launcher()
+    with quick_imports():
+        from accelerate import PartialState
+        from transformers.utils import logging as transformers_logging
+
+        from pipeline import run
+        from pipeline.tasks.registry import load_config
+
+    logging.basicConfig(format="%(message)s")
+    is_main = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("pipeline").setLevel(logging.INFO if is_main else logging.ERROR)
+    transformers_logging.disable_progress_bar()  # of loading and saving; the training's own stays
+    config = load_config(arguments.config, arguments.overrides)
+    result = run.train(config, accept_changes=arguments.accept_changes)
+    if PartialState().is_main_process:
+        _print_result(result)
+
+
+def _print_result(result: "RunResult") -> None:
+    """Print predictions marked right or wrong, the scores, and where everything lies."""
+    if result.was_finished:
+        print(f"\nThis run is finished already; remove {result.output_dir} to train again.")
+    predictions = [] if result.last is None else result.last.predictions
+    if any(prediction.prediction is not None for prediction in predictions):
+        print("\nPredictions")
+        for prediction in predictions[:TABLE_ROWS]:
+            mark = "right" if prediction.is_right else "wrong"
+            print(f"  {mark}  {prediction.source}  ->  {prediction.prediction}")
+            if not prediction.is_right:
+                print(f"         reference: {prediction.reference}")
+    for split, scores in result.scores.items():
+        print("\nLeft out of the training" if split == "training" else f"\nScores on {split}")
+        for name, value in scores.items():
+            print(f"  {name:<22} {f'{value:.4f}' if isinstance(value, float) else value}")
+    print("\nWhere things lie")
+    for name, meaning in (
+        ("", "model, tokenizer, generation config, card (README.md); checkpoints below"),
+        ("training_curves.png", "loss and accuracy, training and validation"),
+        ("runs", "TensorBoard events: tensorboard --logdir"),
+        ("metrics.json", "the scores above"),
+    ):
+        print(f"  {result.output_dir / name}  {meaning}")
+
+
+def train_tokenizer(arguments: argparse.Namespace) -> None:
+    """Train a tokenizer, or import a SentencePiece model, into a folder that AutoTokenizer loads."""
+    with quick_imports():
+        from tokenizer.checks import TokenizerError, check
+        from tokenizer.training import KINDS, import_sentencepiece
+        from tokenizer.training import train as learn_vocabulary
+
+    if arguments.kind not in KINDS:
+        raise ConfigError(f"--kind: {arguments.kind!r} is unknown{nearest(arguments.kind, KINDS)}")
+    if arguments.output.is_file():
+        raise ConfigError(f"{arguments.output} is a file; name a folder to write the tokenizer into")
+    try:
+        if arguments.sentencepiece:
+            tokenizer = import_sentencepiece(arguments.sentencepiece, max_length=arguments.max_length)
+            sample: list[str] = []
+        else:
+            texts = _read_files(arguments.files) if arguments.files else _read_columns(arguments)
+            sample = list(itertools.islice(texts, 100))
+            tokenizer = learn_vocabulary(
+                itertools.chain(sample, texts),
+                arguments.kind,
+                arguments.vocab_size,
+                max_length=arguments.max_length,
+                max_texts=arguments.max_texts,
+            )
+        check(tokenizer, sample)
+    except TokenizerError as error:
+        raise ConfigError(str(error)) from error
+    with _explained(str(arguments.output)):
+        tokenizer.save_pretrained(arguments.output)
+    print(f"{arguments.output}: {len(tokenizer)} tokens")
+
+
+def _read_files(files: list[Path]) -> Iterator[str]:
+    for file in files:
+        with _explained(f"--files {file}"), file.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                yield _decode(line, str(file), number)
+
+
+def _read_columns(arguments: argparse.Namespace) -> Iterator[str]:
+    from pipeline.config import DataConfig
+    from pipeline.data.splits import read
+
+    data = DataConfig(path=arguments.data, streaming=True)
+    for row in read(data, arguments.split, {name: name for name in arguments.columns}):
+        yield from (text for text in row.values() if isinstance(text, str))
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Generate one line for each text: from the command line, --file or standard input."""
+    if arguments.texts and arguments.file:
+        raise ConfigError("give texts or --file, not both")
+    for number, text in enumerate(arguments.texts, start=1):
+        _check_text(text, f"text {number}")
+    with quick_imports():
+        import torch
+        from transformers.utils import logging as transformers_logging
+
+        from pipeline.inference.generation import generate as generate_texts
+        from pipeline.tasks.registry import load_trained
+
+    transformers_logging.disable_progress_bar()
+    model, task = load_trained(arguments.checkpoint)
+    _set_generation(arguments, model)
+    texts = arguments.texts or _read_lines(arguments.file)
+    if arguments.seed is not None:
+        torch.manual_seed(arguments.seed)
+    try:
+        answers = generate_texts(model, task, texts, batch_size=arguments.batch_size)
+    except (ValueError, TypeError) as error:
+        if not arguments.set:
+            raise
+        raise ConfigError(f"--set: {error}") from error  # some values are looked at when they are used, such as top_k
+    for text in answers:
+        print(" ".join(text.splitlines()))
+
+
+def _set_generation(arguments: argparse.Namespace, model: "PreTrainedModel") -> None:
+    """Change the model's generation config by `--set`, and check the whole of it."""
+    from pipeline.config import parse_overrides
+
+    if not model.can_generate():
+        if arguments.set:
+            raise ConfigError("--set: this model generates no text; there is nothing to set")
+        return
+    try:
+        unknown = model.generation_config.update(**parse_overrides(arguments.set))
+        model.generation_config.validate(strict=True)
+    except (ValueError, TypeError) as error:
+        place = "--set" if arguments.set else f"{arguments.checkpoint}: generation_config.json"
+        raise ConfigError(f"{place}: {error}") from error
+    if unknown:
+        raise ConfigError(f"--set: {', '.join(unknown)}: no such key in GenerationConfig")
+
+
+def _read_lines(file: Path | None) -> list[str]:
+    if file is None and sys.stdin.isatty():
+        print("one source text a line; end with Ctrl-D", file=sys.stderr)
+    with _explained(f"--file {file}"):
+        content = sys.stdin.buffer.read() if file is None else file.read_bytes()
+    text = _decode(content, "standard input" if file is None else str(file))
+    # Only newlines end a line, so that there is one answer for each line that other tools count.
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """Score a checkpoint on a split, and print the scores as JSON."""
+    with quick_imports():
+        from transformers.utils import logging as transformers_logging
+
+        from pipeline.inference.evaluation import evaluate
+        from pipeline.run import load_metrics
+        from pipeline.run_folder import find_config
+        from pipeline.tasks.encoding import encode_split
+        from pipeline.tasks.registry import load_config, load_trained
+
+    transformers_logging.disable_progress_bar()
+    config = load_config(arguments.config or find_config(arguments.checkpoint), arguments.overrides)
+    split = getattr(config.data, arguments.split)
+    if split is None:
+        raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
+    model, task = load_trained(arguments.checkpoint)
+    metrics = load_metrics(config)
+    features = encode_split(config, task, split)
+    with _open_predictions(arguments.predictions) as stream:
+        result = evaluate(
+            model,
+            task,
+            features,
+            batch_size=arguments.batch_size,
+            generation=getattr(model, "generation_config", None),
+            metrics=metrics,
+        )
+        if stream is not None:
+            for prediction in result.predictions:
+                print(json.dumps(vars(prediction), ensure_ascii=False), file=stream)
+    print(json.dumps(result.scores, indent=2))
+
+
+def _open_predictions(path: Path | None) -> AbstractContextManager[IO[str] | None]:
+    """Open the file before the scoring, so that a wrong path costs no time."""
+    if path is None:
+        return nullcontext()
+    with _explained(f"--predictions {path}"):
+        return path.open("w", encoding="utf-8")
+
+
+def trace(arguments: argparse.Namespace) -> None:
+    """Show a pair on its way through a model, as a page and a picture."""
+    page = arguments.output
+    if page.is_dir():
+        raise ConfigError(f"--output {page} is a folder; name a page, such as trace.html")
+    picture = page.with_suffix(".png")
+    if page == picture:
+        raise ConfigError(f"--output {page}: the picture takes this name; name a page, such as trace.html")
+    _check_text(arguments.source, "source")
+    _check_text(arguments.target, "target")
+    with quick_imports():
+        from transformers.utils import logging as transformers_logging
+
+        from pipeline.inference.attention import trace as trace_pair
+        from pipeline.tasks.registry import load_trained
+        from pipeline.tracing.page import write_page, write_picture
+
+    transformers_logging.disable_progress_bar()
+    model, task = load_trained(arguments.checkpoint)
+    result = trace_pair(model, task, arguments.source, arguments.target)
+    with _explained(f"--output {page}"):
+        write_page(result, page)
+        write_picture(result, picture)
+    print(f"sum of {len(result.steps)} step losses   {result.summed_loss:.6f}")
+    print(f"parallel loss x targets   {result.parallel_summed_loss:.6f}")
+    print(f"the model by itself       {result.generated_text}")
+    print(f"{page}\n{picture}")
+
+
+def publish(arguments: argparse.Namespace) -> None:
+    """Publish a trained model, or a checkpoint of a run, on the Hub."""
+    if not arguments.checkpoint.is_dir():
+        raise ConfigError(f"{arguments.checkpoint}: no such folder")
+    with quick_imports():
+        from pipeline.publishing import hub
+
+    hub.publish(arguments.checkpoint, arguments.name, private=arguments.private)
+    print(f"{arguments.checkpoint} is published as {arguments.name}")
+
+
+# ---- files
+
+
+@contextmanager
+def _explained(place: str) -> Iterator[None]:
+    """Raise what the operating system says about a file of the user's as a ConfigError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{place}: {error.strerror or error}") from error
+
+
+def _check_text(text: str, name: str) -> None:
+    """Refuse an argument that is invalid UTF-8; Python hands such bytes over as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{name}: invalid UTF-8 in {text!r}") from error
+
+
+def _decode(content: bytes, place: str, first_line: int = 1) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = first_line + content.count(b"\n", 0, error.start)
+        raise DataError(f"{place}:{line}: invalid UTF-8; fix this line, or convert all of the text to UTF-8") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""What a user types: `teacher-forcing` and the scripts of a clone. tests/test_launchers.py has several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from pipeline import cli
+from pipeline.config import Config
+from pipeline.errors import ConfigError, DataError, NotPublished, RunError, Stopped
+from pipeline.run import train
+from tests.conftest import ROOT, write_config
+
+SUBCOMMANDS = ["train", "tokenizer", "generate", "score", "trace", "publish"]
+
+
+def execute(*words, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=200, **options)
+
+
+# ---- the command as a whole
+
+
+def test_help_lists_the_subcommands(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    first_words = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    assert stop.value.code == 0 and [word for word in first_words if word in SUBCOMMANDS] == SUBCOMMANDS
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("train", "--accept-changes"),
+        ("tokenizer", "Kinds: bpe, unigram, wordpiece, word, word_punct, character"),
+        ("generate", "do_sample=true top_k=10"),
+        ("score", "--predictions"),
+        ("trace", "--output"),
+        ("publish", "--private"),
+    ],
+)
+def test_help_of_a_subcommand(capsys, name, text):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and text in shown
+    assert f"usage: teacher-forcing {name} " in shown and "==SUPPRESS==" not in shown
+
+
+def test_the_help_of_train_is_the_manual(capsys):
+    """Every key of every section, and every exit code of the errors."""
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    shown = capsys.readouterr().out
+    for section, field in Config.model_fields.items():
+        keys = getattr(field.annotation, "model_fields", {})
+        for name in [f"{section}.{key}" for key in keys] or [section]:
+            assert f"{name}:" in shown
+    for error in (ConfigError, DataError, RunError, NotPublished, Stopped):
+        assert f"\n  {error.exit_code} " in shown
+    assert "\n  0 " in shown and "\n  130 " in shown
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["train"], ["generate", "--sett"], ["score", "x", "--split", "y"]])
+def test_a_wrong_command_line_is_a_usage_error(capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2 and "usage: teacher-forcing" in capsys.readouterr().err
+
+
+def test_what_takes_long_is_imported_by_the_subcommand_that_needs_it():
+    """So help and usage errors are answered at once, and huge pages are asked for before torch is imported."""
+    code = "import sys, pipeline.cli; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    names = execute(sys.executable, "-c", code, cwd=ROOT, check=True).stdout.split()
+    assert not {"torch", "transformers", "datasets", "numpy", "accelerate", "pydantic"} & {*names}
+    code = "from pipeline.cli import quick_imports\nwith quick_imports():\n import torch\nimport gc, os\n"
+    code += "print(os.environ['THP_MEM_ALLOC_ENABLE'], gc.isenabled())"
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    assert execute(sys.executable, "-c", code, cwd=ROOT, env=environment, check=True).stdout.split() == ["1", "True"]
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    "error, code, text",
+    [
+        (ConfigError("data.path: wrong"), 2, "error: data.path: wrong\n"),
+        (DataError("x.jsonl:3: wrong"), 2, "error: x.jsonl:3: wrong\n"),
+        (RunError("disk full"), 3, "error: disk full\n"),
+        (NotPublished("not on the Hub"), 4, "error: not on the Hub\n"),
+        (Stopped("stopped and saved after step 3"), 75, "\nstopped and saved after step 3\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted; the same command goes on from the newest checkpoint, where "),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(monkeypatch, capsys, error, code, text):
+    monkeypatch.setattr("pipeline.config.load", lambda *_: (_ for _ in ()).throw(error))
+    assert cli.main(["train", "x.yaml"]) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith(text) and captured.err.strip().count("\n") == 0 and not captured.out
+
+
+@pytest.mark.parametrize("bug", [RuntimeError, ValueError, OSError, TypeError])
+def test_a_bug_keeps_its_traceback(monkeypatch, capsys, bug):
+    monkeypatch.setattr("pipeline.config.load", lambda *_: (_ for _ in ()).throw(bug("of ours")))
+    with pytest.raises(bug, match="of ours"):
+        cli.main(["train", "x.yaml"])
+    assert not capsys.readouterr().err
+
+
+def test_only_training_goes_on_after_an_interrupt(capsys):
+    def interrupted(arguments: Namespace) -> None:
+        raise KeyboardInterrupt
+
+    assert cli.print_errors(interrupted, Namespace()) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+# ---- one command, three ways to type it
+
+
+@pytest.mark.parametrize("subcommand", SUBCOMMANDS)
+def test_a_script_of_a_clone_is_its_subcommand(tmp_path, subcommand):
+    """Wherever it is called from."""
+    script = ROOT / "scripts" / ("train_tokenizer.py" if subcommand == "tokenizer" else f"{subcommand}.py")
+    done = execute(sys.executable, script, "--no-such-option", cwd=tmp_path)
+    assert done.returncode == 2 and f"usage: teacher-forcing {subcommand} " in done.stderr
+
+
+def test_a_script_ends_with_the_exit_code_of_the_command(tmp_path):
+    for words in (["scripts/train.py"], ["-m", "pipeline.cli", "train"]):
+        done = execute(sys.executable, *words, tmp_path / "none.yaml", cwd=ROOT)
+        assert done.returncode == 2 and done.stderr == f"error: {tmp_path / 'none.yaml'}: no such config file\n"
+
+
+def test_the_installed_command_is_the_module(tmp_path):
+    command = Path(sys.executable).with_name("teacher-forcing")
+    module = execute(sys.executable, "-m", "pipeline.cli", "--help", cwd=ROOT, check=True)
+    assert "usage: teacher-forcing " in module.stdout
+    if not command.is_file():
+        pytest.skip("the project is not installed: pip install --editable .")
+    assert execute(command, "--help", cwd=tmp_path, check=True).stdout == module.stdout
+
+
+# ---- the subcommands; tests/inference/test_attention.py has trace, tests/test_tasks.py the other tasks
+
+
+@pytest.fixture
+def checkpoint(make_config):
+    return train(make_config()).output_dir
+
+
+def test_train_prints_predictions_scores_and_places(command, make_config, tmp_path):
+    config = write_config(make_config, tmp_path / "run.yaml", training={"disable_tqdm": False})
+    done = command("train", config, "training.max_steps=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("right  ") + done.stdout.count("wrong  ") >= 8
+    for said in ("Scores on validation", "Scores on test", "exact_match", "training_curves.png", "metrics.json"):
+        assert said in done.stdout
+    assert "2/2" in done.stderr  # the progress bar
+    again = command("train", config, "training.max_steps=2")
+    assert again.returncode == 0 and "finished already" in again.stdout
+
+
+def test_train_names_what_is_wrong(command, make_config, tmp_path):
+    config = write_config(make_config, tmp_path / "run.yaml")
+    for override, message in (
+        ("data.pth=x", "unknown key data.pth; did you mean path"),
+        ("data.path=nil", "data.path: 'nil'"),
+    ):
+        done = command("train", config, "--accept-changes", override)  # options may come first
+        assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: ")
+        assert message in done.stderr
+
+
+def test_generate(command, checkpoint, tmp_path):
+    answers = command("generate", checkpoint, "1 2 3 4", "5 6 7 8")
+    assert answers.returncode == 0, answers.stderr
+    assert len(answers.stdout.splitlines()) == 2
+    (tmp_path / "texts").write_text("1 2 3 4\r\n\n5 6 7 8\n")
+    first, second = answers.stdout.splitlines()
+    assert command("generate", checkpoint, "--file", tmp_path / "texts").stdout == f"{first}\n\n{second}\n"
+    assert command("generate", checkpoint, stdin="1 2 3 4\n5 6 7 8").stdout == answers.stdout
+    sampled = ["--set", "do_sample=true", "top_k=10", "temperature=2.0", "--seed", "1"]
+    one, two = (
+        command("generate", checkpoint, *words)
+        for words in (["1 2 3 4", *sampled], ["--seed", "1", "1 2 3 4", *sampled[:-2]])
+    )
+    assert one.returncode == 0 and one.stdout == two.stdout
+
+
+def test_generate_names_what_is_wrong(command, checkpoint, tmp_path):
+    (tmp_path / "latin").write_bytes(b"1 2\n3 \xff 4\n")
+    for words, message in (
+        (["1 2 3 4", "--set", "topk=10"], "--set: topk: no such key in GenerationConfig"),
+        (["1 2 3 4", "--set", "top_k=10"], "--set: "),  # which needs do_sample
+        (["1 2 3 4", "--set", "do_sample=true", "top_k=-1"], "--set: `top_k` has to be a strictly positive integer"),
+        (["1 2 3 4", "--set", "num_beams=many"], "--set: "),
+        (["1 2 3 4", "--file", tmp_path / "latin"], "give texts or --file, not both"),
+        (["--file", tmp_path / "nothing"], f"--file {tmp_path / 'nothing'}: No such file or directory"),
+        (["--file", tmp_path / "latin"], f"{tmp_path / 'latin'}:2: invalid UTF-8"),
+        (["1 2", "3 \udcff"], "text 2: invalid UTF-8"),
+    ):
+        done = command("generate", checkpoint, *words)
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {message}") and not done.stdout
+    done = command("generate", checkpoint, stdin=b"1 2\n\xff\n")
+    assert done.returncode == 2 and "error: standard input:2: invalid UTF-8" in done.stderr
+    done = command("generate", tmp_path / "nothing", "1 2")
+    assert done.returncode == 2 and "error: " in done.stderr
+    with pytest.raises(SystemExit):
+        command("generate", checkpoint, "1 2", "--batch-size", "0")
+
+
+def test_score_gives_the_runs_own_numbers(command, checkpoint, tmp_path):
+    done = command("score", checkpoint, "--split", "test", "--predictions", tmp_path / "predictions.jsonl")
+    assert done.returncode == 0, done.stderr
+    expected = json.loads((checkpoint / "metrics.json").read_text())["test"]
+    assert json.loads(done.stdout) == pytest.approx(expected)
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 and set(rows[0]) == {"source", "reference", "prediction"}
+    assert command("score", checkpoint / "checkpoint-2", "--split", "validation").returncode == 0
+    done = command("score", checkpoint, "--split", "test", "data.test=null")
+    assert done.returncode == 2 and "data.test is not set" in done.stderr
+    done = command("score", checkpoint, "evaluation.metrics=[blue]")
+    assert done.returncode == 2 and "error: evaluation.metrics: 'blue' is not built in" in done.stderr
+    done = command("score", checkpoint, "--predictions", tmp_path / "no" / "x.jsonl")
+    assert done.returncode == 2 and done.stderr.startswith(
+        f"error: --predictions {tmp_path / 'no' / 'x.jsonl'}: No such"
+    )
+
+
+def test_tokenizer(command, make_pairs, tmp_path):
+    pairs = make_pairs()
+    done = command("tokenizer", tmp_path / "a", "--data", pairs, "--kind", "word", "--vocab-size", 50)
+    assert done.returncode == 0, done.stderr
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a b")["input_ids"]) == ["a", "b", "</s>"]
+    (tmp_path / "text").write_text("hello world\nhello\n" * 5)
+    done = command("tokenizer", tmp_path / "b", "--files", tmp_path / "text", "--vocab-size", 300)
+    assert done.returncode == 0, done.stderr
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "b").decode(
+            AutoTokenizer.from_pretrained(tmp_path / "b")("  hello ✓")["input_ids"], skip_special_tokens=True
+        )
+        == "  hello ✓"
+    )
+    done = command("tokenizer", tmp_path / "c", "--sentencepiece", tmp_path / "text")
+    assert done.returncode == 2 and "no SentencePiece model" in done.stderr
+    done = command("tokenizer", tmp_path / "c", "--data", pairs, "--columns", "src")
+    assert done.returncode == 2 and "no column 'src'" in done.stderr
+
+
+def test_tokenizer_names_what_is_wrong(command, tmp_path):
+    text, latin = tmp_path / "text", tmp_path / "latin"
+    text.write_text("hello world\nhello\n" * 5)
+    latin.write_bytes(b"hello\nw\xf6rld\n")
+    for words, message in (
+        (
+            [tmp_path / "a", "--files", tmp_path / "nothing"],
+            f"--files {tmp_path / 'nothing'}: No such file or directory",
+        ),
+        ([tmp_path / "a", "--files", text, latin, "--vocab-size", 300], f"{latin}:2: invalid UTF-8"),
+        ([tmp_path / "a", "--files", text, "--kind", "wrod"], "--kind: 'wrod' is unknown; did you mean word?"),
+        ([tmp_path / "a", "--files", text, "--vocab-size", 10], "tokenizer.vocab_size: 10 is too small"),
+        ([text, "--files", text, "--vocab-size", 300], f"{text} is a file; name a folder"),
+        ([text / "a", "--files", text, "--vocab-size", 300], f"{text / 'a'}: Not a directory"),
+    ):
+        done = command("tokenizer", *words)
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {message}")
+    assert not (tmp_path / "a").exists()
+
+
+def test_publish(command, checkpoint, hub):
+    """A finished model and a checkpoint; again costs no commit; what is no model is refused."""
+    done = command("publish", checkpoint, "team/published", "--private")
+    assert done.returncode == 0 and "is published as team/published" in done.stdout, done.stderr
+    assert command("publish", checkpoint / "checkpoint-2", "me/half-way").returncode == 0
+    assert len(hub.commits("me/half-way")) == len(hub.commits("team/published")) == 2
+    assert command("publish", checkpoint, "team/published").returncode == 0
+    assert len(hub.commits("team/published")) == 2
+    for folder, name, message in (
+        (checkpoint / "nothing", "me/x", "no such folder"),
+        (checkpoint / "runs", "me/x", "there are no weights to publish"),
+        (checkpoint, "x", "name the repository to push to as owner/name"),
+        (checkpoint, "you/x", "me cannot write to you/"),
+    ):
+        done = command("publish", folder, name)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
