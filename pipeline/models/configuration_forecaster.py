@@ -78,6 +78,16 @@ class TransformerForecasterConfig(PreTrainedConfig):
         self.series = self.series or ["value"]
         self.means = self.means or [0.0] * len(self.series)
         self.stds = self.stds or [1.0] * len(self.series)
+        self._check_sizes()
+        self._check_series()
+        if self.head not in HEADS:
+            raise ValueError(f"head={self.head!r}: it must be one of {', '.join(HEADS)}")
+        for name in ("dropout", "head_dropout", "attention_dropout", "activation_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 0 and below 1")
+        super().__post_init__(**kwargs)
+
+    def _check_sizes(self) -> None:
         for name in (
             *("context_length", "prediction_length", "patch_length", "patch_stride"),
             *("d_model", "encoder_layers", "attention_heads", "ffn_dim"),
@@ -95,23 +105,19 @@ class TransformerForecasterConfig(PreTrainedConfig):
             raise ValueError(
                 f"d_model={self.d_model} must be even, and a multiple of attention_heads={self.attention_heads}"
             )
+
+    def _check_series(self) -> None:
         for name in ("means", "stds"):
             if len(getattr(self, name)) != len(self.series):
                 raise ValueError(f"{name} has {len(getattr(self, name))} values for {len(self.series)} series")
         for name, std in zip(self.series, self.stds, strict=True):
             if not 0 < std < math.inf:
                 raise ValueError(f"stds: {std} for {name}: a standard deviation must be above 0")
-        if self.head not in HEADS:
-            raise ValueError(f"head={self.head!r}: it must be one of {', '.join(HEADS)}")
-        for name in ("dropout", "head_dropout", "attention_dropout", "activation_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 0 and below 1")
-        super().__post_init__(**kwargs)
 
     @property
     def num_patches(self) -> int:
         """One begins at every `patch_stride`-th step."""
-        return -(-self.context_length // self.patch_stride)
+        return math.ceil(self.context_length / self.patch_stride)
 
 
 TransformerForecasterConfig.register_for_auto_class()

@@ -379,7 +379,7 @@ def test_large_weights_go_up_in_parts(finished_folder, hub_name):
     HUB.break_next(
         {"path": "/part/2", "kind": "reset", "times": 2}, {"path": "/complete", "kind": "status", "status": 503}
     )
-    hub.publish(finished_folder, hub_name, "Large", 60)
+    hub.upload(finished_folder, hub_name, "Large", 60)
     assert sum("/part/" in line for line in HUB.log()) >= 4
     stored = HUB.blobs()[HUB.commits(hub_name)[-1]["files"]["model.safetensors"]["sha256"]]
     assert stored == (finished_folder / "model.safetensors").read_bytes()
@@ -453,7 +453,7 @@ def test_what_a_push_needs_is_checked_before_the_first_step(make_config, monkeyp
         monkeypatch.setenv("HF_TOKEN", token)
     if fault:
         HUB.break_next(fault)
-    monkeypatch.setattr(hub, "publish", lambda *_: pytest.fail("published"))
+    monkeypatch.setattr(hub, "upload", lambda *_: pytest.fail("published"))
     with pytest.raises(ConfigError, match=message):
         train(config)
 

@@ -17,7 +17,7 @@ def test_what_looks_like_a_token_is_not_uploaded(finished_folder, hub_name, secr
     hub.prepare(HubConfig(push=True, model_id=hub_name))
     (finished_folder / "run.yaml").write_text(f"data:\n  options: {{token: {secret}}}\n")
     with pytest.raises(ConfigError, match=r"run.yaml:2 holds what looks like an access token; nothing was uploaded"):
-        hub.publish(finished_folder, hub_name, "x", 0)
+        hub.upload(finished_folder, hub_name, "x", 0)
     assert len(HUB.commits(hub_name)) == 1
 
 
@@ -27,7 +27,7 @@ def test_an_environment_variable_in_the_weights_is_found(finished_folder, hub_na
     path = finished_folder / "model.safetensors"
     path.write_bytes(path.read_bytes() + b"0123456789abcdef0123")
     with pytest.raises(ConfigError, match=r"model.safetensors:\d+ holds what looks like an access token"):
-        hub.publish(finished_folder, hub_name, "x", 0)
+        hub.upload(finished_folder, hub_name, "x", 0)
     assert len(HUB.commits(hub_name)) == 1
 
 
