@@ -86,7 +86,8 @@ class AugmentationConfig(Section):
 
 class EvaluationConfig(Section):
     metrics: list[str] = Field(
-        [], description="{metrics}, or whatever evaluate.load takes; [] generates nothing; default: the task's own"
+        default_factory=list,  # `validate` knows the task's
+        description="{metrics}, or whatever evaluate.load takes; [] generates nothing; the task's own if left out",
     )
     num_beams: int = Field(1, ge=1, description="beams while training; the last evaluation uses `generation`")
     max_rows: int | None = Field(None, ge=1, description="validation rows used while training; null: all")
@@ -292,7 +293,8 @@ def _line(path: Path, location: Location) -> str:
 
 
 def _explain(error: ValidationError, schema: type[Config], source: Source) -> str:
-    problem = error.errors()[0]
+    # A misspelled key may also be one that is missing: its name says more.
+    problem = next((item for item in error.errors() if item["type"] == "extra_forbidden"), error.errors()[0])
     location = tuple(str(name) for name in problem["loc"])
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":

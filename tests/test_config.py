@@ -1,7 +1,11 @@
+import copy
+from pathlib import Path
+
 import pytest
 
-from pipeline.config import describe, load, parse_overrides
+from pipeline.config import parse_overrides
 from pipeline.errors import ConfigError
+from pipeline.tasks.registry import load_config, parse_config
 from tests.conftest import ROOT
 
 
@@ -13,7 +17,7 @@ def write(tmp_path, text: str):
 
 def test_values_overrides_and_defaults(tmp_path):
     path = write(tmp_path, "data:\n  path: reversal\ntraining:\n  learning_rate: 1e-4\n")
-    config = load(path, ["data.streaming=true", "training.lr_scheduler_kwargs.min_lr=1e-6", "model.d_model=64"])
+    config = load_config(path, ["data.streaming=true", "training.lr_scheduler_kwargs.min_lr=1e-6", "model.d_model=64"])
     assert config.training["learning_rate"] == 1e-4  # YAML 1.1 would make this text
     assert config.training["lr_scheduler_kwargs"] == {"min_lr": 1e-6}
     assert config.data.streaming is True and config.model == {"d_model": 64}
@@ -22,7 +26,7 @@ def test_values_overrides_and_defaults(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_config_loads(path):
-    assert load(path).data.path
+    assert load_config(path).data.path
 
 
 def test_there_are_shipped_configs():
@@ -54,7 +58,7 @@ def test_there_are_shipped_configs():
 )
 def test_wrong_configs_are_named(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
-        load(write(tmp_path, text))
+        load_config(write(tmp_path, text))
 
 
 @pytest.mark.parametrize(
@@ -69,12 +73,12 @@ def test_wrong_configs_are_named(tmp_path, text, message):
 )
 def test_wrong_overrides_are_named(tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
-        load(write(tmp_path, "data:\n  path: reversal\n"), [override])
+        load_config(write(tmp_path, "data:\n  path: reversal\n"), [override])
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none.yaml: no such config file"):
-        load(tmp_path / "none.yaml")
+        load_config(tmp_path / "none.yaml")
 
 
 def test_parse_overrides():
@@ -85,7 +89,18 @@ def test_parse_overrides():
     }
 
 
-def test_the_manual_names_every_key():
-    text = describe()
-    for key in ("data.path", "tokenizer.kind", "evaluation.metrics", "hub.push", "training", "generation", "model"):
-        assert key in text
+def test_a_config_without_a_file_has_an_output_folder():
+    assert parse_config({"data": {"path": "reversal"}}).output_dir == Path("runs/sequence_to_sequence")
+
+
+def test_values_are_not_changed():
+    values = {"task": "language_modeling", "data": {"path": "x", "bptt": 8}}
+    before = copy.deepcopy(values)
+    parse_config(values)
+    assert values == before
+
+
+def test_the_config_that_is_written_is_the_config_that_is_read(tmp_path):
+    config = load_config(write(tmp_path, "data:\n  path: reversal\n  options: {rows: 5}\n"), ["training.max_steps=3"])
+    (tmp_path / "run.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "run.yaml") == config
