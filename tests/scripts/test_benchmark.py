@@ -1,14 +1,16 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.benchmark import main, print_table
-from scripts.benchmark_cases import Stopwatch, count_operations
+from pipeline.errors import ConfigError
+from scripts.benchmark import main, print_table, save
+from scripts.benchmark_cases import Stopwatch, count_operations, describe_machine
 from tests.conftest import ROOT, TINY
 
 
@@ -55,9 +57,19 @@ def test_the_table_shows_medians_and_ranges(capsys):
 )
 def test_a_wrong_config_is_named(arguments, message, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments, "--parts", "start"])
-    assert main() == 2
+    assert main([*arguments, "--parts", "start"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_machine_is_named():
+    machine = describe_machine(Namespace(device="cpu"))
+    assert machine["torch"] == torch.__version__ and machine["device"] == "cpu"
+    assert machine["processor"] and int(machine["cores"]) >= 1
+
+
+def test_an_unwritable_output_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"--output .*No such file or directory"):
+        save({}, tmp_path / "no" / "numbers.json")
 
 
 @pytest.mark.slow
@@ -75,6 +87,7 @@ def test_the_whole_benchmark(make_pairs, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     numbers = json.loads((tmp_path / "numbers.json").read_text())
-    assert list(numbers) == ["training", "memory", "loader", "start", "generation"]
+    assert done.stdout.startswith("machine\n") and numbers["machine"]["torch"] == torch.__version__
+    assert list(numbers) == ["machine", "training", "memory", "loader", "start", "generation"]
     assert numbers["memory"]["ours / stock"] < 0.5
     assert numbers["generation"]["5 beams"]["sentences whose ids differ from those of each alone"] == 0
