@@ -24,16 +24,17 @@ from pipeline import plots
 from pipeline.config import Config
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.batch_loader import BatchLoader
-from pipeline.data.batch_stream import BatchStream, name_bad_rows
-from pipeline.data.hub_reading import each_row, pin
-from pipeline.data.splits import Rows, is_on_hub, patience_of, read
+from pipeline.data.batch_stream import BatchStream
+from pipeline.data.hub_reading import is_on_hub, iterate_rows, resolve_commit, retry_seconds
+from pipeline.data.rows import HOW_TO_FIX, Feature, separate
+from pipeline.data.splits import Rows, open_split
 from pipeline.errors import ConfigError, DataError, RunError, nearest
 from pipeline.inference.evaluation import Evaluation
 from pipeline.inference.metrics import Metric, load_metric
 from pipeline.publishing import hub
 from pipeline.publishing.card import card
 from pipeline.setup.model_factory import build_model, find_pretrained, generation_config, load_or_train_tokenizer
-from pipeline.tasks.base import Feature, Task
+from pipeline.tasks.base import Task
 from pipeline.tasks.registry import find
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import METRICS_FILE
@@ -174,7 +175,9 @@ def _find_start(config: Config, folder: Path, chosen: str | bool | None, accept_
     if checkpoint and not {"data.path", "data.revision"} & {*keys}:
         return Start(checkpoint, json.loads((checkpoint / STATE_FILE).read_text()).get("revision"))
     revision = (
-        pin(config.data.path, config.data.revision, config.data.hub_patience) if is_on_hub(config.data.path) else None
+        resolve_commit(config.data.path, config.data.revision, config.data.hub_patience)
+        if is_on_hub(config.data.path)
+        else None
     )
     return Start(checkpoint, revision)
 
@@ -187,16 +190,15 @@ def encode_split(config: Config, task: Task, split: str | None, max_rows: int | 
     """
     if split is None:
         return []
-    rows = task.samples(read(config.data, split, task.columns(config.data)))
-    chosen = list(each_row(rows if max_rows is None else rows.take(max_rows), patience_of(config.data)))
+    rows = task.samples(open_split(config.data, split, task.columns(config.data)))
+    chosen = list(iterate_rows(rows if max_rows is None else rows.take(max_rows), retry_seconds(config.data)))
     columns = {name: [row[name] for row in chosen] for name in chosen[0]} | {"row": list(range(len(chosen)))}
-    encoded = task.encode(columns)
-    bad = name_bad_rows(columns, encoded)
+    features, bad = separate(task.encode(columns))
     if bad and config.data.on_bad_row == "error":
-        raise DataError(f"data: {split}: {bad[0]}; mend or remove the row, or set data.on_bad_row=skip")
+        raise DataError(f"data: {split}: {bad[0]}; {HOW_TO_FIX}")
     if bad:
         logger.warning("%s: %d bad rows are left out, such as %s", split, len(bad), bad[0])
-    return task.held_out([feature for feature in encoded if not isinstance(feature, str)])
+    return task.held_out(features)
 
 
 def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, rows: Rows) -> BatchLoader:
@@ -216,10 +218,10 @@ def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, row
         batch_tokens=config.data.batch_tokens,
         packing=config.data.packing,
         window=config.data.shuffle_window,
-        arrange=arrange,
+        make_batches=arrange,
         augment=augment,
         max_bad_rows=config.data.max_bad_rows if config.data.on_bad_row == "skip" else 0,
-        patience=patience_of(config.data),
+        patience=retry_seconds(config.data),
         seed=args.seed if args.data_seed is None else args.data_seed,
         rank=state.process_index,
         world_size=state.num_processes,
@@ -288,13 +290,13 @@ def _run(config: Config, args: Seq2SeqTrainingArguments, output_dir: Path, accep
     config = config.model_copy(update={"data": config.data.model_copy(update={"revision": start.revision})})
     entry = find(config.task)
     columns = entry.task.columns(config.data)
-    rows = read(config.data, config.data.train, columns)
+    rows = open_split(config.data, config.data.train, columns)
     if config.data.test is not None:
-        read(config.data, config.data.test, columns)  # to fail now rather than after the training
+        open_split(config.data, config.data.test, columns)  # to fail now rather than after the training
     pretrained = None if "from" not in config.model else checkpoint or find_pretrained(config)
     path = checkpoint or config.tokenizer.path or pretrained
-    tokenizer = load_or_train_tokenizer(config, each_row(rows, patience_of(config.data)), path)
-    sizes = entry.task.sizes(config.data, each_row(rows, patience_of(config.data)))
+    tokenizer = load_or_train_tokenizer(config, iterate_rows(rows, retry_seconds(config.data)), path)
+    sizes = entry.task.sizes(config.data, iterate_rows(rows, retry_seconds(config.data)))
     model = build_model(config, tokenizer, args.seed, sizes, pretrained, is_new=checkpoint is None)
     generation = generation_config(config, model, num_beams=config.evaluation.num_beams)
     if model.can_generate():

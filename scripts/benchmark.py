@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether installed or not
 
 from pipeline.config import load
-from pipeline.data.splits import read
+from pipeline.data.splits import open_split
 from pipeline.errors import ConfigError, TeacherForcingError
 from pipeline.setup.model_factory import load_or_train_tokenizer
 from pipeline.tasks.registry import find
@@ -163,7 +163,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> list[str]:
     config = load(arguments.config, arguments.overrides)
     path = folder / "tokenizer"
     if not path.is_dir():
-        rows = read(config.data, config.data.train, find(config.task).task.columns(config.data))
+        rows = open_split(config.data, config.data.train, find(config.task).task.columns(config.data))
         load_or_train_tokenizer(config, iter(rows), None).save_pretrained(path)
     return [
         *arguments.overrides,

@@ -28,7 +28,7 @@ from transformers import (
 
 from pipeline.config import Config, load
 from pipeline.data.batch_loader import BatchLoader
-from pipeline.data.splits import read
+from pipeline.data.splits import open_split
 from pipeline.inference.generation import generate
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
@@ -152,13 +152,13 @@ def build(config: Config) -> tuple[BatchLoader, Seq2SeqTransformerConfig]:
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.path)
     model = Seq2SeqTransformerConfig(vocab_size=len(tokenizer), **config.model)
     task = find(config.task).task.of(tokenizer, model, config.data)
-    rows = read(config.data, config.data.train, task.columns(config.data))
+    rows = open_split(config.data, config.data.train, task.columns(config.data))
     return build_loader(config, training_arguments(config), task, rows), model
 
 
 def encode(config: Config, tokenizer: Any) -> list[dict[str, list[int]]]:
     """Ids of the training pairs."""
-    rows = [*read(config.data, config.data.train, find(config.task).task.columns(config.data))]
+    rows = [*open_split(config.data, config.data.train, find(config.task).task.columns(config.data))]
     sources, targets = ([row[name] for row in rows] for name in ("source", "target"))
     ids = tokenizer(sources)["input_ids"], tokenizer(targets)["input_ids"]
     return [{"input_ids": source, "labels": target} for source, target in zip(*ids, strict=True)]
@@ -195,7 +195,7 @@ def load_batches(arguments: argparse.Namespace, streaming: bool) -> float:
     tokens = passes = 0
     begin = now = time.perf_counter()
     for batch in loader:
-        if loader.position.number > passes:
+        if loader.position.pass_index > passes:
             passes, now = passes + 1, time.perf_counter()
             if passes == 1:
                 tokens, begin = 0, now
@@ -209,7 +209,7 @@ def encode_alone(arguments: argparse.Namespace) -> float:
     """Tokens a second of the tokenizer, which uses as many cores as RAYON_NUM_THREADS has."""
     config = load(arguments.config, arguments.overrides)
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.path).backend_tokenizer
-    rows = read(config.data, config.data.train, find(config.task).task.columns(config.data))
+    rows = open_split(config.data, config.data.train, find(config.task).task.columns(config.data))
     texts = [row[name] for row in rows for name in ("source", "target")]
     begin = time.perf_counter()
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))
@@ -220,7 +220,7 @@ def generate_ids(arguments: argparse.Namespace, name: str, beams: int) -> dict[s
     """Ids for the test split: stock's in file order, ours, or what `model.generate` gives on each sentence alone."""
     config = load(arguments.config, arguments.overrides)
     model, task = load_checkpoint(arguments.checkpoint)
-    rows = read(config.data, config.data.test or "test", task.columns(config.data))
+    rows = open_split(config.data, config.data.test or "test", task.columns(config.data))
     texts = [row["source"] for row in rows]
     options = GenerationConfig(
         num_beams=beams,

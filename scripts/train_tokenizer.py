@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, whether installed or not
 
 from pipeline.config import DataConfig
-from pipeline.data.splits import read
+from pipeline.data.splits import open_split
 from pipeline.errors import ConfigError, DataError
 from tokenizer.checks import TokenizerError, check
 from tokenizer.training import KINDS, import_sentencepiece, train
@@ -59,7 +59,7 @@ def lines(files: list[Path]):
 
 def column_texts(arguments: argparse.Namespace):
     data = DataConfig(path=arguments.data, streaming=True)
-    for row in read(data, arguments.split, {name: name for name in arguments.columns}):
+    for row in open_split(data, arguments.split, {name: name for name in arguments.columns}):
         yield from (text for text in row.values() if isinstance(text, str))
 
 

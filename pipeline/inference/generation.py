@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from pipeline.data.rows import separate
 from pipeline.errors import ConfigError
 from pipeline.tasks.base import Task
 
@@ -31,8 +32,8 @@ def generate(
             raise ConfigError(f"prompt {number} is empty: give a word at least to go on from")
     numbers = [number for number, text in enumerate(texts) if text.strip()]
     sources = [texts[number] for number in numbers]
-    features = task.encode({"source": sources, "row": numbers})
-    ordered = sorted((each for each in features if not isinstance(each, str)), key=task.lengths, reverse=True)
+    features, _ = separate(task.encode({"source": sources, "row": numbers}))
+    ordered = sorted(features, key=task.lengths, reverse=True)
     answers = [""] * len(texts)
     model.eval()
     for start in range(0, len(ordered), batch_size):

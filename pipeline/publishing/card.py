@@ -10,7 +10,7 @@ from ruamel.yaml.compat import StringIO
 from transformers import PreTrainedModel, TrainerState
 
 from pipeline.config import Config
-from pipeline.data.splits import is_on_hub
+from pipeline.data.hub_reading import is_on_hub
 
 CODE = """
 

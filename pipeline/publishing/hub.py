@@ -15,7 +15,7 @@ from huggingface_hub.utils import httpx
 from transformers import TrainerCallback
 
 from pipeline.config import HubConfig
-from pipeline.data.hub_reading import API_TIMEOUT, Patience, denial, in_short, is_passing, patiently
+from pipeline.data.hub_reading import API_TIMEOUT, RetryBudget, explain_refusal, in_short, is_transient, with_retries
 from pipeline.errors import ConfigError, NotPublished
 
 # What a checkpoint needs to load elsewhere, and what tells how it came to be; nothing else is ever uploaded.
@@ -62,7 +62,7 @@ def prepare(settings: HubConfig) -> None:
         raise ConfigError(f"hub.model_id: name the repository to push to as owner/name (given: {settings.model_id!r})")
     api = HfApi()
     try:
-        user = patiently(api.whoami, CHECK_PATIENCE, "hub.push")
+        user = with_retries(api.whoami, CHECK_PATIENCE, "hub.push")
         role = user.get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
             raise ConfigError("hub.push: this token may only read; make one that may write, and `hf auth login`")
@@ -70,7 +70,7 @@ def prepare(settings: HubConfig) -> None:
         mine = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
         if owner not in mine:
             raise ConfigError(f"hub.model_id: {user['name']} cannot write to {owner}/; there are: {', '.join(mine)}")
-        patiently(
+        with_retries(
             lambda: api.create_repo(settings.model_id, private=settings.private, exist_ok=True),
             CHECK_PATIENCE,
             settings.model_id,
@@ -95,7 +95,7 @@ def publish(folder: Path, name: str, message: str, patience: float, is_outdated:
     if not any(fnmatch(path.name, pattern) for path in files for pattern in WEIGHTS):
         raise ConfigError(f"{folder}: there are no weights to publish")
     refuse_secrets(files)
-    api, waiting = HfApi(), Patience(patience, f"publishing to {name}")
+    api, waiting = HfApi(), RetryBudget(patience, f"publishing to {name}")
     first_head = None
     while not is_outdated():
         try:
@@ -113,7 +113,7 @@ def publish(folder: Path, name: str, message: str, patience: float, is_outdated:
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code == 412:  # somebody else was quicker
                 first_head = None
-            waiting.wait(error, is_passing(error) or first_head is None)
+            waiting.wait(error, is_transient(error) or first_head is None)
         except Exception as error:
             waiting.wait(error)
 
@@ -147,7 +147,7 @@ def _published(folder: Path) -> Iterator[Path]:
 
 def explain(error: BaseException, name: str | None) -> str:
     """What went wrong with a repository, in one line."""
-    return str(error) if isinstance(error, ConfigError) else denial(error, str(name)) or in_short(error)
+    return str(error) if isinstance(error, ConfigError) else explain_refusal(error, str(name)) or in_short(error)
 
 
 class Publisher(TrainerCallback):

@@ -20,13 +20,10 @@ from transformers import (
 from transformers.utils import ModelOutput
 
 from pipeline.config import DataConfig
+from pipeline.data.rows import BadRow, Columns, Feature
 from pipeline.data.splits import Rows
 
-Columns = dict[str, list]
-Feature = dict[str, Any]
 Batch = dict[str, Tensor]
-
-UNDECODABLE = "\ufffd"  # what Unicode decoders put where bytes are no text
 
 
 class Task(ABC):
@@ -76,8 +73,8 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def encode(self, columns: Columns) -> list[Feature | str]:
-        """Rows, with their numbers as column "row", to one feature each; for a bad row, to what is wrong with it."""
+    def encode(self, columns: Columns) -> list[Feature | BadRow]:
+        """Make of each row its feature, or a `BadRow` that says why it cannot be used; `data.rows` has the columns."""
 
     def held_out(self, features: list[Feature]) -> list[Feature]:
         """What is evaluated of a split, where that is not the feature of each row."""
@@ -146,22 +143,16 @@ class Task(ABC):
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], is_target: bool = False) -> list[list[int]]:
-    """Token ids of each text, as `tokenizer(texts)` gives them, which takes twice as long for what else it makes."""
+    """Give the token ids of each text, as `tokenizer(texts)` does, in half the time.
+
+    Args:
+        is_target: whether the texts are targets; some tokenizers encode those otherwise.
+    """
     if not texts:
         return []
     if type(tokenizer) is PreTrainedTokenizerFast:
         tokenizer("")  # sets up the backend: nothing cut, nothing padded, special tokens in a text taken as text
         return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts)]
-    given = {"text_target" if is_target else "text": texts}  # some have a target language
-    return tokenizer(**given, return_attention_mask=False, verbose=False)["input_ids"]  # verbose: about long ones
-
-
-def what_is_wrong(name: str, text: object) -> str | None:
-    """Why a field is no text to train on; None where it is one."""
-    if not isinstance(text, str):
-        return f"{name} is {text!r}, where a text is needed"
-    if not text.strip():
-        return f"{name} is empty"
-    if UNDECODABLE in text:
-        return f"{name} holds U+FFFD, the mark of bytes that are not UTF-8"
-    return None
+    argument = "text_target" if is_target else "text"  # some have a target language
+    # verbose would warn of long texts, which are bad rows here.
+    return tokenizer(**{argument: texts}, return_attention_mask=False, verbose=False)["input_ids"]

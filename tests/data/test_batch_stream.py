@@ -16,7 +16,8 @@ from pipeline.config import DataConfig, load
 from pipeline.data import batch_stream as batching
 from pipeline.data.batch_loader import BatchLoader
 from pipeline.data.batch_stream import BatchStream, Position
-from pipeline.data.splits import read
+from pipeline.data.rows import BadRow
+from pipeline.data.splits import open_split
 from pipeline.errors import DataError, RunError
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from tokenizer.training import train
@@ -74,8 +75,8 @@ KINDS = pytest.mark.parametrize("kind", ["dataset", "stream"])
 
 @KINDS
 def test_a_text_is_read_in_order(kind):
-    """Where a task arranges its batches itself, rows come as they stand, in every pass."""
-    stream = make_stream(kind, arrange=lambda features, generator: [features[:10], features[10:]])
+    """Where a task makes its batches itself, rows come as they stand, in every pass."""
+    stream = make_stream(kind, make_batches=lambda features, generator: [features[:10], features[10:]])
     batches = take(stream, 16)
     rows = [value for batch in batches for value in batch]
     assert rows[:200] == [*range(100), *range(100)]
@@ -113,11 +114,11 @@ def test_noise_depends_on_seed_pass_and_row_alone(kind):
 @KINDS
 def test_every_row_once_a_pass(kind):
     batches = [(batch, position) for batch, position in islice(iter(make_stream(kind)), 90)]
-    passes = [position.number for _, position in batches]
+    passes = [position.pass_index for _, position in batches]
     assert sorted(set(passes)) == [0, 1, 2] + ([3] if 3 in passes else [])
     orders = []
     for number in (0, 1, 2):
-        rows = [each["value"] for batch, position in batches if position.number == number for each in batch]
+        rows = [each["value"] for batch, position in batches if position.pass_index == number for each in batch]
         assert sorted(rows) == list(range(100))
         orders.append(rows)
     assert orders[0] != orders[1] != orders[2] and orders[0] != list(range(100))
@@ -159,7 +160,7 @@ def test_no_row_twice_or_never(kind, ranks):
     taken = [list(islice(iter(make_stream(kind, rank=rank, world_size=ranks)), 36)) for rank in range(ranks)]
     items = [item for turn in zip(*taken, strict=True) for item in turn]
     for number in (0, 1):
-        rows = [each["value"] for batch, position in items if position.number == number for each in batch]
+        rows = [each["value"] for batch, position in items if position.pass_index == number for each in batch]
         assert sorted(rows) == list(range(100))
 
 
@@ -226,7 +227,7 @@ def test_the_first_window_of_the_first_pass_is_short(kind, monkeypatch):
     stream = make_stream(kind, encode=note, window=40, batch_tokens=60)
     stream.position = position
     assert take(stream, 29) == [[each["value"] for each in batch] for batch, _ in placed[21:]]
-    for whole in ({}, {"batch_tokens": 60, "arrange": lambda features, generator: [features]}):
+    for whole in ({}, {"batch_tokens": 60, "make_batches": lambda features, generator: [features]}):
         sizes.clear()
         take(make_stream(kind, encode=note, window=40, **whole), 1)
         assert sizes[0] >= 40  # of batches counted in rows, and of rows that follow one another
@@ -292,7 +293,10 @@ def test_no_rows_are_an_error(workers):
 
 
 def odd(columns):
-    return [each if each["value"] % 2 else "even" for each in encode(columns)]
+    return [
+        feature if feature["value"] % 2 else BadRow(f"row {row}", "even")
+        for feature, row in zip(encode(columns), columns["row"], strict=True)
+    ]
 
 
 @KINDS
@@ -300,10 +304,10 @@ def test_bad_rows_are_named_or_skipped_and_counted(kind):
     """A pass has 50; the count goes on over passes and through a position, the bound is that of one pass."""
     stream = make_stream(kind, encode=odd, max_bad_rows=50)
     items = list(islice(iter(stream), 60))
-    first = [item for item in items if item[1].number == 0]
+    first = [item for item in items if item[1].pass_index == 0]
     assert sorted(each["value"] for batch, _ in first for each in batch) == list(range(1, 100, 2))
     for number in (0, 1, 2):
-        last = [position for _, position in items if position.number == number][-1]
+        last = [position for _, position in items if position.pass_index == number][-1]
         assert last.skipped_before + last.skipped_in_window == 50 * (number + 1)
         assert last.skipped_in_pass + last.skipped_in_window == 50
     stream = make_stream(kind, encode=odd, max_bad_rows=None)
@@ -311,7 +315,7 @@ def test_bad_rows_are_named_or_skipped_and_counted(kind):
     assert [item[1] for item in islice(iter(stream), 30)] == [position for _, position in items[21:51]]
     with pytest.raises(DataError, match=r"bad rows in one pass, where data.max_bad_rows=49; one: row \d+: even"):
         take(make_stream(kind, encode=odd, max_bad_rows=49), 60)
-    with pytest.raises(DataError, match=r"row \d+: even; mend or remove the row, or set data.on_bad_row=skip"):
+    with pytest.raises(DataError, match=r"row \d+: even; fix or remove the row, or set data.on_bad_row=skip"):
         take(make_stream(kind, encode=odd), 1)
 
 
@@ -326,7 +330,9 @@ def test_skipped_rows_are_named_in_the_log(kind, caplog):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_nothing_left_to_train_on(kind, workers):
     """The message is the same from a worker: it travels as it is."""
-    stream = make_stream(kind, encode=lambda columns: ["too long"] * len(columns["row"]), max_bad_rows=None)
+    stream = make_stream(
+        kind, encode=lambda columns: [BadRow(f"row {row}", "too long") for row in columns["row"]], max_bad_rows=None
+    )
     with pytest.raises(DataError, match=r"^none of the 100 training rows can be used; the last: row \d+: too long$"):
         next(iter(BatchLoader(stream, collate, num_workers=workers)))
 
@@ -347,20 +353,20 @@ def test_epoch_is_the_share_of_the_pass():
     positions = [position for _, position in islice(iter(make_stream("dataset")), 60)]
     epochs = [position.epoch for position in positions]
     assert epochs == sorted(epochs) and 0 < epochs[0] < 0.1
-    first_pass = [position.epoch for position in positions if position.number == 0]
+    first_pass = [position.epoch for position in positions if position.pass_index == 0]
     assert first_pass[-1] == pytest.approx(1)
 
 
 def test_captions_are_padded_little(shared_data):
     """At least 96 % of the places in the batches of the translation config hold a token, the first pass included."""
     config = load("configs/translation_multi30k_en_fr.yaml", [f"data.path={shared_data}/multi30k", "data.options={}"])
-    rows = read(config.data, "train", config.data.columns)
+    rows = open_split(config.data, "train", config.data.columns)
     texts = (row[name] for row in rows for name in ("source", "target"))
     task = SequenceToSequence(train(texts, config.tokenizer.kind, config.tokenizer.vocab_size))
     batch_tokens, window = config.data.batch_tokens, config.data.shuffle_window
     stream = BatchStream(rows, task.encode, task.lengths, batch_rows=1, batch_tokens=batch_tokens, window=window)
     real = places = 0
-    for features, _ in takewhile(lambda item: item[1].number == 0, stream):
+    for features, _ in takewhile(lambda item: item[1].pass_index == 0, stream):
         batch = task.collate(features)
         size = batch["input_ids"].numel() + batch["labels"].numel()
         assert size <= batch_tokens
@@ -377,9 +383,9 @@ def test_memory_stays_flat(tmp_path):
         (tmp_path / f"train-{number}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     data = DataConfig(path=str(tmp_path), streaming=True, validation=None)
     task = SequenceToSequence(train(["a b c d e f"], "bpe", 300))
-    stream = BatchStream(read(data, "train", data.columns), task.encode, task.lengths, batch_rows=100)
+    stream = BatchStream(open_split(data, "train", data.columns), task.encode, task.lengths, batch_rows=100)
     sizes = []
-    for _, position in takewhile(lambda item: item[1].number == 0, stream):
+    for _, position in takewhile(lambda item: item[1].pass_index == 0, stream):
         if position.first_row >= 20_000 * (len(sizes) + 1):
             gc.collect()
             sizes.append(psutil.Process().memory_info().rss)

@@ -31,10 +31,9 @@ from transformers import (
 )
 
 from pipeline.config import DataConfig, HubConfig
-from pipeline.data import hub_reading as downloads
 from pipeline.data.batch_stream import BatchStream
-from pipeline.data.hub_reading import each_row
-from pipeline.data.splits import patience_of, read
+from pipeline.data.hub_reading import iterate_rows, resolve_commit, retry_seconds
+from pipeline.data.splits import open_split
 from pipeline.errors import ConfigError, DataError
 from pipeline.publishing import hub
 from pipeline.publishing.card import card
@@ -102,7 +101,7 @@ def hub_name(hub, request):
 
 def read_all(name: str, **options) -> list[dict]:
     data = DataConfig(path=name, **{"streaming": True, "validation": None, **options})
-    rows = each_row(read(data, "train", data.columns), patience_of(data))
+    rows = iterate_rows(open_split(data, "train", data.columns), retry_seconds(data))
     return [{column: row[column] for column in ("source", "target")} for row in rows]
 
 
@@ -119,7 +118,7 @@ def batches(name: str, count: int, patience: float = 60, position=None) -> list[
     def encode(columns):
         return [{"text": text} for text in columns["source"]]
 
-    rows = read(data, "train", data.columns)
+    rows = open_split(data, "train", data.columns)
     stream = BatchStream(rows, encode, lambda each: (1,), batch_rows=10, window=40, patience=patience)
     if position is not None:
         stream.position = position
@@ -151,7 +150,7 @@ def test_a_stream_rides_out_faults(data_set, caplog, fault, kind):
 def test_patience_ends_with_the_reason(data_set):
     name, _ = data_set()
     data = DataConfig(path=name, streaming=True, validation=None)
-    rows = read(data, "train", data.columns)
+    rows = open_split(data, "train", data.columns)
     HUB.break_next({"path": "/resolve/", "kind": "status", "status": 503, "times": 10**6})
     stream = BatchStream(rows, lambda columns: [], lambda each: (1,), batch_rows=10, patience=0.2)
     with pytest.raises(DataError, match=r"the rows behind row 0 cannot be read: .*503"):
@@ -161,9 +160,9 @@ def test_patience_ends_with_the_reason(data_set):
 def test_waiting_is_logged(data_set, caplog):
     name, _ = data_set()
     data = DataConfig(path=name, streaming=True, validation=None)
-    rows = read(data, "train", data.columns)
+    rows = open_split(data, "train", data.columns)
     HUB.break_next({"path": "/resolve/", "kind": "status", "status": 503, "times": 60})
-    assert len(list(each_row(rows, 60))) == 300
+    assert len(list(iterate_rows(rows, 60))) == 300
     assert re.search(r"reading the stream: .*503.*; trying again in \d+ s, for \d+ s more", caplog.text)
 
 
@@ -173,7 +172,7 @@ def test_the_hub_goes_and_comes_back(data_set, monkeypatch):
     expected = batches(name, 45)
     data = DataConfig(path=name, streaming=True, validation=None)
     stream = BatchStream(
-        read(data, "train", data.columns),
+        open_split(data, "train", data.columns),
         lambda columns: [{"text": text} for text in columns["source"]],
         lambda each: (1,),
         batch_rows=10,
@@ -208,7 +207,7 @@ def test_what_waiting_cannot_mend_is_said_at_once(hub, make_config, path, messag
 def test_a_revision_that_is_not_there(data_set):
     name, _ = data_set()
     with pytest.raises(ConfigError, match="has no such revision"):
-        downloads.pin(name, "v7", 0)
+        resolve_commit(name, "v7", 0)
 
 
 def test_a_damaged_download_is_fetched_again(data_set, caplog):

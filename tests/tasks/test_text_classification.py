@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from pipeline.config import DataConfig
+from pipeline.data.rows import BadRow
 from pipeline.errors import ConfigError
 from pipeline.tasks.text_classification import TextClassification
 from tokenizer.training import train
@@ -39,12 +40,15 @@ def test_names_and_numbers_of_classes(task):
 )
 def test_a_class_that_was_never_seen(task, target, problem):
     good, bad = encode(task, "positive", target)
-    assert bad == problem and good["labels"] == 1
+    assert bad == BadRow("row 1", problem) and good["labels"] == 1
 
 
 def test_long_and_empty_texts(task):
     columns = {"source": ["a b c d", " ", "a"], "target": ["negative"] * 3, "row": [0, 1, 2]}
-    assert task.encode(columns)[:2] == ["source has 5 tokens, where data.max_source_length=4", "source is empty"]
+    assert task.encode(columns)[:2] == [
+        BadRow("row 0", "source has 5 tokens, where data.max_source_length=4"),
+        BadRow("row 1", "source is empty"),
+    ]
 
 
 def test_classes_are_those_of_the_training_split():
