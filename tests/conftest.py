@@ -6,10 +6,13 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from tests.hub_data import FORMATS, SHARDS
 from tests.hub_server import WRITER, shared_server
 
 # Before the first import of a Hugging Face library: the Hub started here is all that tests and their processes know.
@@ -49,6 +52,31 @@ def hub():
     yield HUB
     HUB.start()
     HUB.break_next()
+
+
+@pytest.fixture
+def little_sleep(monkeypatch):
+    """The clients' pauses between their tries, shortened; ours are counted by `patience` all the same."""
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.002)))
+
+
+@pytest.fixture
+def data_set(hub_name):
+    """Puts three shards on the Hub, in a format; gives the name and the commit."""
+
+    def make(kind: str = "jsonl", private: bool = False, **splits) -> tuple[str, str]:
+        files = {f"train-{number}.{kind}": FORMATS[kind](rows) for number, rows in enumerate(SHARDS)}
+        files |= {f"{split}.{kind}": FORMATS[kind](rows) for split, rows in splits.items()}
+        return hub_name, HUB.add(hub_name, files, private=private)
+
+    return make
+
+
+@pytest.fixture
+def hub_name(hub, request):
+    """A name of a repository of its own for each test."""
+    return "me/" + re.sub(r"\W+", "-", request.node.name)[:60].strip("-")
 
 
 @pytest.fixture

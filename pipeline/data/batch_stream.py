@@ -204,7 +204,8 @@ class BatchStream(torch.utils.data.IterableDataset):
     def batches(self, windows: Iterator[Window]) -> Iterator[tuple[Any, Position]]:
         """Yield this rank's batches of `windows`, which begin at `self.position`, each with the position behind it.
 
-        The position is the same on all ranks: behind the step of the batch, in which every rank takes one.
+        That is behind the step of the batch, in which every rank takes one: from any rank's position the stream goes on
+        with the same batch.
         """
         begin = self.position.next_batch
         for start, end, window in self._with_positions(windows, self.position):

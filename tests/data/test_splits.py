@@ -1,13 +1,18 @@
 import gzip
 import json
+import textwrap
+from pathlib import Path
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datasets import Dataset, IterableDataset
 
 from pipeline.config import DataConfig
-from pipeline.data.readers.generated import reversal
-from pipeline.data.splits import open_split
+from pipeline.data import readers
+from pipeline.data.readers.base import Reader
+from pipeline.data.splits import SplitSpec, open_split
 from pipeline.errors import ConfigError, DataError
 
 ROWS = [{"en": f"a {index}", "fr": f"un {index}"} for index in range(7)]
@@ -173,22 +178,55 @@ def test_a_path_that_is_nothing_is_named():
         open_folder("no-such-thing")
 
 
-def test_reversal_is_split_without_overlap():
-    splits = {name: reversal(name, rows=500, held_out=100) for name in ("train", "validation", "test")}
-    assert [len(rows) for rows in splits.values()] == [500, 100, 100]
-    assert len({source for rows in splits.values() for source in rows["source"]}) == 700
-    for row in splits["test"]:
-        numbers = row["source"].split()
-        assert row["target"].split() == numbers[::-1] and len(numbers) == 10
-        assert all(1 <= int(number) <= 20 for number in numbers)
-    assert list(reversal("test", rows=500, held_out=100)) == list(splits["test"])
+@pytest.mark.parametrize(
+    "text, spec, is_file",
+    [
+        ("train", SplitSpec("train"), False),
+        ("train[:90%]", SplitSpec("train", "[:90%]"), False),
+        ("valid.jsonl", SplitSpec("valid.jsonl"), True),
+        ("train-*.jsonl[10:20]", SplitSpec("train-*.jsonl", "[10:20]"), True),
+        ("train*", SplitSpec("train*"), True),
+    ],
+)
+def test_names_of_splits(text, spec, is_file):
+    assert SplitSpec.parse(text) == spec and spec.is_file == is_file and str(spec) == text
 
 
-def test_reversal_options_are_checked():
-    data = DataConfig(path="reversal", options={"lenth": 3})
-    with pytest.raises(ConfigError, match=r"data.options: .*lenth"):
-        open_split(data, "train", data.columns)
-    with pytest.raises(ConfigError, match="too few different sequences"):
-        reversal("train", length=2, symbols=3)
-    with pytest.raises(ConfigError, match="no split 'valid'; did you mean validation"):
-        reversal("valid")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_shape_of_files_is_a_reader_and_a_line_in_the_table(tmp_path, monkeypatch, streaming):
+    """The reader in the docstring of the table, before the others; their files are read as ever."""
+    example = readers.__doc__.split("for instance:")[1].split("READERS =")[0]
+    pairs = {"Path": Path, "Dataset": Dataset}
+    exec(textwrap.dedent(example), pairs)
+    monkeypatch.setattr("pipeline.data.splits.READERS", [Reader(pairs["accepts"], pairs["read"]), *readers.READERS])
+    (tmp_path / "train.pairs").write_text("".join(f"{row['en']}\t{row['fr']}\n" for row in ROWS))
+    (tmp_path / "others").mkdir()
+    write_jsonl(tmp_path / "others" / "train.jsonl", ROWS)
+    rows = open_folder(tmp_path, streaming=streaming)
+    assert isinstance(rows, IterableDataset if streaming else Dataset) and list(rows) == EXPECTED
+    assert texts(open_folder(tmp_path / "others", streaming=streaming)) == EXPECTED
+    with pytest.raises(DataError, match=r"there is no column 'de'; choose from en, fr"):
+        open_folder(tmp_path, source="de", streaming=streaming)
+
+
+@pytest.mark.parametrize("writer, name", [(write_jsonl, "train.jsonl"), (write_parquet, "train.parquet")])
+def test_files_are_looked_for_once(tmp_path, monkeypatch, writer, name):
+    """Though two readers ask for them, as on the Hub that takes several calls."""
+    calls = []
+    make_builder = datasets.load_dataset_builder
+
+    def count(*args, **kwargs):
+        calls.append(args)
+        return make_builder(*args, **kwargs)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", count)
+    writer(tmp_path / name, ROWS)
+    assert texts(open_folder(tmp_path)) == EXPECTED and len(calls) == 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_called_place(tmp_path, streaming):
+    """It is a column like any other, also of a data set that does not say where its rows are."""
+    write_parquet(tmp_path / "train.parquet", [{"place": row["en"], "problem": row["fr"]} for row in ROWS])
+    rows = open_folder(tmp_path, source="place", target="problem", streaming=streaming)
+    assert list(rows) == EXPECTED
