@@ -307,10 +307,10 @@ def _read_files(files: list[Path]) -> Iterator[str]:
 
 def _read_columns(arguments: argparse.Namespace) -> Iterator[str]:
     from pipeline.config import DataConfig
-    from pipeline.data.splits import read
+    from pipeline.data.splits import open_split
 
     data = DataConfig(path=arguments.data, streaming=True)
-    for row in read(data, arguments.split, {name: name for name in arguments.columns}):
+    for row in open_split(data, arguments.split, {name: name for name in arguments.columns}):
         yield from (text for text in row.values() if isinstance(text, str))
 
 

@@ -116,9 +116,10 @@ def _is_section(field: FieldInfo) -> bool:
 
 
 def _key(name: str, field: FieldInfo) -> Key:
-    default = "" if field.is_required() else _value_name(field.default)
     if field.default_factory is not None:
         default = "the task's own"
+    else:
+        default = "" if field.is_required() else _value_name(field.default)
     limits = [
         f"{sign} {getattr(limit, kind)}" for limit in field.metadata for kind, sign in LIMITS if hasattr(limit, kind)
     ]

@@ -15,8 +15,8 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Seq2SeqTraining
 
 from pipeline import plots
 from pipeline.config import Config
-from pipeline.data.hub_reading import each_row
-from pipeline.data.splits import Rows, patience_of, read
+from pipeline.data.hub_reading import iterate_rows, retry_seconds
+from pipeline.data.splits import Rows, open_split
 from pipeline.errors import ConfigError
 from pipeline.inference.evaluation import Evaluation
 from pipeline.inference.metrics import Metric, load_metric
@@ -130,7 +130,7 @@ def open_splits(config: Config, revision: str | None) -> Splits:
     data = config.data.model_copy(update={"revision": revision})
     columns = get_task(config.task).columns(config)
     train, validation, test = (
-        None if name is None else read(data, name, columns) for name in (data.train, data.validation, data.test)
+        None if name is None else open_split(data, name, columns) for name in (data.train, data.validation, data.test)
     )
     assert train is not None
     return Splits(train, validation, test)
@@ -142,7 +142,7 @@ def build_task_and_model(
     """Make what is learned and what learns it, new or from a checkpoint: tokenizer, model and task."""
 
     def train_rows() -> Iterator[dict[str, Any]]:
-        return each_row(splits.train, patience_of(config.data))
+        return iterate_rows(splits.train, retry_seconds(config.data))
 
     task_class = get_task(config.task)
     pretrained = None if "from" not in config.model else resume.checkpoint or find_pretrained(config)

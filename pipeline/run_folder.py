@@ -16,8 +16,7 @@ from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
 from pipeline.config import Config
-from pipeline.data.hub_reading import pin
-from pipeline.data.splits import is_on_hub
+from pipeline.data.hub_reading import is_on_hub, resolve_commit
 from pipeline.errors import ConfigError, RunError
 from pipeline.tasks.registry import parse_config
 from pipeline.training import checkpoints
@@ -145,7 +144,7 @@ class RunFolder:
             return ResumePoint(checkpoint, checkpoints.read_run_state(checkpoint).revision)
         data = config.data
         return ResumePoint(
-            checkpoint, pin(data.path, data.revision, data.hub_patience) if is_on_hub(data.path) else None
+            checkpoint, resolve_commit(data.path, data.revision, data.hub_patience) if is_on_hub(data.path) else None
         )
 
     def _find_checkpoint(self, resume_from: str | bool | None) -> Path | None:

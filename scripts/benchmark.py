@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pipeline.cli import print_errors
-from pipeline.data.splits import read
+from pipeline.data.splits import open_split
 from pipeline.errors import ConfigError
 from pipeline.setup.tokenizer_setup import prepare_tokenizer
 from pipeline.tasks.registry import get_task, load_config
@@ -170,7 +170,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> list[str]:
     config = load_config(arguments.config, arguments.overrides)
     path = folder / "tokenizer"
     if not path.is_dir():
-        rows = read(config.data, config.data.train, get_task(config.task).columns(config))
+        rows = open_split(config.data, config.data.train, get_task(config.task).columns(config))
         tokenizer = prepare_tokenizer(config, iter(rows), None)
         assert tokenizer is not None  # as the task has texts
         tokenizer.save_pretrained(path)

@@ -29,7 +29,7 @@ from transformers import (
 
 from pipeline.config import Config
 from pipeline.data.batch_loader import BatchLoader
-from pipeline.data.splits import read
+from pipeline.data.splits import open_split
 from pipeline.exporting.marian import make_marian, to_marian
 from pipeline.inference.generation import generate
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
@@ -121,13 +121,13 @@ def build(config: Config) -> tuple[BatchLoader, Seq2SeqTransformerConfig]:
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.path)
     model = Seq2SeqTransformerConfig(vocab_size=len(tokenizer), **config.model)
     task = get_task(config.task).from_model(tokenizer, model, config)
-    rows = read(config.data, config.data.train, task.columns(config))
+    rows = open_split(config.data, config.data.train, task.columns(config))
     return build_loader(config, training_arguments(config), task, rows), model
 
 
 def encode(config: Config, tokenizer: Any) -> list[dict[str, list[int]]]:
     """Return the ids of the training pairs."""
-    rows = [*read(config.data, config.data.train, get_task(config.task).columns(config))]
+    rows = [*open_split(config.data, config.data.train, get_task(config.task).columns(config))]
     sources, targets = ([row[name] for row in rows] for name in ("source", "target"))
     ids = tokenizer(sources)["input_ids"], tokenizer(targets)["input_ids"]
     return [{"input_ids": source, "labels": target} for source, target in zip(*ids, strict=True)]
@@ -164,7 +164,7 @@ def load_batches(arguments: argparse.Namespace, streaming: bool) -> float:
     tokens = passes = 0
     begin = now = time.perf_counter()
     for batch in loader:
-        if loader.position.number > passes:
+        if loader.position.pass_index > passes:
             passes, now = passes + 1, time.perf_counter()
             if passes == 1:
                 tokens, begin = 0, now
@@ -178,7 +178,7 @@ def encode_alone(arguments: argparse.Namespace) -> float:
     """Measure the tokens a second of the tokenizer, which uses as many cores as RAYON_NUM_THREADS says."""
     config = load_config(arguments.config, arguments.overrides)
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.path).backend_tokenizer
-    rows = read(config.data, config.data.train, get_task(config.task).columns(config))
+    rows = open_split(config.data, config.data.train, get_task(config.task).columns(config))
     texts = [row[name] for row in rows for name in ("source", "target")]
     begin = time.perf_counter()
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))
@@ -189,7 +189,7 @@ def generate_ids(arguments: argparse.Namespace, name: str, beams: int) -> dict[s
     """Generate ids for the test split: by stock in file order, by ours, or by `model.generate` one text at a time."""
     config = load_config(arguments.config, arguments.overrides)
     model, task = load_trained(arguments.checkpoint)
-    rows = read(config.data, config.data.test or "test", task.columns(config))
+    rows = open_split(config.data, config.data.test or "test", task.columns(config))
     texts = [row["source"] for row in rows]
     options = GenerationConfig(
         num_beams=beams,

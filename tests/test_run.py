@@ -133,7 +133,7 @@ def test_errors_come_before_the_first_step(make_config, no_step, changes, error,
 
 
 def test_too_short_a_maximum_is_named(make_config):
-    with pytest.raises(DataError, match=r"row \d+: target has 5 tokens, where data.max_target_length=3; mend or"):
+    with pytest.raises(DataError, match=r"row \d+: target has 5 tokens, where data.max_target_length=3; fix or"):
         train(make_config(data={"max_target_length": 3}))
 
 

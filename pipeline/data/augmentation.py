@@ -1,7 +1,6 @@
-"""Noise on the source of training rows: swapped, deleted and inserted tokens, and BPE-dropout."""
+"""Add noise to the source of training rows: swapped, deleted and inserted tokens, and BPE-dropout."""
 
 import json
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -10,18 +9,22 @@ from tokenizers import models
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import AugmentationConfig
+from pipeline.data.rows import Feature
 from pipeline.errors import ConfigError
-
-Feature = dict[str, Any]
-Augment = Callable[[Feature, np.random.Generator], Feature]
 
 
 class Augmentation:
-    """Changes the `input_ids` of a feature; its labels stay, and so does every special token.
+    """Change the `input_ids` of a feature; its labels stay, and so does every special token.
 
-    Each neighbouring pair is swapped, each token deleted, and a random token put behind each, with the probabilities of
-    the config, in this order; BPE-dropout (Provilkov et al. 2020, https://aclanthology.org/2020.acl-main.170) segments
-    the text anew before. One token of the text stays at least, and what would grow past `max_length` stays as it was.
+    In this order, with the probabilities of the config:
+
+        bpe_dropout    l o w e s t </s>  the text is segmented anew, each merge being left out at random
+                                         (Provilkov et al. 2020, https://aclanthology.org/2020.acl-main.170)
+        swap           a b c d </s>  ->  b a c d </s>      a token and the next one
+        delete         b a c d </s>  ->  b c d </s>        at least one token of the text stays
+        insert         b c d </s>    ->  b c x d </s>      a random token behind another
+
+    What would grow past `max_length` stays as it was.
 
     Args:
         max_length: tokens a source may have, special ones counted.
@@ -38,12 +41,12 @@ class Augmentation:
         self.ids = tokenizer.get_vocab()
         if config.bpe_dropout:
             if self.backend is None or not isinstance(self.backend.model, models.BPE):
-                raise ConfigError("augmentation.bpe_dropout: the tokenizer is no BPE; use tokenizer.kind=bpe, or 0")
+                raise ConfigError("augmentation.bpe_dropout: the tokenizer is not a BPE; use tokenizer.kind=bpe, or 0")
             self.ranks = merge_ranks(tokenizer)
 
     def __call__(self, feature: Feature, generator: np.random.Generator) -> Feature:
         ids = self._segment(feature["source"], generator) if self.config.bpe_dropout else feature["input_ids"]
-        places = [place for place, each in enumerate(ids) if each not in self.special]
+        places = [place for place, token in enumerate(ids) if token not in self.special]
         if not places:
             return feature
         first, last = places[0], places[-1] + 1
@@ -53,23 +56,28 @@ class Augmentation:
         return feature | {"input_ids": changed} if len(changed) <= self.max_length else feature
 
     def _swap(self, ids: list[int], generator: np.random.Generator) -> list[int]:
-        chosen = generator.random(len(ids)) < self.config.swap
-        for place in np.flatnonzero(chosen[:-1]):
+        """Swap neighbours, from left to right: a token can move on with the next swap."""
+        is_swapped = generator.random(len(ids)) < self.config.swap
+        for place in np.flatnonzero(is_swapped[:-1]):  # the last token has no next
             ids[place], ids[place + 1] = ids[place + 1], ids[place]
         return ids
 
     def _delete(self, ids: list[int], generator: np.random.Generator) -> list[int]:
         draws = generator.random(len(ids))
         draws[np.argmax(draws)] = 1.0  # the one that stays whatever the probability
-        return [each for each, draw in zip(ids, draws, strict=True) if draw >= self.config.delete]
+        return [token for token, draw in zip(ids, draws, strict=True) if draw >= self.config.delete]
 
     def _insert(self, ids: list[int], generator: np.random.Generator) -> list[int]:
-        draws, others = generator.random(len(ids)), generator.choice(self.ordinary, len(ids))
-        pairs = zip(ids, draws, others.tolist(), strict=True)
-        return [each for own, draw, other in pairs for each in ((own, other) if draw < self.config.insert else (own,))]
+        draws, random_tokens = generator.random(len(ids)), generator.choice(self.ordinary, len(ids))
+        longer: list[int] = []
+        for token, draw, random_token in zip(ids, draws, random_tokens.tolist(), strict=True):
+            longer.append(token)
+            if draw < self.config.insert:
+                longer.append(random_token)
+        return longer
 
     def _segment(self, text: str, generator: np.random.Generator) -> list[int]:
-        """The ids of a text whose words are merged anew, each merge being passed over with the given probability.
+        """Encode a text whose words are merged anew, each merge being left out with the probability of the config.
 
         The dropout of `tokenizers` itself draws from a generator that cannot be seeded, so a run could not be repeated:
         https://github.com/huggingface/tokenizers/blob/v0.22.1/tokenizers/src/models/bpe/word.rs
@@ -79,7 +87,7 @@ class Augmentation:
         words = encoding.word_ids
         place = 0
         while place < len(words):
-            end = place + 1
+            end = place + 1  # of the word that begins at `place`
             while words[place] is not None and end < len(words) and words[end] == words[place]:
                 end += 1
             pieces = [*"".join(encoding.tokens[place:end])]
@@ -94,22 +102,25 @@ class Augmentation:
 def merge(
     pieces: list[str], ranks: dict[tuple[str, str], int], dropout: float, generator: np.random.Generator
 ) -> list[str]:
-    """Joins neighbours, the merge learned first before the others, until none is left that is not passed over."""
+    """Join the pieces of a word, the merge that was learned first before the others, until none is left.
+
+    In every round each merge is left out with the probability `dropout`; with 0, this is BPE.
+    """
     while len(pieces) > 1:
-        kept = generator.random(len(pieces) - 1) >= dropout
-        found = [
+        is_allowed = generator.random(len(pieces) - 1) >= dropout
+        merges = [
             (rank, place)
             for place, pair in enumerate(pairwise(pieces))
-            if kept[place] and (rank := ranks.get(pair)) is not None
+            if is_allowed[place] and (rank := ranks.get(pair)) is not None
         ]
-        if not found:
+        if not merges:
             break
-        place = min(found)[1]
+        _, place = min(merges)
         pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
     return pieces
 
 
 def merge_ranks(tokenizer: PreTrainedTokenizerBase) -> dict[tuple[str, str], int]:
-    """Pair -> its place among the merges, as `tokenizer.json` lists them."""
+    """Return for each pair its place among the merges, as `tokenizer.json` lists them."""
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     return {tuple(pair): rank for rank, pair in enumerate(merges)}

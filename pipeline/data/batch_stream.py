@@ -1,9 +1,24 @@
 """Endless, shuffled, length-grouped batches in one global order, whose position is a small state.
 
 Rows are read a window at a time. Inside a window they are shuffled, grouped by length and cut into batches, and the
-batches are shuffled again. The order depends on (seed, pass, window) alone, so it is the same on every rank: of `n`
-ranks, rank `r` takes every n-th batch. A position is where a window starts and a count of batches; resuming reads that
-one window again, not what came before it.
+batches are shuffled again. The order depends only on (seed, pass, window), so it is the same on every rank: of `n`
+ranks, rank `r` takes every n-th batch.
+
+Ten rows in windows of six, batches of two rows, two ranks:
+
+    pass      |               0                |            1           |
+    window    |         0          |     1     |       0      |    1    |
+    rows      |   7 2 9 0 4 8      |  1 5 6 3  |  3 9 0 5 8 2 | 6 1 4 7 |     permuted for each pass
+    batch     |  [0]   [1]   [2]   | [3]   [4] | [5]  [6] [7] | [8] [9] |     numbered over all passes
+    rank      |   0     1     0    |  1     0  |  1    0   1  |  0   1  |
+    step      |   0     0     1    |  1     2  |  2    3   3  |  4   4  |
+                                         ^
+A position is the beginning of a window and a count of batches. Behind step 1 (^) it is
+
+    Position(pass_index=0, window=1, first_row=6, first_batch=3, next_batch=4)
+
+Resuming there reads window 1 again, drops its batch 3, and goes on with batch 4; what came before is not read. Of a
+stream, `stream_state` says where window 1 begins.
 """
 
 import logging
@@ -20,18 +35,17 @@ from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
-from pipeline.data.hub_reading import iterate
+from pipeline.data.hub_reading import iterate_stream
 from pipeline.data.length_grouping import Lengths, group, pack
+from pipeline.data.rows import HOW_TO_FIX, BadRow, Columns, Feature, separate
 from pipeline.errors import DataError
-
-Columns = dict[str, list]
-Feature = dict[str, Any]
 
 NAMED_BAD_ROWS = 3  # of a window, in the log
 # pyarrow's and pandas' errors are ValueErrors; the others are the Hub's, when patience is at its end.
 UNREADABLE = (ValueError, DatasetGenerationError, HfHubHTTPError, httpx.TransportError, ConnectionError, EOFError)
 FIRST_ROWS = 1_000  # in the very first window, so that training begins soon whatever a window holds
-PARTS_OF_WINDOW = 10  # a stream's windows end at a multiple of these parts, as a shard may end anywhere
+CHUNKS_OF_WINDOW = 10  # a stream is read a tenth of a window at a time, so a window ends up to a tenth late
+OLD_NAMES = {"number": "pass_index", "rows": "stream_state"}  # of a Position, in checkpoints of version 0.1.0
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +55,10 @@ class Position:
     """A place in the endless order of batches; plain data, so that a checkpoint can hold it as JSON.
 
     Attributes:
-        number: of the pass over the rows, from 0.
-        window: of the window in its pass, from 0.
-        rows: where the window starts in a stream: the turn of its shard and the state inside that; None at the
-            beginning of a pass.
+        pass_index: passes over the rows before this one.
+        window: windows of this pass before this one.
+        stream_state: where the window starts in a stream: the turn of its shard and the state inside that; None at the
+            beginning of a pass, and for a data set.
         first_row: rows of this pass before the window.
         first_batch: batches of all passes before the window.
         next_batch: batches of all passes that are consumed, over all ranks.
@@ -54,9 +68,9 @@ class Position:
         epoch: passes done, with the fraction of the current one where the number of rows is known.
     """
 
-    number: int = 0
+    pass_index: int = 0
     window: int = 0
-    rows: Any = None
+    stream_state: Any = None
     first_row: int = 0
     first_batch: int = 0
     next_batch: int = 0
@@ -65,23 +79,46 @@ class Position:
     skipped_in_window: int = 0
     epoch: float = 0.0
 
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> "Position":
+        """Read a position as a checkpoint holds it; those of version 0.1.0 have other names for two of its fields."""
+        return cls(**{OLD_NAMES.get(name, name): value for name, value in state.items()})
+
+    def after(self, window: "Window") -> "Position":
+        """Return the beginning of the next window, where `window` begins here."""
+        return replace(
+            self,
+            window=self.window + 1,
+            stream_state=window.end_state,
+            first_row=self.first_row + window.num_rows,
+            first_batch=self.first_batch + len(window.batches),
+            skipped_before=self.skipped_before + len(window.bad_rows),
+            skipped_in_pass=self.skipped_in_pass + len(window.bad_rows),
+            skipped_in_window=0,
+        )
+
+    def begin_pass(self, pass_index: int) -> "Position":
+        """Return the beginning of a pass, where the pass before it ends here."""
+        return replace(self, pass_index=pass_index, window=0, stream_state=None, first_row=0, skipped_in_pass=0)
+
 
 @dataclass
 class Window:
-    """What some rows that are read together give, wherever in the order they stand.
+    """What the rows of one window give. It does not know its position, which needs the counts of all before it.
 
     Attributes:
-        number: of its pass.
+        pass_index: of the pass that it belongs to.
         batches: lists of features, or what they are collated into.
-        size: its rows. bad: a name for each bad one.
-        end: in a stream, the place behind it.
+        num_rows: rows that were read for it, bad ones included.
+        bad_rows: those that are in no batch.
+        end_state: in a stream, the state behind its last row.
     """
 
-    number: int
+    pass_index: int
     batches: list[Any]
-    size: int
-    bad: list[str]
-    end: Any
+    num_rows: int
+    bad_rows: list[BadRow]
+    end_state: Any
 
 
 class BatchStream(torch.utils.data.IterableDataset):
@@ -89,15 +126,16 @@ class BatchStream(torch.utils.data.IterableDataset):
 
     Args:
         rows: a data set or a stream; a data set is permuted whole for each pass, a stream has its shards permuted.
-        encode: columns of some rows, their numbers among them as "row" -> one feature a row, or what is wrong with it.
+        encode: columns of some rows, their numbers among them as "row" -> a feature or a `BadRow` for each.
         lengths: tokens on each side of a feature; rows of like lengths share a batch.
         batch_rows: rows in a batch, where `batch_tokens` is None.
         batch_tokens: a batch holds as many rows as fit when each side is padded to its longest, and at least one.
         packing: nothing is padded, so any rows share a batch.
         window: rows read at a time; of a stream up to a tenth more. The very first window of batches counted in tokens
             is short.
+        make_batches: makes the batches of a window, in their order, from rows that are read in order, not permuted;
+            None groups rows by length.
         augment: changes a feature, by random numbers of its own for every pass and row.
-        arrange: makes the batches of a window, in their order, from rows that are read in order, not permuted.
         patience: seconds to try again what a stream cannot read.
         max_bad_rows: bad rows that a pass may have; they are skipped. None skips any number.
         rank, world_size: which batches of the global order are yielded here.
@@ -113,14 +151,14 @@ class BatchStream(torch.utils.data.IterableDataset):
     def __init__(
         self,
         rows: Dataset | IterableDataset,
-        encode: Callable[[Columns], list[Feature | str]],
+        encode: Callable[[Columns], list[Feature | BadRow]],
         lengths: Callable[[Feature], Lengths],
         *,
         batch_rows: int,
         batch_tokens: int | None = None,
         packing: bool = False,
         window: int = 10_000,
-        arrange: Callable[[list[Feature], np.random.Generator], list[list[Feature]]] | None = None,
+        make_batches: Callable[[list[Feature], np.random.Generator], list[list[Feature]]] | None = None,
         augment: Callable[[Feature, np.random.Generator], Feature] | None = None,
         max_bad_rows: int | None = 0,
         patience: float = 0.0,
@@ -131,194 +169,206 @@ class BatchStream(torch.utils.data.IterableDataset):
         self.rows, self.encode, self.lengths = rows, encode, lengths
         self.batch_rows, self.batch_tokens, self.packing = batch_rows, batch_tokens, packing
         self.window, self.max_bad_rows, self.patience = window, max_bad_rows, patience
-        self.arrange, self.augment = arrange, augment
+        self.make_batches, self.augment = make_batches, augment
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.position = Position()
 
     def count_batches(self) -> int:
-        """Batches in the first pass, over all ranks; reads and encodes every row once."""
+        """Count the batches of the first pass, over all ranks; reads and encodes every row once."""
         begin = Position()
-        windows = (self._cut(read(), end, 0, index) for index, (read, end) in enumerate(self._read(begin)))
-        return sum(len(window.batches) for _, _, window in self._place(windows, begin))
+        windows = (
+            self._make_window(read(), end_state, 0, index)
+            for index, (read, end_state) in enumerate(self._read_windows(begin))
+        )
+        return sum(len(window.batches) for _, _, window in self._with_positions(windows, begin))
 
     def __iter__(self) -> Iterator[tuple[list[Feature], Position]]:
         return self.batches(self.windows(self.position))
 
     def windows(self, position: Position, worker: int = 0, num_workers: int = 1) -> Generator[Window]:
-        """Windows from `position` on, pass after pass; of these, every `num_workers`-th."""
+        """Yield windows from `position` on, pass after pass; of these, every `num_workers`-th, beginning with `worker`.
+
+        The turns go on over the end of a pass, so that whoever asks the workers in turn gets the windows in order.
+        """
         turns = cycle(range(num_workers))
-        for number in count(position.number):
-            start = position if number == position.number else Position(number)
-            is_empty = not start.first_row
-            for index, (read, end) in enumerate(self._read(start), start.window):
+        for pass_index in count(position.pass_index):
+            start = position if pass_index == position.pass_index else Position(pass_index)
+            is_empty = start.first_row == 0
+            for index, (read, end_state) in enumerate(self._read_windows(start), start.window):
                 is_empty = False
                 if next(turns) == worker:
-                    yield self._cut(read(), end, number, index)
+                    yield self._make_window(read(), end_state, pass_index, index)
             if is_empty:  # or this would go on for ever
                 raise DataError("there are no training rows")
 
     def batches(self, windows: Iterator[Window]) -> Iterator[tuple[Any, Position]]:
-        """This rank's batches of the windows from `self.position` on."""
-        begin = self.position.next_batch
-        for here, behind, window in self._place(windows, self.position):
-            for index, batch in enumerate(window.batches):
-                turn, rank = divmod(here.first_batch + index - begin, self.world_size)
-                if turn < 0 or rank != self.rank:
-                    continue
-                next_batch = begin + (turn + 1) * self.world_size
-                yield (
-                    batch,
-                    replace(
-                        here if next_batch < behind.first_batch else behind,  # a used up window is not read again
-                        next_batch=next_batch,
-                        epoch=here.number + self._share_of_pass(here, (index + 1) / len(window.batches)),
-                    ),
-                )
+        """Yield this rank's batches of `windows`, which begin at `self.position`, each with the position behind it.
 
-    def _place(self, windows: Iterator[Window], position: Position) -> Iterator[tuple[Position, Position, Window]]:
-        """Every window from `position` on, with the positions of its beginning and its end."""
-        useful = position.first_batch > 0
-        bad: list[str] = []
+        That is behind the step of the batch, in which every rank takes one: from any rank's position the stream goes on
+        with the same batch.
+        """
+        begin = self.position.next_batch
+        for start, end, window in self._with_positions(windows, self.position):
+            for index, batch in enumerate(window.batches):
+                # Batches before `begin` were consumed before this stream began; from there on the ranks take turns.
+                step, rank = divmod(start.first_batch + index - begin, self.world_size)
+                if step < 0 or rank != self.rank:
+                    continue
+                next_batch = begin + (step + 1) * self.world_size
+                position = start if next_batch < end.first_batch else end  # a used up window is not read again
+                epoch = start.pass_index + self._share_of_pass(start, (index + 1) / len(window.batches))
+                yield batch, replace(position, next_batch=next_batch, epoch=epoch)
+
+    def _with_positions(
+        self, windows: Iterator[Window], position: Position
+    ) -> Iterator[tuple[Position, Position, Window]]:
+        """Yield each window with the positions of its beginning and its end; the first one begins at `position`.
+
+        Raises:
+            DataError: for too many bad rows; where a whole pass gives no batch.
+        """
+        is_useful = position.first_batch > 0  # whether any row could be used
+        bad_rows: list[BadRow] = []
         for window in windows:
-            if window.number > position.number:
-                if not useful:
+            if window.pass_index > position.pass_index:
+                if not is_useful:
                     break
-                position = replace(position, number=window.number, window=0, rows=None, first_row=0, skipped_in_pass=0)
-            skipped = len(window.bad)
-            if skipped:
-                bad = window.bad
-                self._complain(bad, position)
-            behind = replace(
-                position,
-                window=position.window + 1,
-                rows=window.end,
-                first_row=position.first_row + window.size,
-                first_batch=position.first_batch + len(window.batches),
-                skipped_before=position.skipped_before + skipped,
-                skipped_in_pass=position.skipped_in_pass + skipped,
-                skipped_in_window=0,
-            )
-            yield replace(position, skipped_in_window=skipped), behind, window
-            useful = useful or bool(window.batches)
-            position = behind
-        if not useful:
-            last = f"; the last: {bad[-1]}" if bad else ""
+                position = position.begin_pass(window.pass_index)
+            if window.bad_rows:
+                bad_rows = window.bad_rows
+                self._report_bad_rows(bad_rows, position)
+            end = position.after(window)
+            yield replace(position, skipped_in_window=len(window.bad_rows)), end, window
+            is_useful = is_useful or bool(window.batches)
+            position = end
+        if not is_useful:
+            last = f"; the last: {bad_rows[-1]}" if bad_rows else ""
             raise DataError(f"none of the {position.first_row} training rows can be used{last}")
 
-    def _cut(self, columns: Columns, end: Any, number: int, index: int) -> Window:
-        """The batches of some rows, which are a window of pass `number`."""
-        generator = np.random.default_rng((self.seed, number, index))
+    def _make_window(self, columns: Columns, end_state: Any, pass_index: int, index: int) -> Window:
+        """Encode some rows, and make the batches of window `index` of a pass of them."""
+        generator = np.random.default_rng((self.seed, pass_index, index))
         encoded = self.encode(columns)
-        features = [feature for feature in encoded if not isinstance(feature, str)]
+        features, bad_rows = separate(encoded)
         if self.augment is not None:
+            # By row, so that the noise is the same however the rows fall into windows. The 1 keeps these seeds apart.
             features = [
-                self.augment(each, np.random.default_rng((self.seed, number, each["sample_id"], 1)))
-                for each in features
+                self.augment(feature, np.random.default_rng((self.seed, pass_index, feature["sample_id"], 1)))
+                for feature in features
             ]
-        if self.arrange is not None:
-            batches = self.arrange(features, generator)
+        if self.make_batches is not None:
+            batches = self.make_batches(features, generator)
         elif self.packing and self.batch_tokens is not None:
             batches = pack(features, self.lengths, self.batch_tokens, generator)
         else:
             batches = group(features, self.lengths, self._room, generator)
-        return Window(number, batches, len(encoded), name_bad_rows(columns, encoded), end)
+        return Window(pass_index, batches, len(encoded), bad_rows, end_state)
 
-    def _complain(self, bad: list[str], position: Position) -> None:
-        """Raises DataError for more bad rows than are allowed; else names some of them in the log, on one process."""
+    def _report_bad_rows(self, bad_rows: list[BadRow], position: Position) -> None:
+        """Name some bad rows of the window at `position` in the log, on one process.
+
+        Raises:
+            DataError: for more than are allowed.
+        """
         if self.max_bad_rows == 0:
-            raise DataError(f"{bad[0]}; mend or remove the row, or set data.on_bad_row=skip")
-        count = position.skipped_in_pass + len(bad)
-        if self.max_bad_rows is not None and count > self.max_bad_rows:
-            raise DataError(f"{count} bad rows in one pass, where data.max_bad_rows={self.max_bad_rows}; one: {bad[0]}")
-        if position.number == 0 and self.rank == 0:
-            for name in bad[:NAMED_BAD_ROWS]:
-                logger.warning("skipped: %s", name)
-            if len(bad) > NAMED_BAD_ROWS:
-                logger.warning("skipped: %d more rows of the same %d", len(bad) - NAMED_BAD_ROWS, self.window)
+            raise DataError(f"{bad_rows[0]}; {HOW_TO_FIX}")
+        num_bad = position.skipped_in_pass + len(bad_rows)
+        if self.max_bad_rows is not None and num_bad > self.max_bad_rows:
+            raise DataError(
+                f"{num_bad} bad rows in one pass, where data.max_bad_rows={self.max_bad_rows}; one: {bad_rows[0]}"
+            )
+        if position.pass_index == 0 and self.rank == 0:
+            for bad_row in bad_rows[:NAMED_BAD_ROWS]:
+                logger.warning("skipped: %s", bad_row)
+            if len(bad_rows) > NAMED_BAD_ROWS:
+                logger.warning("skipped: %d more rows of the same %d", len(bad_rows) - NAMED_BAD_ROWS, self.window)
 
-    def _read(self, position: Position) -> Iterator[tuple[Callable[[], Columns], Any]]:
-        """The windows of the position's pass from there on: what gives the columns of each, and the place behind it."""
-        if isinstance(self.rows, Dataset):
-            order = self._order(position, len(self.rows))
-            start = position.first_row
-            for size in self._sizes(position):
-                if start >= len(order):
-                    return
-                yield partial(self._rows, order[start : start + size]), None
-                start += size
-        first_row, end, sizes = position.first_row, position.rows, self._sizes(position)
-        size = next(sizes)
+    def _read_windows(self, position: Position) -> Iterator[tuple[Callable[[], Columns], Any]]:
+        """Yield a function that reads its columns, and the stream's state behind it, for each window of a pass.
+
+        A worker calls the functions of its own windows, so it reads no rows of a data set for the others. A stream can
+        only be read from front to back: there every worker reads all rows, and encodes those of its own windows.
+
+        Args:
+            position: the beginning of the first window.
+        """
+        return (
+            self._windows_of_dataset(position) if isinstance(self.rows, Dataset) else self._windows_of_stream(position)
+        )
+
+    def _windows_of_dataset(self, position: Position) -> Iterator[tuple[Callable[[], Columns], None]]:
+        order = self._order(position, len(self.rows))
+        start = position.first_row
+        for size in self._sizes(position):
+            if start >= len(order):
+                return
+            yield partial(self._read_rows, order[start : start + size]), None
+            start += size
+
+    def _windows_of_stream(self, position: Position) -> Iterator[tuple[Callable[[], Columns], Any]]:
+        """A window is full with the chunk of rows that brings it to its size, so it may hold some more."""
+        sizes = self._sizes(position)
+        size, next_row, end_state = next(sizes), position.first_row, position.stream_state
         columns: Columns = {"row": []}
-        for part, end in self._read_shards(position):
-            row = first_row + len(columns["row"])
-            columns["row"] += range(row, row + len(next(iter(part.values()))))
-            for name, values in part.items():
+        for chunk, end_state in self._read_shards(position):
+            num_rows = len(next(iter(chunk.values())))
+            columns["row"] += range(next_row, next_row + num_rows)
+            next_row += num_rows
+            for name, values in chunk.items():
                 columns.setdefault(name, []).extend(values)
             if len(columns["row"]) >= size:
-                yield partial(dict, columns), end
-                columns, first_row, size = {"row": []}, first_row + len(columns["row"]), next(sizes)
+                yield partial(dict, columns), end_state
+                columns, size = {"row": []}, next(sizes)
         if columns["row"]:
-            yield partial(dict, columns), end
+            yield partial(dict, columns), end_state
 
     def _sizes(self, position: Position) -> Iterator[int]:
-        """Rows of the windows of a pass, from the position on.
+        """Yield how many rows the windows of a pass have, from the position on.
 
-        Batches of so many rows have no short window, which would end in one more batch that is not full.
+        The very first one is short, so that training begins soon. But not where batches are counted in rows, as a
+        window's last batch is not full, and a short window would have one more of these.
         """
-        is_short = position.number == position.window == 0 and self.batch_tokens is not None and self.arrange is None
+        is_first = position.pass_index == position.window == 0
+        is_short = is_first and self.batch_tokens is not None and self.make_batches is None
         return chain([min(FIRST_ROWS, self.window)] if is_short else [], repeat(self.window))
 
-    def _rows(self, numbers: np.ndarray) -> Columns:
+    def _read_rows(self, numbers: np.ndarray) -> Columns:
         return {**self.rows[numbers], "row": numbers.tolist()}
 
     def _read_shards(self, position: Position) -> Iterator[tuple[Columns, Any]]:
-        """Columns of some rows at a time, and the place behind them: a shard's turn and the state inside it.
+        """Yield columns of some rows at a time, and the state behind them: a shard's turn and the state inside it.
 
         The shards are permuted here, as `IterableDataset.shuffle` reads ten of them at once, and a resume would
         open all of them: https://github.com/huggingface/datasets/blob/5.2.0/src/datasets/iterable_dataset.py
         """
-        count = self.rows.num_shards
-        order = self._order(position, count).tolist()
-        first, state = position.rows or (0, None)
+        num_shards = self.rows.num_shards
+        order = self._order(position, num_shards).tolist()
+        first_turn, state = position.stream_state or (0, None)
         rows_read = position.first_row
-        for turn in range(first, count):
-            shard = self.rows.shard(count, order[turn])
-            part = max(1, min(self.window // PARTS_OF_WINDOW, FIRST_ROWS))
+        chunk_size = max(1, min(self.window // CHUNKS_OF_WINDOW, FIRST_ROWS))
+        for turn in range(first_turn, num_shards):
+            shard = self.rows.shard(num_shards, order[turn])
             try:
-                for columns, behind in iterate(shard, part, self.patience, state):
-                    yield columns, (turn, behind)
+                for columns, next_state in iterate_stream(shard, chunk_size, self.patience, state):
+                    yield columns, (turn, next_state)
                     rows_read += len(next(iter(columns.values())))
             except UNREADABLE as error:
-                if isinstance(error, DataError):
-                    raise
                 raise DataError(f"data: the rows behind row {rows_read} cannot be read: {error}") from error
-            state = None
+            state = None  # the next shard begins at its beginning
 
     def _order(self, position: Position, count: int) -> np.ndarray:
-        generator = np.random.default_rng((self.seed, position.number))
-        return generator.permutation(count) if self.arrange is None else np.arange(count)
+        """Return the order of rows or shards in a pass, (count)."""
+        if self.make_batches is not None:
+            return np.arange(count)
+        return np.random.default_rng((self.seed, position.pass_index)).permutation(count)
 
     def _room(self, longest: Lengths) -> int:
-        """Rows that a batch may hold when each side is padded to its longest."""
+        """Return how many rows a batch may hold when each side is padded to its longest."""
         return self.batch_rows if self.batch_tokens is None else max(1, self.batch_tokens // max(1, sum(longest)))
 
     def _share_of_pass(self, position: Position, share_of_window: float) -> float:
+        """Return how much of a pass is done behind a share of the window at `position`; 0 where its end is unknown."""
         if not isinstance(self.rows, Dataset):
             return 0.0
-        rows = min(next(self._sizes(position)), len(self.rows) - position.first_row)
-        return (position.first_row + share_of_window * rows) / len(self.rows)
-
-
-def name_bad_rows(columns: Columns, encoded: list[Feature | str]) -> list[str]:
-    """Where each bad row stands, by file and line or by number, and what is wrong with it.
-
-    Args:
-        columns: as given to `encode`; "place" and "problem" hold what the reader of a text file knows of each row.
-    """
-    places = columns.get("place") or [f"row {row}" for row in columns["row"]]
-    problems = columns.get("problem") or [None] * len(encoded)
-    return [
-        f"{place}: {problem or feature}"
-        for place, problem, feature in zip(places, problems, encoded, strict=True)
-        if isinstance(feature, str)
-    ]
+        num_rows = min(next(self._sizes(position)), len(self.rows) - position.first_row)
+        return (position.first_row + share_of_window * num_rows) / len(self.rows)

@@ -1,4 +1,10 @@
-"""Reading from the Hub: patience with faults that pass, plain words for those that do not, checks of what arrived."""
+"""Read data sets and models from the Hub, whatever the network does.
+
+- After a transient fault (a 503, a reset connection) a call is tried again for `data.hub_patience` seconds
+  (`with_retries`); a stream goes on from the state behind the last rows that arrived (`iterate_stream`).
+- Any other fault (a wrong name, no login) is said at once, in plain words with the fix: `explain_refusal`.
+- A branch is resolved to one commit when a run starts, and files are checked by their SHA-256 when they arrive.
+"""
 
 import hashlib
 import logging
@@ -20,21 +26,24 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import httpx
 
+from pipeline.config import DataConfig
+from pipeline.data.rows import Columns
 from pipeline.errors import ConfigError, DataError
 
-PASSING = {408, 429, 500, 502, 503, 504}  # HTTP status codes that a later try may not meet
+TRANSIENT_CODES = {408, 429, 500, 502, 503, 504}  # of HTTP; a later try may not meet them
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".spm")
 LONGEST_WAIT = 30.0  # seconds between two tries
 API_TIMEOUT = 30.0  # seconds for one answer
 
 Result = TypeVar("Result")
-Columns = dict[str, list]
 
 logger = logging.getLogger(__name__)
 
 
-class Patience:
-    """Waits between tries, longer each time, until `seconds` have passed since the first fault in a row.
+class RetryBudget:
+    """How long to try again: waits between tries, until `seconds` have passed since the first fault in a row.
+
+    The waits are 1, 2, 4, ... 30 seconds, or what the server asks for in its Retry-After.
 
     Args:
         seconds: 0 gives up at once.
@@ -46,15 +55,20 @@ class Patience:
         self.reset()
 
     def reset(self) -> None:
-        self.since: float | None = None
+        """Start anew, after a success."""
+        self.first_fault: float | None = None
         self.pause = 1.0
 
     def wait(self, error: Exception, is_hopeful: bool | None = None) -> None:
-        """Raises the error where waiting cannot help (by default: where it is no passing one), or has not."""
+        """Sleep before the next try, or raise `error`: where no time is left, or where waiting cannot help.
+
+        Args:
+            is_hopeful: whether waiting can help; None asks `is_transient`.
+        """
         now = time.monotonic()
-        self.since = now if self.since is None else self.since
-        left = self.since + self.seconds - now
-        if left <= 0 or not (is_passing(error) if is_hopeful is None else is_hopeful):
+        self.first_fault = now if self.first_fault is None else self.first_fault
+        left = self.first_fault + self.seconds - now
+        if left <= 0 or not (is_transient(error) if is_hopeful is None else is_hopeful):
             raise error
         pause = min(_retry_after(error) or self.pause, left)
         logger.warning("%s: %s; trying again in %.0f s, for %.0f s more", self.what, in_short(error), pause, left)
@@ -62,42 +76,53 @@ class Patience:
         self.pause = min(2 * self.pause, LONGEST_WAIT)
 
 
-def patiently(action: Callable[[], Result], seconds: float, what: str) -> Result:
-    """The result of an action that is tried again after passing faults."""
-    patience = Patience(seconds, what)
+def with_retries(action: Callable[[], Result], seconds: float, what: str) -> Result:
+    """Return the result of `action`, which is tried again after transient faults for so many seconds."""
+    budget = RetryBudget(seconds, what)
     while True:
         try:
             return action()
         except Exception as error:
-            patience.wait(error)
+            budget.wait(error)
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether the Hub or the way there may be well again later; a wrong name, login or file will not."""
-    if any(isinstance(each, OfflineModeIsEnabled) for each in _chain(error)):
+def is_on_hub(path: str) -> bool:
+    """Tell whether a path means owner/name on the Hub, and nothing that lies on this machine."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
+
+
+def retry_seconds(data: DataConfig) -> float:
+    """Seconds to try again what cannot be read; none for local files, where waiting cannot help."""
+    return data.hub_patience if is_on_hub(data.path) else 0.0
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether the Hub or the way there may be well again later; a wrong name, login or file will not."""
+    causes = list(_chain(error))
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
         return False
-    for each in _chain(error):
-        response = getattr(each, "response", None)
+    for cause in causes:
+        response = getattr(cause, "response", None)
         if response is not None:
-            return response.status_code in PASSING
+            return response.status_code in TRANSIENT_CODES
         # ConnectionError is also what `datasets` says when it cannot reach the Hub.
-        if isinstance(each, httpx.TransportError | ConnectionError | TimeoutError | EOFError):
+        if isinstance(cause, httpx.TransportError | ConnectionError | TimeoutError | EOFError):
             return True
     return False
 
 
-def denial(error: BaseException, name: str) -> str | None:
-    """What is missing, and the mend, where the Hub refuses a repository; None for other errors."""
-    for each in _chain(error):
-        if isinstance(each, LocalTokenNotFoundError):
+def explain_refusal(error: BaseException, name: str) -> str | None:
+    """Say what is missing where the Hub refuses a repository, and how to fix it; None for other errors."""
+    for cause in _chain(error):
+        if isinstance(cause, LocalTokenNotFoundError):
             return "there is no login; log in by `hf auth login`, or set HF_TOKEN"
-        if isinstance(each, GatedRepoError):
+        if isinstance(cause, GatedRepoError):
             return f"access to {name} is not granted; ask for it on its page, https://huggingface.co/{name}"
-        if isinstance(each, RevisionNotFoundError):
+        if isinstance(cause, RevisionNotFoundError):
             return f"{name} has no such revision"
-        if isinstance(each, RepositoryNotFoundError):
+        if isinstance(cause, RepositoryNotFoundError):
             return f"there is no {name} on the Hub, or it is private: check the name, or log in by `hf auth login`"
-        response = getattr(each, "response", None)
+        response = getattr(cause, "response", None)
         if response is not None and response.status_code == 401:
             return f"the Hub does not know this login, for {name}; log in by `hf auth login`, or set HF_TOKEN"
         if response is not None and response.status_code == 403:
@@ -105,95 +130,105 @@ def denial(error: BaseException, name: str) -> str | None:
     return None
 
 
-def iterate(
+def iterate_stream(
     rows: IterableDataset, size: int, patience: float, state: dict[str, Any] | None = None
 ) -> Iterator[tuple[Columns, dict[str, Any]]]:
-    """Columns of `size` rows at a time and the stream's state behind them; after a fault it goes on from that state.
+    """Yield columns of `size` rows at a time, each with the stream's state behind them.
 
-    So no row is lost or doubled, whatever went wrong in whichever reader.
+    After a fault the stream goes on from that state, so no row is lost or doubled, whatever went wrong in whichever
+    reader.
+
+    Args:
+        patience: seconds to try again.
+        state: where to begin; None is the beginning of the stream.
     """
-    waiting = Patience(patience, "reading the stream")
+    budget = RetryBudget(patience, "reading the stream")
     while True:
         if state is not None:
             rows.load_state_dict(state)
         try:
-            # Not iter(rows): inside a loader worker that would read this worker's share of the shards alone.
+            # Not iter(rows): inside a loader worker that would read only this worker's share of the shards.
             for columns in rows.iter(batch_size=size):
                 state = rows.state_dict()
-                waiting.reset()
+                budget.reset()
                 yield columns, state
             return
         except Exception as error:
-            waiting.wait(error)
+            budget.wait(error)
 
 
-def each_row(rows: Dataset | IterableDataset, patience: float) -> Iterator[dict[str, Any]]:
-    """All rows, one by one."""
+def iterate_rows(rows: Dataset | IterableDataset, patience: float) -> Iterator[dict[str, Any]]:
+    """Yield all rows one by one, trying again for `patience` seconds what a stream cannot read."""
     if isinstance(rows, Dataset):
         yield from rows
     else:
-        for columns, _ in iterate(rows, 100, patience):
+        for columns, _ in iterate_stream(rows, 100, patience):
             yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
 
 
-def pin(name: str, revision: str | None, patience: float, kind: str = "dataset") -> str:
-    """The commit for which a revision of a repository stands now.
+def resolve_commit(name: str, revision: str | None, patience: float, kind: str = "dataset") -> str:
+    """Return the commit for which a revision of a repository stands now.
 
     Raises:
         ConfigError: where there is no such repository, or no access to it.
     """
     api = HfApi()
     try:
-        info: Any = patiently(
+        info: Any = with_retries(
             lambda: api.repo_info(name, repo_type=kind, revision=revision, timeout=API_TIMEOUT), patience, name
         )
     except HfHubHTTPError as error:
-        raise ConfigError(denial(error, name) or f"{name}: {in_short(error)}") from error
+        raise ConfigError(explain_refusal(error, name) or f"{name}: {in_short(error)}") from error
     return info.sha
 
 
-def download(name: str, files: list[str], revision: str, patience: float, kind: str = "dataset") -> list[Path]:
-    """Files of a repository in the local cache; new ones whose SHA-256 the Hub knows are checked against it.
+def download_files(name: str, files: list[str], revision: str, patience: float, kind: str = "dataset") -> list[Path]:
+    """Download files of a repository into the local cache, and return their paths there.
+
+    New ones whose SHA-256 the Hub knows are checked against it.
 
     Raises:
         DataError: when a file has other content than the Hub says, twice.
         ConfigError: where there is no access.
     """
-    where: dict[str, Any] = {"repo_id": name, "repo_type": kind, "revision": revision}
+    repo: dict[str, Any] = {"repo_id": name, "repo_type": kind, "revision": revision}
     try:
-        if all(isinstance(try_to_load_from_cache(filename=file, **where), str) for file in files):
-            return [Path(hf_hub_download(filename=file, **where)) for file in files]
-        known = patiently(lambda: HfApi().get_paths_info(paths=files, **where), patience, name)
+        if all(isinstance(try_to_load_from_cache(filename=file, **repo), str) for file in files):
+            return [Path(hf_hub_download(filename=file, **repo)) for file in files]
+        known = with_retries(lambda: HfApi().get_paths_info(paths=files, **repo), patience, name)
         sums = {info.path: info.lfs.sha256 for info in known if getattr(info, "lfs", None)}
-        return [_download(file, sums.get(file), where, patience) for file in files]
+        return [_download_file(file, sums.get(file), repo, patience) for file in files]
     except HfHubHTTPError as error:
-        raise ConfigError(denial(error, name) or f"{name}: {in_short(error)}") from error
+        raise ConfigError(explain_refusal(error, name) or f"{name}: {in_short(error)}") from error
 
 
 def download_model(name: str, patience: float) -> Path:
-    """The folder of a model with its tokenizer: settings, safetensors weights and vocabularies, as they stand now.
+    """Download a model with its tokenizer, as they stand now: settings, safetensors weights and vocabularies.
+
+    Returns:
+        The folder.
 
     Raises:
         ConfigError: where there is no such model, or no access to it.
     """
-    revision = pin(name, None, patience, kind="model")
-    files = patiently(lambda: HfApi().list_repo_files(name, revision=revision), patience, name)
+    revision = resolve_commit(name, None, patience, kind="model")
+    files = with_retries(lambda: HfApi().list_repo_files(name, revision=revision), patience, name)
     wanted = [file for file in files if "/" not in file and file.endswith(MODEL_FILES)]
     if not any(file.endswith(".safetensors") for file in wanted):
         raise ConfigError(f"{name} has no weights in safetensors; others can run code when loaded, and are not")
-    return download(name, wanted, revision, patience, kind="model")[0].parent
+    return download_files(name, wanted, revision, patience, kind="model")[0].parent
 
 
-def _download(file: str, expected: str | None, where: dict[str, Any], patience: float) -> Path:
-    is_new = not isinstance(try_to_load_from_cache(filename=file, **where), str)
+def _download_file(file: str, expected: str | None, repo: dict[str, Any], patience: float) -> Path:
+    is_new = not isinstance(try_to_load_from_cache(filename=file, **repo), str)
     for force in (False, True):
-        fetch = partial(hf_hub_download, filename=file, force_download=force, **where)
-        path = Path(patiently(fetch, patience, file))
+        fetch = partial(hf_hub_download, filename=file, force_download=force, **repo)
+        path = Path(with_retries(fetch, patience, file))
         if expected is None or not is_new or _sha256(path) == expected:
             return path
-        logger.warning("%s: %s arrived damaged, its SHA-256 is not the Hub's", where["repo_id"], file)
+        logger.warning("%s: %s arrived damaged, its SHA-256 is not the Hub's", repo["repo_id"], file)
     path.unlink()
-    raise DataError(f"{where['repo_id']}: {file} arrives damaged: its SHA-256 is not {expected}; try another network")
+    raise DataError(f"{repo['repo_id']}: {file} arrives damaged: its SHA-256 is not {expected}; try another network")
 
 
 def _sha256(path: Path) -> str:
@@ -202,7 +237,7 @@ def _sha256(path: Path) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that led to it."""
+    """Yield an error and those that led to it."""
     current: BaseException | None = error
     for _ in range(10):
         if current is None:
@@ -212,13 +247,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _retry_after(error: BaseException) -> float | None:
-    for each in _chain(error):
-        response = getattr(each, "response", None)
+    for cause in _chain(error):
+        response = getattr(cause, "response", None)
         if response is not None and response.headers.get("Retry-After", "").isdigit():
             return float(response.headers["Retry-After"])
     return None
 
 
 def in_short(error: BaseException) -> str:
-    """Kind and first line of an error."""
+    """Return the kind and first line of an error."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]

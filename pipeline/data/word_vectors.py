@@ -1,4 +1,6 @@
-"""Word vectors from elsewhere: GloVe, word2vec and fastText in their text formats.
+"""Read word vectors from elsewhere: GloVe, word2vec and fastText in their text formats, one word a line.
+
+    cat 0.1 -0.2 0.7        3 numbers here, usually 50 to 300; word2vec and fastText begin with a line "count width"
 
 gensim's `KeyedVectors` reads them as well, but keeps the whole file in memory and names no line where one is broken.
 """
@@ -19,26 +21,31 @@ logger = logging.getLogger(__name__)
 
 
 def read_words(path: str | Path) -> Iterator[str]:
-    """The words of a file of vectors, in its order; any file with one word a line will do."""
+    """Yield the words of a file of vectors, in its order; any file with one word a line will do."""
     for _, line in _lines(path):
         yield line.split(" ", 1)[0]
 
 
 def read_vectors(path: str | Path, words: set[str]) -> dict[str, np.ndarray]:
-    """The vectors of those `words` that the file has, each of its one width.
+    """Read the vectors of `words` from a file; words that it does not have are left out.
+
+    Returns:
+        Word -> its vector, (W); the first line of the file decides on the width W.
 
     Raises:
         ConfigError: for a file that cannot be read, holds no vectors, or has a line of another width or with something
-            that is no finite number, naming the line.
+            that is not a finite number, naming the line.
     """
     vectors: dict[str, np.ndarray] = {}
-    width = 0
+    width = 0  # until the first line is read
     for number, line in _lines(path):
-        is_first, width = not width, width or len(line.split(" ")) - 1
+        is_first = width == 0
+        if is_first:
+            width = len(line.split(" ")) - 1
         word, *values = line.rsplit(" ", width)  # a word may hold spaces itself, as some of GloVe's do
         if width < 2 or len(values) != width:
             raise ConfigError(f"{path}:{number}: {len(values)} numbers, where the lines before have {width}")
-        if word not in words and not is_first:
+        if word not in words and not is_first:  # the first is looked at anyway, to notice a file that holds no numbers
             continue
         try:
             vector = np.array(values, dtype=np.float32)
@@ -56,7 +63,7 @@ def read_vectors(path: str | Path, words: set[str]) -> dict[str, np.ndarray]:
 def load_embeddings(
     embedding: nn.Embedding, tokenizer: PreTrainedTokenizerBase, path: str | Path, seed: int = 0
 ) -> torch.Tensor:
-    """Writes the vectors of a file into an embedding, for the tokens that are words of it.
+    """Write the vectors of a file into an embedding, for the tokens that are words of it.
 
     A token is looked up as it is decoded, then in lower case. Other rows stay as they are. Vectors wider than the
     embedding are projected onto their principal axes, narrower ones by a random orthonormal map, which keeps all
@@ -71,8 +78,8 @@ def load_embeddings(
     special = set(tokenizer.all_special_ids)
     tokens = {number: tokenizer.decode([number]).strip() for number in range(len(tokenizer)) if number not in special}
     vectors = read_vectors(path, {form for token in tokens.values() for form in (token, token.lower())})
-    found = {number: vectors.get(token, vectors.get(token.lower())) for number, token in tokens.items()}
-    rows = {number: vector for number, vector in found.items() if vector is not None}
+    by_token = {number: vectors.get(token, vectors.get(token.lower())) for number, token in tokens.items()}
+    rows = {number: vector for number, vector in by_token.items() if vector is not None}
     if not rows:
         raise ConfigError(f"model.embeddings.path: {path} has no word of the vocabulary; is it another language?")
     weight = embedding.weight
@@ -85,26 +92,28 @@ def load_embeddings(
 
 
 def _project(vectors: torch.Tensor, width: int, seed: int) -> torch.Tensor:
-    """(N, W) -> (N, width)."""
-    given = vectors.shape[1]
-    if given == width:
+    """Bring vectors to another width: (N, W) -> (N, width)."""
+    own_width = vectors.shape[1]
+    if own_width == width:
         return vectors
-    if given > width:
-        axes = torch.linalg.eigh(torch.cov(vectors.T)).eigenvectors  # in the order of rising variance
+    if own_width > width:
+        axes = torch.linalg.eigh(torch.cov(vectors.T)).eigenvectors  # (W, W), in the order of rising variance
         return (vectors - vectors.mean(0)) @ axes[:, -width:]
     generator = torch.Generator().manual_seed(seed)
-    return vectors @ torch.linalg.qr(torch.randn(width, given, generator=generator)).Q.T
+    orthonormal = torch.linalg.qr(torch.randn(width, own_width, generator=generator)).Q  # (width, W)
+    return vectors @ orthonormal.T
 
 
 def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, without the header (count and width) that word2vec and fastText write."""
+    """Yield numbered lines, without the header (count and width) that word2vec and fastText write."""
     try:
         with fsspec.open(
             str(path), "rt", encoding="utf-8", errors="replace", newline="\n", compression="infer"
         ) as lines:
             for number, line in enumerate(lines, start=1):
                 line = line.rstrip(" \r\n")
-                if line and not (number == 1 and [field.isdecimal() for field in line.split(" ")] == [True, True]):
+                is_header = number == 1 and [field.isdecimal() for field in line.split(" ")] == [True, True]
+                if line and not is_header:
                     yield number, line
     except OSError as error:
         raise ConfigError(f"{path}: no vectors could be read: {error}") from error

@@ -16,6 +16,7 @@ from tokenizers import decoders
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.data.rows import BadRow
 from pipeline.errors import ConfigError, RunError
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
 from pipeline.models.transformer_layers import sinusoidal_positions
@@ -117,8 +118,8 @@ def trace(model: PreTrainedModel, task: Task, source: str, target: str) -> Trace
         )
     tokenizer = task.tokenizer
     feature = task.encode({"source": [source], "target": [target], "row": [0]})[0]
-    if isinstance(feature, str):
-        raise ConfigError(f"{feature}: give a source and a target to trace")
+    if isinstance(feature, BadRow):
+        raise ConfigError(f"{feature.reason}: give a source and a target to trace")
     model.float().eval().set_attn_implementation("eager")
     batch = {name: tensor.to(model.device) for name, tensor in task.collate([feature]).items()}
     with record_projections(model) as records:

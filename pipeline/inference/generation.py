@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from pipeline.data.rows import separate
 from pipeline.errors import ConfigError
 from pipeline.inference.batches import batches_by_length
 from pipeline.tasks.base import Task
@@ -31,8 +32,7 @@ def generate(
         if not text.strip() and not task.answers_empty:
             raise ConfigError(f"prompt {number} is empty: give a word at least to go on from")
     numbers = [number for number, text in enumerate(texts) if text.strip()]
-    encoded = task.encode({"source": [texts[number] for number in numbers], "row": numbers})
-    features = [feature for feature in encoded if not isinstance(feature, str)]
+    features, _ = separate(task.encode({"source": [texts[number] for number in numbers], "row": numbers}))
     answers = [""] * len(texts)
     for samples, batch in batches_by_length(model, task, features, batch_size):
         predictions = task.predict(model, batch, generation or getattr(model, "generation_config", None))

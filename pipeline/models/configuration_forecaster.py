@@ -107,10 +107,11 @@ class TransformerForecasterConfig(PreTrainedConfig):
             )
 
     def _check_series(self) -> None:
+        series, stds = self.series or [], self.stds or []
         for name in ("means", "stds"):
-            if len(getattr(self, name)) != len(self.series):
-                raise ValueError(f"{name} has {len(getattr(self, name))} values for {len(self.series)} series")
-        for name, std in zip(self.series, self.stds, strict=True):
+            if len(getattr(self, name)) != len(series):
+                raise ValueError(f"{name} has {len(getattr(self, name))} values for {len(series)} series")
+        for name, std in zip(series, stds, strict=True):
             if not 0 < std < math.inf:
                 raise ValueError(f"stds: {std} for {name}: a standard deviation must be above 0")
 

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, TrainerState
 
 from pipeline.config import Config
-from pipeline.data.splits import is_on_hub
+from pipeline.data.hub_reading import is_on_hub
 from pipeline.tasks.base import CardText, Task
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")

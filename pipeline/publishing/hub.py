@@ -17,7 +17,7 @@ from huggingface_hub.utils import httpx
 from transformers import TrainerCallback
 
 from pipeline.config import HubConfig
-from pipeline.data.hub_reading import API_TIMEOUT, Patience, denial, in_short, is_passing, patiently
+from pipeline.data.hub_reading import API_TIMEOUT, RetryBudget, explain_refusal, in_short, is_transient, with_retries
 from pipeline.errors import ConfigError, NotPublished
 from pipeline.publishing.secrets import refuse_secrets
 from pipeline.tasks.registry import TASKS
@@ -59,7 +59,7 @@ def prepare(settings: HubConfig) -> None:
         raise ConfigError(f"hub.model_id: name the repository to push to as owner/name (given: {settings.model_id!r})")
     api = HfApi()
     try:
-        user = patiently(api.whoami, CHECK_PATIENCE, "hub.push")
+        user = with_retries(api.whoami, CHECK_PATIENCE, "hub.push")
         role = user.get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
             raise ConfigError(
@@ -69,7 +69,7 @@ def prepare(settings: HubConfig) -> None:
         owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
         if owner not in owners:
             raise ConfigError(f"hub.model_id: {user['name']} cannot write to {owner}/; there are: {', '.join(owners)}")
-        patiently(
+        with_retries(
             lambda: api.create_repo(settings.model_id, private=settings.private, exist_ok=True),
             CHECK_PATIENCE,
             settings.model_id,
@@ -118,7 +118,7 @@ def upload(
     if not any(fnmatch(path.name, pattern) for path in files for pattern in WEIGHTS):
         raise ConfigError(f"{folder}: there are no weights to publish")
     refuse_secrets(files)
-    api, budget = HfApi(), Patience(patience, f"publishing to {name}")
+    api, budget = HfApi(), RetryBudget(patience, f"publishing to {name}")
     first_head = None
     while not is_outdated():
         try:
@@ -136,7 +136,7 @@ def upload(
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code == 412:  # somebody else committed first
                 first_head = None
-            budget.wait(error, is_passing(error) or first_head is None)
+            budget.wait(error, is_transient(error) or first_head is None)
         except Exception as error:
             budget.wait(error)
 
@@ -149,7 +149,7 @@ def is_published(name: str) -> bool:
 
 def explain(error: BaseException, name: str | None) -> str:
     """Say in one line what went wrong with a repository."""
-    return str(error) if isinstance(error, ConfigError) else denial(error, str(name)) or in_short(error)
+    return str(error) if isinstance(error, ConfigError) else explain_refusal(error, str(name)) or in_short(error)
 
 
 class Publisher(TrainerCallback):

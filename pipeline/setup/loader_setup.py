@@ -9,7 +9,8 @@ from pipeline.config import Config
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.batch_loader import BatchLoader
 from pipeline.data.batch_stream import BatchStream
-from pipeline.data.splits import Rows, patience_of
+from pipeline.data.hub_reading import retry_seconds
+from pipeline.data.splits import Rows
 from pipeline.errors import ConfigError
 from pipeline.tasks.base import Task
 
@@ -38,10 +39,10 @@ def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, row
         batch_tokens=config.data.batch_tokens,
         packing=config.data.packing,
         window=config.data.shuffle_window,
-        arrange=make_batches,
+        make_batches=make_batches,
         augment=augment,
         max_bad_rows=config.data.max_bad_rows if config.data.on_bad_row == "skip" else 0,
-        patience=patience_of(config.data),
+        patience=retry_seconds(config.data),
         seed=args.seed if args.data_seed is None else args.data_seed,
         rank=state.process_index,
         world_size=state.num_processes,

@@ -3,9 +3,9 @@
 import logging
 
 from pipeline.config import Config
-from pipeline.data.batch_stream import name_bad_rows
-from pipeline.data.hub_reading import each_row
-from pipeline.data.splits import Rows, patience_of, read
+from pipeline.data.hub_reading import iterate_rows, retry_seconds
+from pipeline.data.rows import HOW_TO_FIX, separate
+from pipeline.data.splits import Rows, open_split
 from pipeline.errors import DataError
 from pipeline.tasks.base import Feature, Task
 
@@ -20,20 +20,19 @@ def encode_rows(config: Config, task: Task, rows: Rows | None, split: str | None
     """
     if rows is None:
         return []
-    samples = list(each_row(task.to_samples(rows), patience_of(config.data)))
+    samples = list(iterate_rows(task.to_samples(rows), retry_seconds(config.data)))
     columns = {name: [row[name] for row in samples] for name in samples[0]} | {"row": list(range(len(samples)))}
-    encoded = task.encode(columns)
-    bad = name_bad_rows(columns, encoded)
+    features, bad = separate(task.encode(columns))
     if bad and config.data.on_bad_row == "error":
-        raise DataError(f"data: {split}: {bad[0]}; fix or remove the row, or set data.on_bad_row=skip")
+        raise DataError(f"data: {split}: {bad[0]}; {HOW_TO_FIX}")
     if bad:
         logger.warning("%s: %d bad rows are left out, such as %s", split, len(bad), bad[0])
-    return [feature for feature in encoded if not isinstance(feature, str)]
+    return features
 
 
 def encode_split(config: Config, task: Task, split: str | None) -> list[Feature]:
     """Open a split, and encode it as evaluation wants it; no split has no features."""
     if split is None:
         return []
-    rows = read(config.data, split, task.columns(config))
+    rows = open_split(config.data, split, task.columns(config))
     return task.to_evaluation(encode_rows(config, task, rows, split))

@@ -18,9 +18,10 @@ from transformers.utils import ModelOutput
 
 from pipeline import plots
 from pipeline.config import Config, DataConfig, Section
+from pipeline.data.rows import BadRow, Columns, Feature, name_places
 from pipeline.data.splits import Rows
 from pipeline.errors import ConfigError, DataError
-from pipeline.tasks.base import Batch, CardText, Columns, Feature, Task
+from pipeline.tasks.base import Batch, CardText, Task
 
 DRAWN = 4  # windows, spread over the split
 FORECASTS_FILE = "forecasts.png"
@@ -119,17 +120,16 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
 
         return Dataset.from_dict({"start": range(len(values) - length + 1)}).with_transform(cut)
 
-    def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | str]:
-        return [
-            self._feature(values, start, row)
-            for values, start, row in zip(columns["values"], columns["start"], columns["row"], strict=True)
-        ]
+    def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | BadRow]:
+        windows = zip(name_places(columns), columns["row"], columns["start"], columns["values"], strict=True)
+        return [self._encode_window(*window) for window in windows]
 
-    def _feature(self, values: np.ndarray, start: int, row: int) -> Feature | str:
-        values = np.asarray(values, dtype=np.float32)
+    def _encode_window(self, place: str, row: int, start: int, values: np.ndarray) -> Feature | BadRow:
+        values = np.asarray(values, dtype=np.float32)  # (L + H, C)
         if not np.isfinite(values).all():
             step, series = np.argwhere(~np.isfinite(values))[0]
-            return f"{self.series[series]} is {values[step, series]} in row {start + step} of the split, with no number"
+            name, value = self.series[series], values[step, series]
+            return BadRow(place, f"{name} is {value} in row {start + step} of the split, with no number")
         past, future = values[: self.context_length], values[self.context_length :]
         return {"sample_id": row, "source": "", "target": "", "past_values": past, "future_values": future}
 

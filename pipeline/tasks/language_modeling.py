@@ -3,6 +3,7 @@
 Shapes: S streams, B rows of a batch, T tokens of a chunk.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -21,9 +22,10 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pipeline.config import Config, DataConfig, Section
+from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_text_problem
 from pipeline.models.modeling_lstm import LSTMState
 from pipeline.models.modeling_seq2seq import IGNORED
-from pipeline.tasks.base import Batch, CardText, Columns, Feature, Task, tokenize, what_is_wrong
+from pipeline.tasks.base import Batch, CardText, Task, tokenize
 
 HELD_OUT_STREAMS = 16  # into which the text of an evaluation is cut, so that it takes no step for every token
 HELD_OUT_CHUNK = 256  # tokens of each that are scored at a time
@@ -85,15 +87,12 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
     def columns(cls, config: Config) -> dict[str, str]:
         return {"source": config.data.source}
 
-    def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | str]:
-        sources = columns["source"]
-        reasons = [what_is_wrong("source", source) for source in sources]
-        good = [index for index, reason in enumerate(reasons) if reason is None]
-        features: list[Feature | str] = [reason or "" for reason in reasons]
-        for index, ids in zip(good, tokenize(self.tokenizer, [sources[index] for index in good]), strict=True):
-            row = columns["row"][index]
-            features[index] = {"sample_id": row, "source": sources[index], "target": "", "input_ids": ids}
-        return features
+    def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | BadRow]:
+        return encode_rows(columns, lambda row: find_text_problem("source", row["source"]), self._make_features)
+
+    def _make_features(self, columns: Columns) -> list[Feature]:
+        rows = zip(columns["row"], columns["source"], tokenize(self.tokenizer, columns["source"]), strict=True)
+        return [{"sample_id": row, "source": source, "target": "", "input_ids": ids} for row, source, ids in rows]
 
     def make_batches(self, rows: int, world_size: int) -> Callable[[list[Feature], np.random.Generator], list]:
         """Make batches whose next is `world_size` batches behind: each rank carries the state of its own streams."""
@@ -139,7 +138,7 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
     def _streams(self, features: Iterable[Feature], count: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and, one place on, labels of `count` streams: (S, L) each; the end of the last is padded."""
         ids = [each for feature in features for each in feature["input_ids"]] + [self.tokenizer.eos_token_id]
-        length = -(-(len(ids) - 1) // count)
+        length = math.ceil((len(ids) - 1) / count)
         inputs = np.full(count * length, self.tokenizer.pad_token_id)
         labels = np.full(count * length, IGNORED)
         inputs[: len(ids) - 1], labels[: len(ids) - 1] = ids[:-1], ids[1:]

@@ -1,6 +1,7 @@
 """Text to text: reversal, translation, summarisation, and whatever else is a pair of sequences."""
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, zip_longest
 from typing import Any, ClassVar
 
@@ -17,10 +18,11 @@ from transformers import (
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from pipeline.config import Config, DataConfig
+from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_text_problem
 from pipeline.decoding.search import search_of
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.transformer_layers import BLOCK
-from pipeline.tasks.base import Batch, CardText, Columns, Feature, Task, sums_by_sample, tokenize, what_is_wrong
+from pipeline.tasks.base import Batch, CardText, Task, sums_by_sample, tokenize
 
 
 @dataclass
@@ -59,39 +61,36 @@ print(translate("{example}"))""",
     ) -> "SequenceToSequence":
         return cls(tokenizer)
 
-    def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | str]:
-        """Texts to ids, each ending in `</s>`; what is wrong with a row where no good pair can be made of it.
+    def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | BadRow]:
+        """Encode texts as ids, each ending in `</s>`.
 
         Without a target column, as for prediction, any text goes, and labels are empty.
         """
-        sources, targets = columns["source"], columns.get("target")
-        if targets is None:
-            reasons: list[str | None] = [None] * len(sources)
-            good = list(range(len(sources)))
-        else:
-            pairs = zip(sources, targets, strict=True)
-            reasons = [what_is_wrong("source", source) or what_is_wrong("target", target) for source, target in pairs]
-            good = [index for index, reason in enumerate(reasons) if reason is None]
-        features: list[Feature | str] = [reason or "" for reason in reasons]
-        inputs = tokenize(self.tokenizer, [sources[index] for index in good])
-        labels = (
-            [[]] * len(good)
-            if targets is None
-            else tokenize(self.tokenizer, [targets[index] for index in good], is_target=True)
-        )
-        for index, *ids in zip(good, inputs, labels, strict=True):
-            features[index] = self._too_long(ids[0], ids[1], limits) or {
-                "sample_id": columns["row"][index],
-                "source": sources[index],
-                "target": targets[index] if targets else "",
-                "input_ids": ids[0],
-                "labels": ids[1],
-            }
-        return features
+        find_excess_length = partial(self._find_excess_length, limits)
+        return encode_rows(columns, self._find_problem, self._make_features, find_excess_length)
 
-    def _too_long(self, input_ids: list[int], labels: list[int], limits: DataConfig | None) -> str | None:
-        for name, ids in (("source", input_ids), ("target", labels)):
-            bound = getattr(limits, f"max_{name}_length", None)
+    def _find_problem(self, row: dict[str, Any]) -> str | None:
+        if "target" not in row:
+            return None
+        return find_text_problem("source", row["source"]) or find_text_problem("target", row["target"])
+
+    def _make_features(self, columns: Columns) -> list[Feature]:
+        sources, targets = columns["source"], columns.get("target")
+        inputs = tokenize(self.tokenizer, sources)
+        labels = [[] for _ in sources] if targets is None else tokenize(self.tokenizer, targets, is_target=True)
+        rows = zip(columns["row"], sources, targets or [""] * len(sources), inputs, labels, strict=True)
+        return [
+            {"sample_id": row, "source": source, "target": target, "input_ids": input_ids, "labels": target_ids}
+            for row, source, target, input_ids, target_ids in rows
+        ]
+
+    def _find_excess_length(self, limits: DataConfig | None, feature: Feature) -> str | None:
+        if limits is None:
+            return None
+        for name, ids, bound in (
+            ("source", feature["input_ids"], limits.max_source_length),
+            ("target", feature["labels"], limits.max_target_length),
+        ):
             if bound is not None and len(ids) > bound:
                 return f"{name} has {len(ids)} tokens, where data.max_{name}_length={bound}"
         return None

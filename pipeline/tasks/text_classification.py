@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,8 +18,9 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pipeline.config import Config, DataConfig, Section
+from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_text_problem
 from pipeline.errors import ConfigError, nearest
-from pipeline.tasks.base import Batch, CardText, Columns, Feature, Task, sums_by_sample, tokenize, what_is_wrong
+from pipeline.tasks.base import Batch, CardText, Task, sums_by_sample, tokenize
 
 
 class TextClassificationSettings(Section):
@@ -83,31 +85,46 @@ print(classify("{example}"))""",
             raise ConfigError(f"data.target: there must be at least two classes; found: {', '.join(names) or 'none'}")
         return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
-    def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | str]:
-        """Texts to ids, classes to numbers; what is wrong with a row where that cannot be."""
-        sources, targets = columns["source"], columns.get("target") or [None] * len(columns["source"])
-        is_open = "target" not in columns  # as for prediction
-        reasons = [
-            None if is_open else what_is_wrong("source", source) or self._what_is_wrong(target)
-            for source, target in zip(sources, targets, strict=True)
-        ]
-        good = [index for index, reason in enumerate(reasons) if reason is None]
-        features: list[Feature | str] = [reason or "" for reason in reasons]
-        for index, ids in zip(good, tokenize(self.tokenizer, [sources[index] for index in good]), strict=True):
-            if limits is not None and len(ids) > limits.max_source_length:
-                features[index] = (
-                    f"source has {len(ids)} tokens, where data.max_source_length={limits.max_source_length}"
-                )
-                continue
-            number = self._number(targets[index])
-            features[index] = {
-                "sample_id": columns["row"][index],
-                "source": sources[index],
+    def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | BadRow]:
+        """Encode texts as ids, classes as numbers.
+
+        Without a target column, as for prediction, any text goes, and the label is 0.
+        """
+        find_excess_length = partial(self._find_excess_length, limits)
+        return encode_rows(columns, self._find_problem, self._make_features, find_excess_length)
+
+    def _find_problem(self, row: dict[str, Any]) -> str | None:
+        if "target" not in row:
+            return None
+        return find_text_problem("source", row["source"]) or self._find_class_problem(row["target"])
+
+    def _find_class_problem(self, target: object) -> str | None:
+        if (name := _name(target)) is None:
+            return f"target is {target!r}, where the name or number of a class is needed"
+        if self._number(target) is None:
+            return f"target {name!r} is not a class of the training split{nearest(name, self.labels)}"
+        return None
+
+    def _make_features(self, columns: Columns) -> list[Feature]:
+        sources = columns["source"]
+        numbers = [self._number(target) for target in columns.get("target") or [None] * len(sources)]
+        rows = zip(columns["row"], sources, numbers, tokenize(self.tokenizer, sources), strict=True)
+        return [
+            {
+                "sample_id": row,
+                "source": source,
                 "target": "" if number is None else self.labels[number],
                 "input_ids": ids,
                 "labels": number or 0,
             }
-        return features
+            for row, source, number, ids in rows
+        ]
+
+    def _find_excess_length(self, limits: DataConfig | None, feature: Feature) -> str | None:
+        num_tokens = len(feature["input_ids"])
+        if limits is not None and num_tokens > limits.max_source_length:
+            return f"source has {num_tokens} tokens, where data.max_source_length={limits.max_source_length}"
+        return None
 
     def _number(self, target: object) -> int | None:
         """Of the class that has this name, or else this number, as data sets with names of classes store it."""
@@ -116,13 +133,6 @@ print(classify("{example}"))""",
             return self.labels.index(name)
         is_number = isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(self.labels)
         return int(str(target)) if is_number else None
-
-    def _what_is_wrong(self, target: object) -> str | None:
-        if (name := _name(target)) is None:
-            return f"target is {target!r}, where the name or number of a class is needed"
-        if self._number(target) is None:
-            return f"target {name!r} is no class of the training{nearest(name, self.labels)}"
-        return None
 
     def lengths(self, feature: Feature) -> tuple[int, ...]:
         return (len(feature["input_ids"]),)

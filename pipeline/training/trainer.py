@@ -241,9 +241,9 @@ class PassEnd(TrainerCallback):
         self.loader = loader
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.pass_index = self.loader.position.number
+        self.pass_index = self.loader.position.pass_index
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.loader.position.number > self.pass_index:
-            self.pass_index = self.loader.position.number
+        if self.loader.position.pass_index > self.pass_index:
+            self.pass_index = self.loader.position.pass_index
             return DefaultFlowCallback().on_epoch_end(args, state, control, **kwargs)

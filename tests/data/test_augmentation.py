@@ -36,8 +36,8 @@ def test_nothing_changes_by_nothing(words):
 def test_swaps_keep_the_tokens(words):
     ids = make_feature(words)["input_ids"]
     changed = [change(words, seed, swap=0.3) for seed in range(20)]
-    assert all(sorted(each) == sorted(ids) and each[-1] == words.eos_token_id for each in changed)
-    assert sum(each != ids for each in changed) > 10
+    assert all(sorted(swapped) == sorted(ids) and swapped[-1] == words.eos_token_id for swapped in changed)
+    assert sum(swapped != ids for swapped in changed) > 10
 
 
 def test_deletions_keep_the_order_and_one_token(words):
@@ -45,7 +45,7 @@ def test_deletions_keep_the_order_and_one_token(words):
     lengths = []
     for seed in range(200):
         changed = change(words, seed, delete=0.5)
-        places = [ids.index(each) for each in changed]
+        places = [ids.index(token) for token in changed]
         assert places == sorted(places) and changed[-1] == words.eos_token_id and len(changed) >= 2
         lengths.append(len(changed) - 1)
     assert 2.7 < np.mean(lengths) < 3.4  # of six tokens one half, and a little more as one stays always
@@ -57,7 +57,10 @@ def test_insertions_keep_the_text_and_add_ordinary_tokens(words):
     for seed in range(200):
         changed = change(words, seed, insert=0.5)
         rest = list(changed)
-        assert all(each in rest[(place := rest.index(each)) :] and rest.pop(place) for each in ids)
+        place = 0
+        for token in ids:  # they are all there, in their order
+            place = rest.index(token, place)
+            rest.pop(place)
         assert not set(rest) & set(words.all_special_ids) and changed[0] == ids[0]
         added.append(len(rest))
     assert 2.6 < np.mean(added) < 3.4
@@ -79,12 +82,12 @@ def test_bpe_dropout(bpe):
         bpe.tokenize("new"),
     ]
     others = [change(bpe, seed, text=text, bpe_dropout=0.5) for seed in range(10)]
-    assert all(bpe.decode(each, skip_special_tokens=True) == text and each[-1] == ids[-1] for each in others)
-    assert len({tuple(each) for each in others}) > 5 and all(len(each) >= len(ids) for each in others)
+    assert all(bpe.decode(other, skip_special_tokens=True) == text and other[-1] == ids[-1] for other in others)
+    assert len({tuple(other) for other in others}) > 5 and all(len(other) >= len(ids) for other in others)
     assert change(bpe, 3, text=text, bpe_dropout=0.5) == others[3]
     assert merge([*"lowest"], ranks, 0.999, generator) == [*"lowest"]
 
 
 def test_bpe_dropout_needs_bpe(words):
-    with pytest.raises(ConfigError, match=r"augmentation\.bpe_dropout: the tokenizer is no BPE"):
+    with pytest.raises(ConfigError, match=r"augmentation\.bpe_dropout: the tokenizer is not a BPE"):
         Augmentation(AugmentationConfig(bpe_dropout=0.1), words, 100)

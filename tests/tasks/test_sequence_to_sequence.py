@@ -2,6 +2,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from pipeline.config import DataConfig
+from pipeline.data.rows import BadRow
 from pipeline.tasks.base import tokenize
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from tokenizer.training import train
@@ -69,8 +70,8 @@ def test_long_rows_are_bad(tokenizer):
     task = SequenceToSequence(tokenizer)
     limits = DataConfig(path="", max_source_length=3, max_target_length=3)
     one, two, three = task.encode(columns, limits)
-    assert one == "source has 4 tokens, where data.max_source_length=3"
-    assert two == "target has 4 tokens, where data.max_target_length=3"
+    assert one == BadRow("row 0", "source has 4 tokens, where data.max_source_length=3")
+    assert two == BadRow("row 1", "target has 4 tokens, where data.max_target_length=3")
     assert three["sample_id"] == 2
 
 
@@ -87,7 +88,7 @@ def test_long_rows_are_bad(tokenizer):
 def test_what_is_wrong_with_a_row(tokenizer, value, reason):
     columns = {"source": ["a", "b", "c"], "target": ["a", value, "d"], "row": [7, 31, 8]}
     first, bad, last = SequenceToSequence(tokenizer).encode(columns)
-    assert bad == reason and first["sample_id"] == 7 and last["sample_id"] == 8
+    assert bad == BadRow("row 31", reason) and first["sample_id"] == 7 and last["sample_id"] == 8
     assert tokenizer.decode(last["labels"], skip_special_tokens=True) == "d"
 
 

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from pipeline.config import DataConfig
+from pipeline.data.rows import BadRow
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.generation import generate
 from pipeline.run import train
@@ -43,8 +44,8 @@ def test_names_and_numbers_of_classes(task):
     "target, problem",
     [
         ("positiv", "target 'positiv' is no class of the training; did you mean positive?"),
-        (-1, "target '-1' is no class of the training; choose from negative, positive"),
-        (2, "target '2' is no class of the training; choose from negative, positive"),
+        (-1, "target '-1' is not a class of the training split; choose from negative, positive"),
+        (2, "target '2' is not a class of the training split; choose from negative, positive"),
         (None, "target is None, where the name or number of a class is needed"),
         (0.5, "target is 0.5, where the name or number of a class is needed"),
         ("", "target is '', where the name or number of a class is needed"),
@@ -52,15 +53,15 @@ def test_names_and_numbers_of_classes(task):
 )
 def test_a_class_that_was_never_seen(task, target, problem):
     good, bad = encode(task, "positive", target)
-    assert bad == problem and good["labels"] == 1
+    assert bad == BadRow("row 1", problem) and good["labels"] == 1
 
 
 def test_long_and_empty_texts(task):
     columns = {"source": ["a b c d", " ", "a"], "target": ["negative"] * 3, "row": [0, 1, 2]}
     limits = DataConfig(path="", max_source_length=4)
     assert task.encode(columns, limits)[:2] == [
-        "source has 5 tokens, where data.max_source_length=4",
-        "source is empty",
+        BadRow("row 0", "source has 5 tokens, where data.max_source_length=4"),
+        BadRow("row 1", "source is empty"),
     ]
 
 
@@ -116,7 +117,7 @@ def test_an_unseen_class_in_validation(make_task, tmp_path):
     config = make_task("text_classification")
     with (tmp_path / "data" / "validation.jsonl").open("a") as stream:
         print(json.dumps({"text": "a b", "label": 7}), file=stream)
-    with pytest.raises(DataError, match=r"validation\.jsonl:9: target '7' is no class of the training"):
+    with pytest.raises(DataError, match=r"validation\.jsonl:9: target '7' is not a class of the training split"):
         train(config)
 
 

@@ -1,0 +1,29 @@
+"""The shapes in which data can lie, one reader each. `READERS` is the table; the first that accepts a split reads it.
+
+To add a shape, write a module with two functions and put one line into the table, above `hf_datasets`, which accepts
+every folder. Pairs in the two columns of a table that ends in .pairs, for instance:
+
+    def accepts(request):
+        return (Path(request.path) / f"{request.split.name}.pairs").is_file()
+
+    def read(request):
+        lines = (Path(request.path) / f"{request.split.name}.pairs").read_text(encoding="utf-8").splitlines()
+        pairs = [line.split("\\t") for line in lines]
+        rows = Dataset.from_dict({"en": [pair[0] for pair in pairs], "fr": [pair[1] for pair in pairs]})
+        return rows.to_iterable_dataset() if request.streaming else rows
+
+    READERS = [..., Reader(pairs.accepts, pairs.read), ...]
+
+A reader gives rows with the names that the data have; `open_split` checks and picks the columns of the config, under
+their agreed names. A reader that knows file and line of each row gives the agreed columns itself (`names_places`).
+"""
+
+from pipeline.data.readers import generated, hf_datasets, json_lines, parallel_text
+from pipeline.data.readers.base import Reader
+
+READERS = [
+    Reader(generated.accepts, generated.read),
+    Reader(parallel_text.accepts, parallel_text.read, names_places=True),
+    Reader(json_lines.accepts, json_lines.read, names_places=True),
+    Reader(hf_datasets.accepts, hf_datasets.read),  # last, as it accepts every folder and every data set of the Hub
+]

@@ -1,0 +1,133 @@
+"""What a reader is asked for, and what it gives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import unquote
+
+import datasets
+from datasets import Dataset, DatasetBuilder, IterableDataset
+
+from pipeline.data.hub_reading import download_files, is_on_hub, with_retries
+
+Rows: TypeAlias = Dataset | IterableDataset
+
+
+@dataclass(frozen=True)
+class SplitSpec:
+    """A split as the config names it, parsed once: a name or a file, and the slice of it that is wanted.
+
+        train                  SplitSpec("train")
+        train[:90%]            SplitSpec("train", "[:90%]")
+        valid.jsonl            SplitSpec("valid.jsonl"), a file
+        train-*.jsonl[:10]     SplitSpec("train-*.jsonl", "[:10]"), files
+
+    Attributes:
+        name: of a split, or of files below the folder of the data; a glob means all that match.
+        slice: in the notation of `datasets`, with its brackets; "" is the whole split.
+    """
+
+    name: str
+    slice: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "SplitSpec":
+        name, bracket, rest = text.partition("[")
+        return cls(name, bracket + rest)
+
+    @property
+    def is_file(self) -> bool:
+        return "." in self.name or "*" in self.name
+
+    def __str__(self) -> str:
+        return self.name + self.slice
+
+
+@dataclass(frozen=True)
+class SplitRequest:
+    """One split of a data set, as a reader is asked for it.
+
+    Attributes:
+        path: a folder, owner/name on the Hub, or the name of a generated set; never a single file.
+        split: the split; for a data set in a single file, that file.
+        columns: agreed name -> name in the data, where dots reach into nested columns.
+        streaming: whether rows are read while training, or first.
+        options: further arguments, `data.options` of the config.
+        subset: configuration of a Hub data set that has several.
+        revision: branch, tag or commit of a Hub data set.
+        patience: seconds to try again what the Hub does not give.
+    """
+
+    path: str
+    split: SplitSpec
+    columns: dict[str, str]
+    streaming: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    subset: str | None = None
+    revision: str | None = None
+    patience: float = 0.0
+
+    @property
+    def is_folder_or_on_hub(self) -> bool:
+        return Path(self.path).is_dir() or is_on_hub(self.path)
+
+    @property
+    def is_downloaded(self) -> bool:
+        """Whether the files come from the Hub before they are read."""
+        return is_on_hub(self.path) and not self.streaming
+
+    @property
+    def dataset_split(self) -> SplitSpec:
+        """The split as `datasets` names it: it calls files that are named one by one "train"."""
+        return SplitSpec("train", self.split.slice) if self.split.is_file else self.split
+
+    @property
+    def dataset_path(self) -> str:
+        """The path as `datasets` takes it: no folder called "."."""
+        return str(Path(self.path).resolve()) if Path(self.path).is_dir() else self.path
+
+    @property
+    def dataset_arguments(self) -> dict[str, Any]:
+        """What `datasets.load_dataset` gets besides path and split."""
+        arguments = {"name": self.subset, "revision": self.revision, **self.options}
+        return arguments | {"data_files": {"train": self.split.name}} if self.split.is_file else arguments
+
+    @cached_property
+    def builder(self) -> DatasetBuilder:
+        """What `datasets` makes of the path; it asks the Hub, so it is made once for all readers."""
+
+        def make() -> DatasetBuilder:
+            return datasets.load_dataset_builder(self.dataset_path, **self.dataset_arguments)
+
+        return with_retries(make, self.patience, self.path)
+
+    @property
+    def files(self) -> list[str]:
+        """The files of the split, found by `datasets` by their names: paths, or hf://datasets/owner/name@commit/path."""
+        return [str(file) for file in (self.builder.config.data_files or {}).get(self.dataset_split.name, [])]
+
+    def fetch_files(self) -> list[str]:
+        """Download the files of the split, unless they are here already or read as a stream; return where they are."""
+        if not self.files or not self.is_downloaded:
+            return self.files
+        prefix = f"hf://datasets/{self.path}@"
+        parts = [file.removeprefix(prefix).split("/", 1) for file in self.files]  # [commit, path]
+        names = [name for _, name in parts]
+        return [str(path) for path in download_files(self.path, names, unquote(parts[0][0]), self.patience)]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A line of the table of readers.
+
+    Attributes:
+        accepts: whether the data of a request have the shape that this reader reads.
+        read: opens them.
+        names_places: whether the rows come with the agreed columns, and with "place" and "problem" of `data.rows`.
+    """
+
+    accepts: Callable[[SplitRequest], bool]
+    read: Callable[[SplitRequest], Rows]
+    names_places: bool = False

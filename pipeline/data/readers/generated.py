@@ -1,0 +1,64 @@
+"""Data sets that are made rather than read; `data.path` names one, `data.options` are its arguments."""
+
+import random
+from collections.abc import Callable
+
+from datasets import Dataset
+
+from pipeline.data.readers.base import Rows, SplitRequest
+from pipeline.errors import ConfigError, nearest
+
+
+def accepts(request: SplitRequest) -> bool:
+    return request.path in GENERATED
+
+
+def read(request: SplitRequest) -> Rows:
+    """Make the split.
+
+    Raises:
+        ConfigError: for a split or an option that the set does not have.
+    """
+    try:
+        rows = GENERATED[request.path](str(request.split), **request.options)
+    except TypeError as error:
+        raise ConfigError(f"data.options: {error}") from error
+    return rows.to_iterable_dataset() if request.streaming else rows
+
+
+def reversal(
+    split: str, length: int = 10, symbols: int = 20, rows: int = 20_000, held_out: int = 1_000, seed: int = 0
+) -> Dataset:
+    """Make sequences of numbers and their reversal, as text: "5 12 3" -> "3 12 5".
+
+    Args:
+        split: train, validation or test; no sequence stands in two of them.
+        length: numbers in a sequence, drawn with repetition.
+        symbols: the numbers are 1 to `symbols`.
+        rows: size of the training split.
+        held_out: size of each of the other two.
+
+    Raises:
+        ConfigError: for another split, or when there are too few different sequences.
+    """
+    sizes = {"test": held_out, "validation": held_out, "train": rows}
+    if split not in sizes:
+        raise ConfigError(f"data: the generated set has no split {split!r}{nearest(split, sizes)}")
+    if symbols**length < 2 * sum(sizes.values()):
+        raise ConfigError(f"data.options: {symbols} symbols at length {length} make too few different sequences")
+    generator = random.Random(seed)
+    sequences: dict[tuple[int, ...], None] = {}  # a set that keeps its order
+    while len(sequences) < sum(sizes.values()):
+        sequences[tuple(generator.choices(range(1, symbols + 1), k=length))] = None
+    names = list(sizes)
+    start = sum(sizes[name] for name in names[: names.index(split)])
+    sources = list(sequences)[start : start + sizes[split]]
+    return Dataset.from_dict(
+        {
+            "source": [" ".join(map(str, sequence)) for sequence in sources],
+            "target": [" ".join(map(str, reversed(sequence))) for sequence in sources],
+        }
+    )
+
+
+GENERATED: dict[str, Callable[..., Dataset]] = {"reversal": reversal}

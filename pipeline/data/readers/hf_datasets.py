@@ -1,0 +1,29 @@
+"""Whatever `datasets.load_dataset` reads: CSV, Parquet, text and more in a folder, and data sets of the Hub."""
+
+import datasets
+
+from pipeline.data.hub_reading import with_retries
+from pipeline.data.readers.base import Rows, SplitRequest
+
+
+def accepts(request: SplitRequest) -> bool:
+    return request.is_folder_or_on_hub
+
+
+def read(request: SplitRequest) -> Rows:
+    path, arguments = request.dataset_path, request.dataset_arguments
+    if request.builder.name == "csv":
+        # A text may be "NA", and bytes that are not UTF-8 make a bad row rather than an end.
+        arguments = {"keep_default_na": False, "encoding_errors": "replace"} | arguments
+    if request.files and request.is_downloaded:
+        # What was downloaded and checked is read in place of the Hub's: by its own format, with the Hub's features.
+        path = request.builder.name
+        arguments = {name: value for name, value in arguments.items() if name not in ("name", "revision", "data_dir")}
+        arguments["data_files"] = {request.dataset_split.name: request.fetch_files()}
+        arguments["features"] = request.builder.info.features
+
+    def load() -> Rows:
+        split = str(request.dataset_split)
+        return datasets.load_dataset(path, split=split, streaming=request.streaming, **arguments)
+
+    return with_retries(load, request.patience, request.path)

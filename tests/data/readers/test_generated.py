@@ -1,0 +1,27 @@
+import pytest
+
+from pipeline.config import DataConfig
+from pipeline.data.readers.generated import reversal
+from pipeline.data.splits import open_split
+from pipeline.errors import ConfigError
+
+
+def test_reversal_is_split_without_overlap():
+    splits = {name: reversal(name, rows=500, held_out=100) for name in ("train", "validation", "test")}
+    assert [len(rows) for rows in splits.values()] == [500, 100, 100]
+    assert len({source for rows in splits.values() for source in rows["source"]}) == 700
+    for row in splits["test"]:
+        numbers = row["source"].split()
+        assert row["target"].split() == numbers[::-1] and len(numbers) == 10
+        assert all(1 <= int(number) <= 20 for number in numbers)
+    assert list(reversal("test", rows=500, held_out=100)) == list(splits["test"])
+
+
+def test_reversal_options_are_checked():
+    data = DataConfig(path="reversal", options={"lenth": 3})
+    with pytest.raises(ConfigError, match=r"data.options: .*lenth"):
+        open_split(data, "train", data.columns)
+    with pytest.raises(ConfigError, match="too few different sequences"):
+        reversal("train", length=2, symbols=3)
+    with pytest.raises(ConfigError, match="no split 'valid'; did you mean validation"):
+        reversal("valid")

@@ -1,0 +1,157 @@
+import ast
+import inspect
+import time
+from collections import Counter
+from itertools import islice
+from multiprocessing import active_children
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from torch.utils.data import get_worker_info
+
+from pipeline.data import batch_loader
+from pipeline.data.batch_loader import PRIVATE_NAMES, BatchLoader, WorkerWindows
+from pipeline.data.batch_stream import BatchStream, Position
+from pipeline.data.rows import BadRow
+from pipeline.errors import DataError, RunError
+from tests.data.streams import KINDS, collate, encode, make_stream, take, take_loaded
+
+
+@pytest.mark.parametrize("before, after", [((1, 0), (2, 2)), ((2, 2), (1, 4)), ((2, 4), (3, 0)), ((1, 4), (1, 2))])
+@KINDS
+def test_other_ranks_and_workers_go_on_with_the_same_order(kind, before, after):
+    """(ranks, loader workers) before and after a resume at the end of a step, in the second pass."""
+    whole = [[each["value"] for each in batch] for batch in take_whole(kind)]
+
+    def train(ranks: int, workers: int, steps: int, position: Position) -> tuple[list, Position]:
+        taken = []
+        for rank in range(ranks):
+            stream = make_stream(kind, rank=rank, world_size=ranks)
+            stream.position = position
+            loader = BatchLoader(stream, collate, num_workers=workers)
+            taken.append(take_loaded(loader, steps))
+        return [batch for turn in zip(*taken, strict=True) for batch in turn], loader.position
+
+    first, position = train(*before, 15, Position())
+    second, _ = train(*after, 20, position)
+    assert first + second == whole[: len(first) + len(second)]
+
+
+def take_whole(kind: str) -> list[list]:
+    return [batch for batch, _ in islice(iter(make_stream(kind)), 100)]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@KINDS
+def test_workers_change_nothing(kind, workers):
+    loader = BatchLoader(make_stream(kind), collate, num_workers=workers)
+    assert take_loaded(loader, 90) == take(make_stream(kind), 90)  # over three ends of a pass
+    assert not active_children()
+
+
+@pytest.mark.parametrize("window", [30, 100])
+@KINDS
+def test_a_window_is_prepared_by_one_worker(kind, window, tmp_path):
+    """And each worker prepares as many as the other, however many a pass has."""
+
+    def note(columns):
+        with (tmp_path / "rows.txt").open("a") as file:
+            file.write(f"{get_worker_info().id} {len(columns['row'])}\n")
+        return encode(columns)
+
+    loader = BatchLoader(make_stream(kind, encode=note, window=window), collate, num_workers=2)
+    taken = sum(map(len, take_loaded(loader, 200)))
+    notes = [line.split() for line in (tmp_path / "rows.txt").read_text().splitlines()]
+    windows = Counter(worker for worker, _ in notes)
+    assert {*windows} == {"0", "1"} and abs(windows["0"] - windows["1"]) <= 2
+    # the window in use, two in work, two ready
+    assert taken <= sum(int(rows) for _, rows in notes) <= taken + 5 * window * 1.1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_rows_are_an_error(workers):
+    rows = Dataset.from_dict({"value": []})
+    stream = BatchStream(rows, encode, lambda each: each["lengths"], batch_rows=4)
+    with pytest.raises(DataError, match="there are no training rows"):
+        next(iter(BatchLoader(stream, collate, num_workers=workers)))
+    with pytest.raises(DataError, match="none of the 0 training rows can be used"):
+        stream.count_batches()
+
+
+@KINDS
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_left_to_train_on(kind, workers):
+    """The message is the same from a worker: it travels as it is."""
+    stream = make_stream(
+        kind, encode=lambda columns: [BadRow(f"row {row}", "too long") for row in columns["row"]], max_bad_rows=None
+    )
+    with pytest.raises(DataError, match=r"^none of the 100 training rows can be used; the last: row \d+: too long$"):
+        next(iter(BatchLoader(stream, collate, num_workers=workers)))
+
+
+def test_a_hung_worker_is_named():
+    def hang(columns):
+        if get_worker_info().id == 1:
+            time.sleep(60)
+        return encode(columns)
+
+    loader = BatchLoader(make_stream("dataset", encode=hang), collate, num_workers=2, timeout=2)
+    with pytest.raises(RunError, match=r"loader worker 1 of 2 gave nothing in 2 seconds, after row 30 of pass 0"):
+        list(islice(iter(loader), 20))
+    assert not active_children()
+
+
+def test_an_error_that_speaks_of_time_is_no_time_out():
+    """A worker's own error stays what it is, whatever its text."""
+
+    def fail(columns):
+        raise RuntimeError("the request timed out")
+
+    loader = BatchLoader(make_stream("dataset", encode=fail), collate, num_workers=2)
+    with pytest.raises(RuntimeError, match="the request timed out"):
+        next(iter(loader))
+    assert not active_children()
+
+
+def test_torchs_private_names_are_there_and_called(monkeypatch):
+    """When this fails, torch has changed what `WorkerWindows` overrides or uses: a hung worker would not be noticed."""
+    torchs = WorkerWindows.__mro__[1]
+    calls = Counter()
+
+    def count(name, parameters):
+        original = getattr(torchs, name)
+        assert list(inspect.signature(original).parameters) == parameters
+
+        def counted(*args):
+            calls[name] += 1
+            return original(*args)
+
+        monkeypatch.setattr(torchs, name, counted)
+
+    count("_try_get_data", ["self", "timeout"])
+    count("_shutdown_workers", ["self"])
+    started = []
+    close = WorkerWindows.close
+
+    def note_workers(windows):
+        started.extend(worker.is_alive() for worker in windows._workers)
+        close(windows)
+
+    monkeypatch.setattr(WorkerWindows, "close", note_workers)
+    take_loaded(BatchLoader(make_stream("dataset"), collate, num_workers=2), 20)
+    assert calls["_try_get_data"] >= 2 and calls["_shutdown_workers"] >= 1 and started == [True, True]
+
+
+def test_all_private_names_are_in_the_list():
+    """Those that begin with an underscore, and that no class of the module defines itself."""
+    tree = ast.parse(Path(batch_loader.__file__).read_text(encoding="utf-8"))
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("_")}
+    own = {
+        node.name
+        for definition in tree.body
+        if isinstance(definition, ast.ClassDef) and definition.name != "WorkerWindows"
+        for node in definition.body
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert {name for name in used - own if not name.startswith("__")} == set(PRIVATE_NAMES)
