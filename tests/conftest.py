@@ -14,6 +14,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from tests.hub_data import FORMATS, SHARDS
 from tests.hub_server import WRITER, shared_server
 
 # Before the first import of a Hugging Face library: the Hub started here is all that tests and their processes know.
@@ -61,6 +62,18 @@ def hub():
 def hub_name(hub, request) -> str:
     """The name of a repository on the Hub that no other test uses."""
     return "me/" + re.sub(r"\W+", "-", request.node.name)[:60].strip("-")
+
+
+@pytest.fixture
+def data_set(hub_name):
+    """Puts three shards on the Hub, in a format; gives the name and the commit."""
+
+    def make(kind: str = "jsonl", private: bool = False, **splits) -> tuple[str, str]:
+        files = {f"train-{number}.{kind}": FORMATS[kind](rows) for number, rows in enumerate(SHARDS)}
+        files |= {f"{split}.{kind}": FORMATS[kind](rows) for split, rows in splits.items()}
+        return hub_name, HUB.add(hub_name, files, private=private)
+
+    return make
 
 
 @pytest.fixture

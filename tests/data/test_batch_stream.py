@@ -8,12 +8,13 @@ import psutil
 import pytest
 from datasets import Dataset, IterableDataset
 
-from pipeline.config import DataConfig, load
+from pipeline.config import DataConfig
 from pipeline.data import batch_stream
 from pipeline.data.batch_loader import BatchLoader
 from pipeline.data.batch_stream import BatchStream, Position
 from pipeline.data.splits import open_split
 from pipeline.errors import DataError
+from pipeline.tasks.registry import load_config
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from tests.data.streams import KINDS, LENGTHS, collate, encode, make_stream, odd, take
 from tokenizer.training import train
@@ -227,7 +228,9 @@ def test_epoch_is_the_share_of_the_pass():
 
 def test_captions_are_padded_little(shared_data):
     """At least 96 % of the places in the batches of the translation config hold a token, the first pass included."""
-    config = load("configs/translation_multi30k_en_fr.yaml", [f"data.path={shared_data}/multi30k", "data.options={}"])
+    config = load_config(
+        "configs/translation_multi30k_en_fr.yaml", [f"data.path={shared_data}/multi30k", "data.options={}"]
+    )
     rows = open_split(config.data, "train", config.data.columns)
     texts = (row[name] for row in rows for name in ("source", "target"))
     task = SequenceToSequence(train(texts, config.tokenizer.kind, config.tokenizer.vocab_size))

@@ -10,7 +10,7 @@ from pipeline.data.batch_stream import BatchStream
 from pipeline.data.hub_reading import is_on_hub, iterate_rows, resolve_commit, retry_seconds
 from pipeline.data.splits import open_split
 from pipeline.errors import ConfigError, DataError
-from pipeline.run import run
+from pipeline.run import train
 from tests.conftest import HUB
 from tests.hub_data import FORMATS, ROWS, as_jsonl, as_parquet
 
@@ -119,7 +119,7 @@ def test_what_waiting_cannot_fix_is_said_at_once(hub, make_config, path, message
     HUB.add("closed/set", {"train.jsonl": as_jsonl(ROWS)}, private=True)
     HUB.add("gated/set", {"train.jsonl": as_jsonl(ROWS)})
     with pytest.raises(ConfigError, match=re.escape(message)):
-        run(
+        train(
             make_config(
                 data={"path": path, "streaming": True, "validation": None, "test": None, "options": {}},
                 training={"eval_strategy": "no"},

@@ -43,7 +43,7 @@ def test_names_and_numbers_of_classes(task):
 @pytest.mark.parametrize(
     "target, problem",
     [
-        ("positiv", "target 'positiv' is no class of the training; did you mean positive?"),
+        ("positiv", "target 'positiv' is not a class of the training split; did you mean positive?"),
         (-1, "target '-1' is not a class of the training split; choose from negative, positive"),
         (2, "target '2' is not a class of the training split; choose from negative, positive"),
         (None, "target is None, where the name or number of a class is needed"),
