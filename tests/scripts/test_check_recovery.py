@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from pipeline.training.checkpoints import METRICS_FILE, STAGING_FOLDER
+from pipeline.run_folder import METRICS_FILE
+from pipeline.training.checkpoints import STAGING_FOLDER
 from scripts.check_recovery import describe, wait_for_save, weights
 from tests.conftest import ROOT
 
