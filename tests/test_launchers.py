@@ -202,6 +202,7 @@ def wait_until(condition, patience: float = 120) -> None:
         pytest.param(PYTHON, signal.SIGINT, 75, marks=SLOW),
         ((*ACCELERATE, "-m"), signal.SIGTERM, -signal.SIGTERM),
         pytest.param(ACCELERATE, signal.SIGTERM, -signal.SIGTERM, marks=SLOW),
+        pytest.param((*ACCELERATE, "-m"), signal.SIGINT, -signal.SIGINT, marks=SLOW),
         pytest.param(ACCELERATE, signal.SIGINT, -signal.SIGINT, marks=SLOW),
         pytest.param(ACCELERATE, signal.SIGKILL, -signal.SIGKILL, marks=SLOW),
         (TORCHRUN, signal.SIGTERM, 1),
