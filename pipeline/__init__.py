@@ -5,7 +5,8 @@
     config = load_config("configs/reversal.yaml", ["training.max_steps=100"])
     result = train(config)  # scores, and the folder of the finished model
     model, task = load_trained(result.output_dir)
-    generate(model, task, ["5 12 3 8"])
+    generate(model, task, ["5 12 3 8 15 2 9 6 11 4"])
+    evaluate(model, task, [{"source": "5 12 3", "target": "3 12 5"}], metrics=["exact_match"])
     publish(result.output_dir, "owner/name")
 
 Names are imported when they are used, so that `import pipeline` takes no time.

@@ -376,7 +376,7 @@ def score(arguments: argparse.Namespace) -> None:
     with quick_imports():
         from transformers.utils import logging as transformers_logging
 
-        from pipeline.inference.evaluation import evaluate
+        from pipeline.inference.evaluation import evaluate_features
         from pipeline.run import load_metrics
         from pipeline.run_folder import find_config
         from pipeline.tasks.encoding import encode_split
@@ -391,7 +391,7 @@ def score(arguments: argparse.Namespace) -> None:
     metrics = load_metrics(config)
     features = encode_split(config, task, split)
     with _open_predictions(arguments.predictions) as stream:
-        result = evaluate(
+        result = evaluate_features(
             model,
             task,
             features,

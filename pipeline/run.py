@@ -28,7 +28,7 @@ from pipeline.setup.model_factory import build_model, find_pretrained, generatio
 from pipeline.setup.tokenizer_setup import check_tokenizer, prepare_tokenizer
 from pipeline.signals import is_launched_by_accelerate
 from pipeline.tasks.base import Feature, Task
-from pipeline.tasks.encoding import encode_rows
+from pipeline.tasks.encoding import encode_opened
 from pipeline.tasks.registry import get_task
 from pipeline.training.arguments import check_settings, training_arguments, with_max_steps
 from pipeline.training.ranks import fail_together, from_main_process
@@ -76,7 +76,7 @@ def train(config: Config, *, accept_changes: bool = False) -> RunResult:
             return RunResult(folder.path, folder.read_scores(), was_finished=True)
         splits = open_splits(config, resume.revision)
         task, model = build_task_and_model(config, splits, resume, args.seed)
-        validation = encode_rows(config, task, splits.validation, config.data.validation)
+        validation = encode_opened(config, task, splits.validation, config.data.validation)
         trainer = build_trainer(config, args, task, model, splits, validation, metrics, resume)
         fail_together(lambda: folder.begin(config), main_only=True)
         train_and_push(config, trainer, resume, folder)
@@ -226,7 +226,7 @@ def finish(
     last, drawn, task = None, [], trainer.task
     if config.evaluation.average_checkpoints is not None:
         trainer.load_average(config.evaluation.average_checkpoints)
-    test = encode_rows(config, task, splits.test, config.data.test)
+    test = encode_opened(config, task, splits.test, config.data.test)
     for name, features in (("validation", validation), ("test", test)):
         if features:
             drawn = task.to_evaluation(features)

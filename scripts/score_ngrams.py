@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from pipeline.cli import print_errors
 from pipeline.errors import ConfigError
-from pipeline.inference.evaluation import evaluate
+from pipeline.inference.evaluation import evaluate_features
 from pipeline.run_folder import find_config
 from pipeline.tasks.encoding import encode_split
 from pipeline.tasks.language_modeling import LanguageModeling
@@ -46,7 +46,7 @@ def score(arguments: argparse.Namespace) -> None:
         "tokens": len(test_ids) - 1,
         "unigram": unigram_perplexity(train_ids, test_ids, vocab_size),
         f"kneser_ney_{arguments.order}": kneser_ney_perplexity(train_ids, test_ids, vocab_size, arguments.order),
-        "model": evaluate(model, task, test, batch_size=len(test)).numbers["perplexity"],
+        "model": evaluate_features(model, task, test, batch_size=len(test)).numbers["perplexity"],
     }
     print(json.dumps(scores, indent=2))
 

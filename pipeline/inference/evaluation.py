@@ -1,16 +1,19 @@
 """Evaluation: every sample counted once, every token weighing the same, on any number of ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedModel
 
 from pipeline.inference.batches import batches_by_length
-from pipeline.inference.metrics import Metric, perplexity
+from pipeline.inference.metrics import Metric, load_metric, perplexity
 from pipeline.tasks.base import Feature, Task
+from pipeline.tasks.encoding import encode_rows
 
 Result = tuple[dict[str, float], str | None]  # of one sample: its numbers, and its prediction
 
@@ -44,8 +47,42 @@ class Evaluation:
         return {name: value for name, value in self.scores.items() if not isinstance(value, str)}
 
 
-@torch.no_grad()
 def evaluate(
+    model: PreTrainedModel,
+    task: Task,
+    rows: Dataset | Iterable[dict[str, Any]],
+    *,
+    metrics: Sequence[str | Metric] = (),
+    generation: GenerationConfig | None = None,
+    batch_size: int = 32,
+) -> Evaluation:
+    """Score a trained model on rows, such as `{"source": "1 2 3", "target": "3 2 1"}`.
+
+    Args:
+        rows: with the columns of the task: `source` and `target`, only `source` for a language model, and the series by
+            their names for a forecaster.
+        metrics: names as in `evaluation.metrics`, or functions; without any, no predictions are made.
+        generation: how a model that generates makes its predictions; its own generation config where left out.
+
+    Raises:
+        DataError: for a row that cannot be used.
+        ValueError: for the name of a metric that is not known.
+    """
+    data = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+    if generation is None and model.can_generate():
+        generation = model.generation_config
+    return evaluate_features(
+        model,
+        task,
+        task.to_evaluation(encode_rows(task, data)),
+        batch_size=batch_size,
+        generation=generation,
+        metrics=[load_metric(metric) if isinstance(metric, str) else metric for metric in metrics],
+    )
+
+
+@torch.no_grad()
+def evaluate_features(
     model: PreTrainedModel,
     task: Task,
     features: Sequence[Feature],

@@ -12,27 +12,37 @@ from pipeline.tasks.base import Feature, Task
 logger = logging.getLogger(__name__)
 
 
-def encode_rows(config: Config, task: Task, rows: Rows | None, split: str | None) -> list[Feature]:
-    """Encode all rows of a split, none left out for its length; no rows where there is no split.
+def encode_rows(
+    task: Task, rows: Rows, place: str = "rows", on_bad_row: str = "error", patience: float = 0.0
+) -> list[Feature]:
+    """Encode all rows of a split, none left out for its length.
+
+    Args:
+        place: what the rows are called in a message.
+        on_bad_row: as `data.on_bad_row`.
+        patience: seconds to try again what a stream cannot read.
 
     Raises:
         DataError: for a bad row, unless they are to be skipped.
     """
-    if rows is None:
-        return []
-    samples = list(iterate_rows(task.to_samples(rows), retry_seconds(config.data)))
+    samples = list(iterate_rows(task.to_samples(rows), patience))
     columns = {name: [row[name] for row in samples] for name in samples[0]} | {"row": list(range(len(samples)))}
     features, bad = separate(task.encode(columns))
-    if bad and config.data.on_bad_row == "error":
-        raise DataError(f"data: {split}: {bad[0]}; {HOW_TO_FIX}")
+    if bad and on_bad_row == "error":
+        raise DataError(f"{place}: {bad[0]}; {HOW_TO_FIX}")
     if bad:
-        logger.warning("%s: %d bad rows are left out, such as %s", split, len(bad), bad[0])
+        logger.warning("%s: %d bad rows are left out, such as %s", place, len(bad), bad[0])
     return features
+
+
+def encode_opened(config: Config, task: Task, rows: Rows | None, split: str | None) -> list[Feature]:
+    """Encode the rows of a split of a config that is open already; no split has no features."""
+    if rows is None:
+        return []
+    return encode_rows(task, rows, f"data: {split}", config.data.on_bad_row, retry_seconds(config.data))
 
 
 def encode_split(config: Config, task: Task, split: str | None) -> list[Feature]:
     """Open a split, and encode it as evaluation wants it; no split has no features."""
-    if split is None:
-        return []
-    rows = open_split(config.data, split, task.columns(config))
-    return task.to_evaluation(encode_rows(config, task, rows, split))
+    rows = None if split is None else open_split(config.data, split, task.columns(config))
+    return task.to_evaluation(encode_opened(config, task, rows, split))

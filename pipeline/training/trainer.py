@@ -18,7 +18,7 @@ from transformers.trainer_callback import DefaultFlowCallback
 
 from pipeline.data.batch_loader import BatchLoader
 from pipeline.errors import RunError, Stopped
-from pipeline.inference.evaluation import Evaluation, evaluate
+from pipeline.inference.evaluation import Evaluation, evaluate_features
 from pipeline.inference.metrics import Metric
 from pipeline.tasks.base import Batch, Feature, Task
 from pipeline.training import checkpoints
@@ -161,7 +161,7 @@ class TeacherForcingTrainer(TrainerInternals):
 
     def score(self, features: Sequence[Feature], generation: GenerationConfig | None) -> Evaluation:
         """Evaluate the model as it is now; every rank must call it, and gets the whole result."""
-        return evaluate(
+        return evaluate_features(
             self.unsharded_model(),
             self.task,
             features,

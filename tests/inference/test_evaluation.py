@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from pipeline.inference.evaluation import evaluate
+from pipeline.inference.evaluation import evaluate_features
 from pipeline.inference.generation import generate
 from pipeline.inference.metrics import exact_match
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
@@ -37,7 +37,7 @@ def test_loss_weighs_every_token_alike(make_model, task, features):
         count += labels.numel()
     model.train()
     for batch_size in (1, 3, 7):
-        scores = evaluate(model, task, features, batch_size=batch_size).scores
+        scores = evaluate_features(model, task, features, batch_size=batch_size).scores
         assert scores["loss"] == pytest.approx(total / count, rel=1e-5)
         assert scores["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
         assert scores["token_accuracy"] == correct / count
@@ -47,7 +47,7 @@ def test_loss_weighs_every_token_alike(make_model, task, features):
 def test_predictions_come_back_in_order(make_model, task, features):
     model = make_model(vocab_size=len(task.tokenizer))
     generation = GenerationConfig(max_new_tokens=5, pad_token_id=0, eos_token_id=2, decoder_start_token_id=1)
-    result = evaluate(model, task, features, batch_size=2, generation=generation, metrics=[exact_match])
+    result = evaluate_features(model, task, features, batch_size=2, generation=generation, metrics=[exact_match])
     assert [each.source for each in result.predictions] == TEXTS
     alone = [generate(model, task, [text], generation)[0] for text in TEXTS]
     assert [each.prediction for each in result.predictions] == alone
