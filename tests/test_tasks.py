@@ -256,7 +256,7 @@ def test_a_language_model_is_scored_over_the_whole_text(make_task, tmp_path):
     text = (tmp_path / "data" / "novel.txt").read_text().split("\n\n")[36:]
     ids = torch.tensor([[*(each for part in text for each in task.tokenizer(part)["input_ids"]), 2]])
     scores = json.loads((folder / "metrics.json").read_text())["test"]
-    length = -(-(ids.shape[1] - 1) // 16)
+    length = math.ceil((ids.shape[1] - 1) / 16)
     losses = [
         model(input_ids=ids[:, start : start + length], shift_labels=ids[:, start + 1 : start + 1 + length])
         for start in range(0, ids.shape[1] - 1, length)

@@ -100,7 +100,7 @@ class TransformerForecasterConfig(PreTrainedConfig):
     @property
     def num_patches(self) -> int:
         """One begins at every `patch_stride`-th step."""
-        return -(-self.context_length // self.patch_stride)
+        return math.ceil(self.context_length / self.patch_stride)
 
 
 TransformerForecasterConfig.register_for_auto_class()
