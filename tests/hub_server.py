@@ -15,6 +15,7 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 import re
 import shutil
 import socket
@@ -364,7 +365,7 @@ class Handler(BaseHTTPRequestHandler):
                 base = f"{self.server.address}/_lfs/{each['oid']}"
                 upload = {"href": base}
                 if each["size"] > PART_SIZE:
-                    count = -(-each["size"] // PART_SIZE)
+                    count = math.ceil(each["size"] / PART_SIZE)
                     upload["header"] = {"chunk_size": str(PART_SIZE)}
                     upload["header"] |= {str(part): f"{base}/part/{part}" for part in range(1, count + 1)}
                     upload["href"] = f"{base}/complete"

@@ -104,7 +104,8 @@ class Dropout(nn.Module):
         if states.device.type != "cpu" or torch.compiler.is_compiling() or not self.training or self.p == 0:
             return nn.functional.dropout(states, self.p, self.training)
         dropped = round(self.p * 2**16)
-        drawn = torch.empty(-(-states.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        num_draws = (states.numel() + 3) // 4  # each of 64 bits serves four places
+        drawn = torch.empty(num_draws, dtype=torch.int64).random_(-(2**63), None)
         keep = drawn.view(torch.int16)[: states.numel()].view(states.shape) >= dropped - 2**15
         # A product with int8 is vectorised, one with bool is not.
         return states * keep.view(torch.int8) * (2**16 / (2**16 - dropped))
