@@ -117,7 +117,7 @@ class TrainerInternals(Seq2SeqTrainer, ABC):
                 self.processing_class.save_pretrained(output_dir)
 
     def _save(self, output_dir=None, state_dict=None):
-        """Leave out the training arguments in binary form: they can hold the Hub token, and nothing reads them.
+        """Leave out the training arguments, a binary file that can hold the Hub token and that nothing reads.
 
         https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/trainer.py
         """
