@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 try:
     __version__ = version("teacher-forcing")
 except PackageNotFoundError:  # run from a clone that is not installed
-    __version__ = "0.2.0.dev0"
+    __version__ = "0+unknown"
 
 __all__ = ["__version__", "evaluate", "generate", "load_config", "load_trained", "publish", "train"]
 

@@ -330,7 +330,7 @@ def test_micro_batches_change_nothing(make_config, make_pairs, tmp_path, rows, a
     """Steps of the same eight rows, of 2 to 12 tokens, as 8 x 1, 4 x 2 and 1 x 8 end with equal parameters."""
     pairs = str(make_pairs(rows=8))
 
-    def train(folder: str, rows: int, accumulation: int):
+    def train_in(folder: str, rows: int, accumulation: int):
         training = {
             "output_dir": str(tmp_path / folder),
             "per_device_train_batch_size": rows,
@@ -343,8 +343,8 @@ def test_micro_batches_change_nothing(make_config, make_pairs, tmp_path, rows, a
         data = {"path": pairs, "options": {}, "validation": None, "test": None}
         return weights(train(make_config(training=training, data=data, model={"dropout": 0.0})).output_dir)
 
-    reference = train("whole", 8, 1)
-    for name, tensor in train("parts", rows, accumulation).items():
+    reference = train_in("whole", 8, 1)
+    for name, tensor in train_in("parts", rows, accumulation).items():
         torch.testing.assert_close(tensor, reference[name], atol=1e-6, rtol=1e-5)
 
 

@@ -59,7 +59,7 @@ def test_bad_rows_in_training(make_config, make_pairs, streaming, workers):
         stream.write(b"\n".join(bad) + b"\n")
     data = {"path": str(folder), "options": {}, "streaming": streaming, "max_source_length": 20, "shuffle_window": 8}
     training = {"max_steps": 7, "eval_strategy": "no", "dataloader_num_workers": workers}
-    with pytest.raises(DataError, match=r"train.jsonl:4\d: .*; mend or remove the row, or set data.on_bad_row=skip"):
+    with pytest.raises(DataError, match=r"train.jsonl:4\d: .*; fix or remove the row, or set data.on_bad_row=skip"):
         train(make_config(data=data, training=training))
     result = train(make_config(data={**data, "on_bad_row": "skip"}, training=training))
     assert result.scores["training"]["skipped_rows"] >= len(bad)
