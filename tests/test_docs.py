@@ -20,10 +20,10 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
-from pipeline.data.readers import READERS
 from ruamel.yaml import YAML
 
 from pipeline.cli import main, make_parsers
+from pipeline.data.readers import READERS
 from pipeline.models.configuration_classifier import TransformerClassifierConfig
 from pipeline.models.configuration_forecaster import TransformerForecasterConfig
 from pipeline.models.configuration_lstm import LSTMConfig
