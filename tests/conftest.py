@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.hub_data import FORMATS, SHARDS
 from tests.hub_server import WRITER, shared_server
 
-# Before the first import of a Hugging Face library: the Hub started here is all that tests and their processes know.
+# Before the first import of a Hugging Face library: the Hub at this address is all that tests and their processes know.
 HUB = shared_server()
 os.environ["HF_ENDPOINT"] = HUB.address
 os.environ["HF_TOKEN"] = WRITER
@@ -45,6 +45,14 @@ def caches(tmp_path_factory):
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def running_hub():
+    """The process behind the address above; collecting tests starts none."""
+    HUB.start()
+    yield
+    HUB.stop()
 
 
 @pytest.fixture
