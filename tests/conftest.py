@@ -25,6 +25,7 @@ os.environ["HF_HOME"] = str(HUB.folder / "home")
 os.environ["HF_HUB_DISABLE_XET"] = "1"  # a protocol of its own, which this Hub does not speak
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.pop("HF_HUB_OFFLINE", None)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models so small, threads cost more than they save
 
 import pytest
 import torch
@@ -135,6 +136,16 @@ def make_pairs(tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture
+def no_step(monkeypatch):
+    """Fails a test in which a training starts."""
+
+    def started(*args, **kwargs):
+        raise AssertionError("the training was started")
+
+    monkeypatch.setattr("pipeline.run.TeacherForcingTrainer.train", started)
 
 
 SMALL_RUN = {  # a run of seconds, on reversal

@@ -86,7 +86,7 @@ class Store:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # headers and body are two writes, and the second would wait for an answer to the first
+    disable_nagle_algorithm = True  # else the body, a second write, waits until the headers are acknowledged
     server: "Server"
 
     def log_message(self, *_) -> None:

@@ -27,16 +27,6 @@ def logged(folder, name: str) -> list[float]:
     return [entry[name] for entry in history if name in entry]
 
 
-@pytest.fixture
-def no_step(monkeypatch):
-    """Fails a test in which a training starts."""
-
-    def started(*args, **kwargs):
-        raise AssertionError("the training was started")
-
-    monkeypatch.setattr("pipeline.run.TeacherForcingTrainer.train", started)
-
-
 def test_what_a_run_leaves(make_config):
     result = train(make_config(generation={"num_beams": 2, "max_new_tokens": 9}))
     folder = result.output_dir
