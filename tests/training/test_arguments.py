@@ -79,7 +79,7 @@ def test_epochs_are_counted_in_steps(make_config, epochs, accumulation, steps):
         ({"training": {"report_to": ["swanlab"]}}, "training.report_to: swanlab is not installed; pip install swanlab"),
         (
             {"training": {"metric_for_best_model": "eval_bleu"}},
-            "metric_for_best_model: 'bleu' is not scored; choose from",
+            "for_best_model: 'bleu' is not scored; choose from",
         ),
         ({"data": {"packing": True}}, "data.packing: needs data.batch_tokens, and .* sequence_to_sequence can$"),
         ({"task": "text_classification", "data": {"packing": True, "batch_tokens": 64}}, "classification cannot$"),
