@@ -90,14 +90,16 @@ def test_nothing_left_to_train_on(kind, workers):
         next(iter(BatchLoader(stream, collate, num_workers=workers)))
 
 
-def test_a_hung_worker_is_named():
+def test_a_hung_worker_is_named(monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # how long torch waits for its end
+
     def hang(columns):
         if get_worker_info().id == 1:
             time.sleep(60)
         return encode(columns)
 
-    loader = BatchLoader(make_stream("dataset", encode=hang), collate, num_workers=2, timeout=2)
-    with pytest.raises(RunError, match=r"loader worker 1 of 2 gave nothing in 2 seconds, after row 30 of pass 0"):
+    loader = BatchLoader(make_stream("dataset", encode=hang), collate, num_workers=2, timeout=1)
+    with pytest.raises(RunError, match=r"loader worker 1 of 2 gave nothing in 1 seconds, after row 30 of pass 0"):
         list(islice(iter(loader), 20))
     assert not active_children()
 
