@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import pipeline
 from pipeline.errors import ConfigError, DataError, NotPublished, RunError, Stopped, TeacherForcingError, nearest
 from pipeline.signals import stop_with_launcher
 
@@ -113,6 +114,7 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, Parser]]:
         prog="teacher-forcing",
         description="Train an encoder-decoder model, classifier, language model or forecaster, and use it.",
     )
+    parser.add_argument("--version", action="version", version=f"teacher-forcing {pipeline.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for add in (_add_train, _add_tokenizer, _add_generate, _add_score, _add_trace, _add_publish):
         add(subparsers)
@@ -206,7 +208,9 @@ def _add_publish(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "publish", publish)
     parser.add_argument("checkpoint", type=Path, help="folder of a trained model, or a checkpoint-N below one")
     parser.add_argument("name", help="owner/name of the repository, which is created if it does not exist")
-    parser.add_argument("--private", action="store_true", help="only its owner sees it, where it is created")
+    parser.add_argument(
+        "--private", action="store_true", help="only its owner sees it, where it is created (default: public)"
+    )
 
 
 def positive(argument: str) -> int:
@@ -377,7 +381,7 @@ def score(arguments: argparse.Namespace) -> None:
         from transformers.utils import logging as transformers_logging
 
         from pipeline.inference.evaluation import evaluate_features
-        from pipeline.run import load_metrics
+        from pipeline.inference.metrics import load_metric
         from pipeline.run_folder import find_config
         from pipeline.tasks.encoding import encode_split
         from pipeline.tasks.registry import load_config, load_trained
@@ -388,7 +392,7 @@ def score(arguments: argparse.Namespace) -> None:
     if split is None:
         raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
     model, task = load_trained(arguments.checkpoint)
-    metrics = load_metrics(config)
+    metrics = [load_metric(name) for name in config.evaluation.metrics]
     features = encode_split(config, task, split)
     with _open_predictions(arguments.predictions) as stream:
         result = evaluate_features(

@@ -113,12 +113,7 @@ class Config(Section):
     task: str = Field("sequence_to_sequence", description="what is learned: {tasks}")
     data: DataConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
-    model: dict[str, Any] = Field(
-        {},
-        description="type (null: the first of the task's models) and the sizes of that type, listed below. Also "
-        "from: a checkpoint to start from; and embeddings: {path: FILE, trainable: true}, word vectors in text format "
-        "to start from (false: to keep; both: to keep beside learned ones)",
-    )
+    model: dict[str, Any] = Field({}, description="type and sizes of the model; the keys of each type are listed below")
     augmentation: AugmentationConfig = AugmentationConfig()
     training: dict[str, Any] = Field(
         {}, description="Seq2SeqTrainingArguments; also lr_scheduler_type: noam, with learning_rate as its factor"
@@ -141,7 +136,7 @@ class Config(Section):
         return self.training.get("label_smoothing_factor", 0.0)
 
     def to_yaml(self) -> str:
-        """The whole config, defaults included, as `load` reads it."""
+        """The whole config, defaults included, as `load_config` reads it."""
         stream = StringIO()
         YAML().dump(self.model_dump(), stream)
         return stream.getvalue()
@@ -203,10 +198,10 @@ def read_source(path: str | Path, overrides: Sequence[str] = ()) -> Source:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: the file must hold sections such as `data:`, not a {type(values).__name__}")
-    source = Source(values, path)
+    origins: dict[Location, str] = {}
     for override in overrides:
-        _apply(override, source.values, source.origins)
-    return source
+        _apply(override, values, origins)
+    return Source(values, path, origins)
 
 
 def validate(source: Source, section: type[Section], default_metrics: Sequence[str]) -> Config:

@@ -316,7 +316,7 @@ def test_a_config_says_how_it_is_run(path):
 
 def test_the_reference_is_that_of_the_code():
     page = (ROOT / "configs" / "REFERENCE.md").read_text(encoding="utf-8")
-    assert page == as_markdown(), "write it anew: python -m pipeline.reference > configs/REFERENCE.md"
+    assert page == as_markdown(), "write it anew: python -m pipeline.reference"
 
 
 def test_help_names_the_keys_of_the_page():

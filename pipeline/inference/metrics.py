@@ -6,6 +6,8 @@ A value that is not a number (a signature) explains the number of the same name.
 import math
 from collections.abc import Callable, Sequence
 
+from pipeline.errors import ConfigError
+
 Scores = dict[str, float | str]
 Metric = Callable[[Sequence[str], Sequence[str]], Scores]
 
@@ -57,7 +59,7 @@ def load_metric(name: str) -> Metric:
     """A metric of the table above, or else one that `evaluate.load` finds by name or path.
 
     Raises:
-        ValueError: when neither knows the name.
+        ConfigError: when neither knows the name.
     """
     if name in METRICS:
         return METRICS[name]
@@ -66,7 +68,7 @@ def load_metric(name: str) -> Metric:
     try:
         module = evaluate.load(name)
     except Exception as error:  # evaluate raises FileNotFoundError, ConnectionError, ImportError, ... alike
-        raise ValueError(
+        raise ConfigError(
             f"evaluation.metrics: {name!r} is not built in ({', '.join(METRICS)}) and evaluate.load failed: {error}"
         ) from error
 

@@ -108,6 +108,11 @@ class Task(ABC):
     def from_model(cls, tokenizer: Any, model: PreTrainedConfig, config: Config | None = None) -> "Task":
         """Make the task of a model; with a config, as training has it: its settings, and bounds on length."""
 
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        """The agreed columns that a row must have to be evaluated."""
+        return ("source", "target")
+
     @classmethod
     def columns(cls, config: Config) -> dict[str, str]:
         """Return agreed name -> name in the data, of what a row must have."""

@@ -76,6 +76,10 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
     def from_model(cls, tokenizer: None, model: PreTrainedConfig, config: Config | None = None) -> "Forecasting":
         return cls(model.context_length, model.prediction_length, model.series, model.stds)
 
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        return tuple(self.series)
+
     @classmethod
     def columns(cls, config: Config) -> dict[str, str]:
         return {name: name for name in config.task_settings.series}

@@ -83,6 +83,10 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
     ) -> "LanguageModeling":
         return cls(tokenizer, config.task_settings.bptt) if config else cls(tokenizer)
 
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        return ("source",)
+
     @classmethod
     def columns(cls, config: Config) -> dict[str, str]:
         return {"source": config.data.source}

@@ -18,7 +18,7 @@ from transformers import (
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from pipeline.config import Config, DataConfig
-from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_text_problem
+from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_excess_length, find_text_problem
 from pipeline.decoding.search import search_of
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.transformer_layers import BLOCK
@@ -66,8 +66,8 @@ print(translate("{example}"))""",
 
         Without a target column, as for prediction, any text goes, and labels are empty.
         """
-        find_excess_length = partial(self._find_excess_length, limits)
-        return encode_rows(columns, self._find_problem, self._make_features, find_excess_length)
+        find_fault = partial(self._find_excess_length, limits)
+        return encode_rows(columns, self._find_problem, self._make_features, find_fault)
 
     def _find_problem(self, row: dict[str, Any]) -> str | None:
         if "target" not in row:
@@ -87,13 +87,9 @@ print(translate("{example}"))""",
     def _find_excess_length(self, limits: DataConfig | None, feature: Feature) -> str | None:
         if limits is None:
             return None
-        for name, ids, bound in (
-            ("source", feature["input_ids"], limits.max_source_length),
-            ("target", feature["labels"], limits.max_target_length),
-        ):
-            if bound is not None and len(ids) > bound:
-                return f"{name} has {len(ids)} tokens, where data.max_{name}_length={bound}"
-        return None
+        return find_excess_length("source", feature["input_ids"], limits.max_source_length) or find_excess_length(
+            "target", feature["labels"], limits.max_target_length
+        )
 
     def lengths(self, feature: Feature) -> tuple[int, int]:
         return len(feature["input_ids"]), len(feature["labels"])

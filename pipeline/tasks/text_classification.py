@@ -18,7 +18,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pipeline.config import Config, DataConfig, Section
-from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_text_problem
+from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_excess_length, find_text_problem
 from pipeline.errors import ConfigError, nearest
 from pipeline.tasks.base import Batch, CardText, Task, sums_by_sample, tokenize
 
@@ -90,8 +90,8 @@ print(classify("{example}"))""",
 
         Without a target column, as for prediction, any text goes, and the label is 0.
         """
-        find_excess_length = partial(self._find_excess_length, limits)
-        return encode_rows(columns, self._find_problem, self._make_features, find_excess_length)
+        find_fault = partial(self._find_excess_length, limits)
+        return encode_rows(columns, self._find_problem, self._make_features, find_fault)
 
     def _find_problem(self, row: dict[str, Any]) -> str | None:
         if "target" not in row:
@@ -121,10 +121,7 @@ print(classify("{example}"))""",
         ]
 
     def _find_excess_length(self, limits: DataConfig | None, feature: Feature) -> str | None:
-        num_tokens = len(feature["input_ids"])
-        if limits is not None and num_tokens > limits.max_source_length:
-            return f"source has {num_tokens} tokens, where data.max_source_length={limits.max_source_length}"
-        return None
+        return None if limits is None else find_excess_length("source", feature["input_ids"], limits.max_source_length)
 
     def _number(self, target: object) -> int | None:
         """Of the class that has this name, or else this number, as data sets with names of classes store it."""

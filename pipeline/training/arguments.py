@@ -25,7 +25,9 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
         warmup_steps = values.get("warmup_steps", 0)
         if warmup_steps < 1:
             raise ConfigError("training.warmup_steps: noam needs a number of steps, such as 4000")
-        d_model = config.model.get("d_model", get_model(config).config().hidden_size)
+        model_config = get_model(config).config()
+        name = model_config.attribute_map.get("hidden_size", "hidden_size")  # of the size that the paper calls d_model
+        d_model = config.model.get(name, getattr(model_config, name))
         values |= noam(d_model, int(warmup_steps), values.get("learning_rate", 1.0))
     if values.get("max_steps", -1) <= 0 and config.data.streaming:
         raise ConfigError("training.max_steps: a streamed data set has no length; give the number of steps")

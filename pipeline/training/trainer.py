@@ -147,7 +147,7 @@ class TeacherForcingTrainer(TrainerInternals):
         return {"skipped_rows": skipped_rows, "skipped_steps": self.guard.skipped_steps}
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
-        """Score the validation features; see `pipeline.inference.evaluation.evaluate`."""
+        """Score the validation features; see `pipeline.inference.evaluation.evaluate_features`."""
         begin = time.perf_counter()
         result = self.score(self.validation, self.generation)
         self._last_log += time.perf_counter() - begin  # the speed is that of the training only
