@@ -336,7 +336,7 @@ def test_micro_batches_change_nothing(make_config, make_pairs, tmp_path, rows, a
     """Steps of the same eight rows, of 2 to 12 tokens, as 8 x 1, 4 x 2 and 1 x 8 end with equal parameters."""
     pairs = str(make_pairs(rows=8))
 
-    def train_in(folder: str, rows: int, accumulation: int):
+    def train_in(folder: str, rows: int, accumulation: int) -> dict[str, torch.Tensor]:
         training = {
             "output_dir": str(tmp_path / folder),
             "per_device_train_batch_size": rows,
