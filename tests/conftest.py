@@ -13,6 +13,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.hub_data import FORMATS, SHARDS
 from tests.hub_server import WRITER, shared_server
@@ -28,6 +29,7 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 
 import pytest
 import torch
+from PIL import Image
 
 from pipeline import cli
 from pipeline.config import Config
@@ -129,7 +131,7 @@ def make_pairs(tmp_path):
     return make
 
 
-SMALL_RUN = {  # a run of seconds, on reversal
+SMALL_RUN: dict[str, dict[str, Any]] = {  # a run of seconds, on reversal
     "data": {
         "path": "reversal",
         "test": "test",
@@ -152,13 +154,13 @@ SMALL_RUN = {  # a run of seconds, on reversal
 
 def small_config(output_dir: Path, task: str = "sequence_to_sequence", **changes) -> Config:
     """Make the config of a run of seconds; keyword arguments are section=dict."""
-    values = copy.deepcopy(SMALL_RUN) | {"task": task}
+    values = copy.deepcopy(SMALL_RUN)
     values["training"]["output_dir"] = str(output_dir)
     if task != "sequence_to_sequence":
         values["model"] = {}  # another model has other sizes
     for section, keys in changes.items():
         values[section] = {**values.get(section, {}), **keys}
-    return parse_config(values)
+    return parse_config({"task": task, **values})
 
 
 @pytest.fixture
@@ -179,6 +181,13 @@ def finished_run(tmp_path_factory) -> Path:
 def finished_folder(finished_run, tmp_path) -> Path:
     """A copy of `finished_run` where `make_config` has its output folder, to change as a test likes."""
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def colours_of(picture: Image.Image) -> set[object]:
+    """The colours that an RGB picture has."""
+    counted = picture.getcolors(1 << 20)
+    assert counted is not None, "there are more than a million"
+    return {colour for _, colour in counted}
 
 
 def write_config(make_config, path: Path, **changes) -> Path:

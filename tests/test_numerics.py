@@ -92,24 +92,28 @@ def test_layers_are_torch_layers(make_model, pre_norm, activation):
     ours, theirs = EncoderLayer(config), nn.TransformerEncoderLayer(16, 4, 32, **options)
     randomise(ours)
     copy_attention(ours.self_attn, theirs.self_attn)
-    pairs = [(ours.self_attn_residual.norm, theirs.norm1), (ours.feed_forward_residual.norm, theirs.norm2)]
+    pairs: list[tuple[nn.Module, nn.Module]] = [
+        (ours.self_attn_residual.norm, theirs.norm1),
+        (ours.feed_forward_residual.norm, theirs.norm2),
+    ]
     pairs += [(ours.feed_forward.fc1, theirs.linear1), (ours.feed_forward.fc2, theirs.linear2)]
     for mine, other in pairs:
         other.load_state_dict(mine.state_dict())
     expected = theirs(source, src_key_padding_mask=padding)
     torch.testing.assert_close(ours(source, mask)[~padding], expected[~padding], atol=1e-5, rtol=1e-5)
 
-    ours, theirs = DecoderLayer(config, 0), nn.TransformerDecoderLayer(16, 4, 32, **options)
-    randomise(ours)
-    copy_attention(ours.self_attn, theirs.self_attn)
-    copy_attention(ours.cross_attn, theirs.multihead_attn)
-    pairs = [(ours.self_attn_residual.norm, theirs.norm1), (ours.cross_attn_residual.norm, theirs.norm2)]
-    pairs += [(ours.feed_forward_residual.norm, theirs.norm3)]
-    pairs += [(ours.feed_forward.fc1, theirs.linear1), (ours.feed_forward.fc2, theirs.linear2)]
+    decoder, torchs = DecoderLayer(config, 0), nn.TransformerDecoderLayer(16, 4, 32, **options)
+    assert isinstance(torchs.multihead_attn, nn.MultiheadAttention) and isinstance(torchs.norm3, nn.LayerNorm)
+    randomise(decoder)
+    copy_attention(decoder.self_attn, torchs.self_attn)
+    copy_attention(decoder.cross_attn, torchs.multihead_attn)
+    pairs = [(decoder.self_attn_residual.norm, torchs.norm1), (decoder.cross_attn_residual.norm, torchs.norm2)]
+    pairs += [(decoder.feed_forward_residual.norm, torchs.norm3)]
+    pairs += [(decoder.feed_forward.fc1, torchs.linear1), (decoder.feed_forward.fc2, torchs.linear2)]
     for mine, other in pairs:
         other.load_state_dict(mine.state_dict())
-    expected = theirs(target, source, tgt_mask=causal, memory_key_padding_mask=padding)
-    got = ours(target, source, attention_mask=causal[None, None], source_attention_mask=mask)
+    expected = torchs(target, source, tgt_mask=causal, memory_key_padding_mask=padding)
+    got = decoder(target, source, attention_mask=causal[None, None], source_attention_mask=mask)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -232,10 +236,12 @@ def test_blocks_of_packed_rows_are_those_where_rows_meet():
     target, source = sides
     for keys, is_causal in ((target, True), (source, False)):
         mask = rows_block_mask(target, keys, is_causal)
-        dense = rows_mask(target[None], keys[None], torch.float32, is_causal)[0, 0] == 0
+        dense = rows_mask(target[None], keys[None], torch.float32, is_causal)
+        assert isinstance(dense, torch.Tensor)
         q, k = torch.meshgrid(torch.arange(len(target)), torch.arange(len(keys)), indexing="ij")
         blocks = mask.to_dense()[0, 0].bool().repeat_interleave(128, 0).repeat_interleave(128, 1)
-        assert torch.equal(mask.mask_mod(0, 0, q, k) & blocks, dense)
+        zero = torch.tensor(0)
+        assert torch.equal(mask.mask_mod(zero, zero, q, k) & blocks, dense[0, 0].eq(0))
         assert not blocks.all()
 
 
@@ -297,7 +303,7 @@ def test_dropout(p):
     neighbours = (kept[:, :-1] & kept[:, 1:]).float().mean().item()
     assert neighbours == pytest.approx((1 - p) ** 2, abs=0.004), "independent"
     output.sum().backward()
-    assert torch.equal(states.grad, output)
+    assert states.grad is not None and torch.equal(states.grad, output)
     assert not torch.equal(layer(states), output)
     torch.manual_seed(0)
     assert torch.equal(layer(states), output)
@@ -330,7 +336,7 @@ def test_micro_batches_change_nothing(make_config, make_pairs, tmp_path, rows, a
     """Steps of the same eight rows, of 2 to 12 tokens, as 8 x 1, 4 x 2 and 1 x 8 end with equal parameters."""
     pairs = str(make_pairs(rows=8))
 
-    def train_in(folder: str, rows: int, accumulation: int):
+    def train_in(folder: str, rows: int, accumulation: int) -> dict[str, torch.Tensor]:
         training = {
             "output_dir": str(tmp_path / folder),
             "per_device_train_batch_size": rows,
@@ -340,7 +346,7 @@ def test_micro_batches_change_nothing(make_config, make_pairs, tmp_path, rows, a
             "max_grad_norm": 0.0,
             "eval_strategy": "no",
         }
-        data = {"path": pairs, "options": {}, "validation": None, "test": None}
+        data: dict[str, object] = {"path": pairs, "options": {}, "validation": None, "test": None}
         return weights(train(make_config(training=training, data=data, model={"dropout": 0.0})).output_dir)
 
     reference = train_in("whole", 8, 1)
@@ -371,4 +377,5 @@ def test_metrics_are_sacrebleus():
     references = ["the cat sat on the mat .", "the dog runs fast", "two men talk"]
     assert bleu(predictions, references)["sacrebleu"] == sacrebleu.corpus_bleu(predictions, [references]).score
     assert chrf(predictions, references)["chrf"] == sacrebleu.corpus_chrf(predictions, [references]).score
-    assert bleu(predictions, references)["sacrebleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|")
+    signature = bleu(predictions, references)["sacrebleu_signature"]
+    assert isinstance(signature, str) and signature.startswith("nrefs:1|case:mixed|eff:no|tok:13a|")

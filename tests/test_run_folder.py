@@ -100,7 +100,7 @@ def test_one_run_in_a_folder(tmp_path):
         process, answer = start()
         assert "another process trains in this folder" in answer
         process.join()
-    process, answer = start(hold_on)
+    process, answer = start(hold=True)
     assert answer == "in" and "another process" in start()[1]
     process.kill()
     process.join()

@@ -22,7 +22,8 @@ from tokenizer.training import train
 
 def test_packed_batches_hold_what_fits_unpadded():
     batches = take(make_stream("dataset", batch_tokens=40, packing=True), 200)
-    first_pass, seen = [], set()
+    first_pass: list[list[int]] = []
+    seen: set[int] = set()
     for batch in batches:
         if seen & {*batch}:
             break
@@ -62,7 +63,7 @@ def test_noise_depends_on_seed_pass_and_row_alone(kind):
     assert [[each["noise"] for each in batch] for batch, _ in later[:30]] == [
         [each["noise"] for each in batch] for batch, _ in whole[21:51]
     ]
-    seen = {}
+    seen: dict[int, list[float]] = {}
     for batch, _ in whole:
         for each in batch:
             seen.setdefault(each["value"], []).append(each["noise"])
@@ -235,6 +236,7 @@ def test_captions_are_padded_little(shared_data):
     texts = (row[name] for row in rows for name in ("source", "target"))
     task = SequenceToSequence(train(texts, config.tokenizer.kind, config.tokenizer.vocab_size))
     batch_tokens, window = config.data.batch_tokens, config.data.shuffle_window
+    assert batch_tokens is not None
     stream = BatchStream(rows, task.encode, task.lengths, batch_rows=1, batch_tokens=batch_tokens, window=window)
     real = places = 0
     for features, _ in takewhile(lambda item: item[1].pass_index == 0, stream):
@@ -255,7 +257,7 @@ def test_memory_stays_flat(tmp_path):
     data = DataConfig(path=str(tmp_path), streaming=True, validation=None)
     task = SequenceToSequence(train(["a b c d e f"], "bpe", 300))
     stream = BatchStream(open_split(data, "train", data.columns), task.encode, task.lengths, batch_rows=100)
-    sizes = []
+    sizes: list[int] = []
     for _, position in takewhile(lambda item: item[1].pass_index == 0, stream):
         if position.first_row >= 20_000 * (len(sizes) + 1):
             gc.collect()

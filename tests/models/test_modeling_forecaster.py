@@ -23,6 +23,7 @@ def make(**changes) -> TransformerForecaster:
 def make_batch(model: TransformerForecaster, rows: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     """Past (B, L, C) and future (B, H, C), spread as the config says."""
     generator, config = torch.Generator().manual_seed(1), model.config
+    assert config.series is not None
     steps = config.context_length + config.prediction_length
     values = torch.randn(rows, steps, len(config.series), generator=generator)
     values = values * torch.tensor(config.stds) + torch.tensor(config.means)
@@ -58,6 +59,7 @@ def test_linear_forecast_is_averaged_and_learns_alone():
     past, future = make_batch(model)
     target = standardised(model, future)
     window = standardised(model, past).transpose(1, 2)  # (B, C, L)
+    assert model.linear is not None
     centre = window.mean(-1, keepdim=True)
     spread = (window.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
     linear = (model.linear((window - centre) / spread) * spread + centre).transpose(1, 2)
@@ -100,7 +102,7 @@ def test_every_step_is_in_a_patch(length, stride, context, patches):
     past, _ = make_batch(model, rows=1)
     past.requires_grad_()
     model(past).prediction_outputs.sum().backward()
-    assert past.grad.abs().min() > 0
+    assert past.grad is not None and past.grad.abs().min() > 0
 
 
 def test_instance_norm_carries_level_and_scale_over():
@@ -169,7 +171,12 @@ def test_two_half_batches_are_one_batch():
 def test_positions_that_the_head_sees(head):
     model = make(head=head, **({"encoder_layers": 1}))
     seen = []
-    model.final_norm.register_forward_hook(lambda _, inputs, output: output.retain_grad() or seen.append(output))
+
+    def note(_, inputs, output):
+        output.retain_grad()
+        seen.append(output)
+
+    model.final_norm.register_forward_hook(note)
     past, future = make_batch(model)
     model(past, future).loss.backward()
     used = seen[0].grad.abs().amax(dim=(0, 2)) > 0

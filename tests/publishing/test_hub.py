@@ -26,7 +26,7 @@ from tests.hub_server import READER, WRITER
 
 REAL_SLEEP = time.sleep
 pytestmark = pytest.mark.usefixtures("little_sleep")
-SMALL = {"validation": None, "test": None, "options": {}}
+SMALL: dict[str, object] = {"validation": None, "test": None, "options": {}}
 
 pytestmark = pytest.mark.usefixtures("little_sleep")
 
@@ -114,6 +114,7 @@ def test_round_trip(make_config, data_set, tmp_path, caplog):
     from pipeline.tasks.registry import load_trained
 
     model, task = load_trained(folder)
+    assert task.tokenizer is not None
     expected = model.generate(**task.tokenizer("a b 7", return_tensors="pt")).tolist()
     assert ids == expected and config == "Seq2SeqTransformerConfig"
     texts = task.tokenizer.batch_decode(expected, skip_special_tokens=True)

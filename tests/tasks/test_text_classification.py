@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pipeline.config import DataConfig
 from pipeline.data.rows import BadRow
@@ -79,7 +80,7 @@ def test_one_class_is_none():
 
 
 def test_losses_and_counts(task):
-    outputs = type("Outputs", (), {"logits": torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])})
+    outputs = SequenceClassifierOutput(logits=torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]))
     batch = {"labels": torch.tensor([0, 1, 1])}
     expected = torch.nn.functional.cross_entropy(outputs.logits, batch["labels"], reduction="none")
     torch.testing.assert_close(task.losses(outputs, batch), expected)
@@ -104,6 +105,7 @@ def test_classification(make_task):
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: text-classification" in card and "class in column `label` of the text" in card
     assert not any(word in model.config.to_dict() for word in ("custom_pipelines", "embeddings"))
+    assert result.last is not None
     right = sum(each.prediction == each.reference for each in result.last.predictions) / 8
     assert result.scores["test"]["accuracy"] == right
 

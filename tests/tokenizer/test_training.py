@@ -287,7 +287,7 @@ def assert_same_pieces(tokenizer, processor, lines: list[str]) -> None:
     assert not wrong, f"{len(wrong)} of {len(lines)} differ, such as {wrong[:3]}"
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, object]] = {
     "default": {},
     "byte_fallback": {"byte_fallback": True},
     "identity": {"normalization_rule_name": "identity", "split_by_whitespace": False},

@@ -73,7 +73,8 @@ def test_a_committed_checkpoint_is_whole(save):
 def test_damage_is_found_and_passed_over(save, caplog, harm, reason):
     older, newest = save(4), save(10)
     harm(newest / "weights")
-    assert damage(newest).startswith(reason)
+    found = damage(newest)
+    assert found is not None and found.startswith(reason)
     assert find_newest(newest.parent) == older
     assert f"{newest} is passed over: {reason}" in caplog.text
 

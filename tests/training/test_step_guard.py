@@ -18,7 +18,12 @@ from tests.training.conftest import LONG, assert_equal, history, output_dir, spo
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_and_saves(make_config, reference, at_step, number):
     """In step 3, where no checkpoint is due; the signal is received twice, as under torchrun."""
-    at_step(lambda _: [os.kill(os.getpid(), number) for _ in range(2)], 3)
+
+    def receive_twice(_) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), number)
+
+    at_step(receive_twice, 3)
     config = make_config(training=LONG)
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match="stopped and saved after step 3; the same command goes on from there"):
@@ -84,7 +89,8 @@ def test_a_skipped_step_is_no_step_for_the_optimizer(make_config, at_step):
 
 def test_many_such_steps_lead_back_to_the_checkpoint(make_config, at_step, caplog, monkeypatch):
     """Steps 5 to 14 are spoiled: back to checkpoint-4 with its weights and moments, and on with the rows behind."""
-    original, restored = TeacherForcingTrainer.go_back_to, []
+    original = TeacherForcingTrainer.go_back_to
+    restored: list[tuple[dict[str, torch.Tensor], list[torch.Tensor]]] = []
 
     def go_back_to(self, checkpoint):
         with torch.no_grad():
@@ -92,8 +98,9 @@ def test_many_such_steps_lead_back_to_the_checkpoint(make_config, at_step, caplo
                 parameter.add_(1.0)
                 self.optimizer.state[parameter]["exp_avg"].add_(1.0)
         original(self, checkpoint)
-        restored.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
-        restored.append([state["exp_avg"].clone() for state in self.optimizer.state_dict()["state"].values()])
+        tensors = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        moments = [state["exp_avg"].clone() for state in self.optimizer.state_dict()["state"].values()]
+        restored.append((tensors, moments))
 
     monkeypatch.setattr(TeacherForcingTrainer, "go_back_to", go_back_to)
     at_step(spoil, *range(5, 5 + MAX_NOT_FINITE))
@@ -103,7 +110,7 @@ def test_many_such_steps_lead_back_to_the_checkpoint(make_config, at_step, caplo
     assert [entry["step"] for entry in history(result.output_dir, 16) if "loss" in entry] == list(range(1, 17))
     state = json.loads((result.output_dir / "checkpoint-16" / "run_state.json").read_text())
     assert state["data"]["next_batch"] == 16 + MAX_NOT_FINITE
-    tensors, moments = restored
+    ((tensors, moments),) = restored
     for name, tensor in weights(result.output_dir / "checkpoint-4").items():
         assert torch.equal(tensors[name], tensor), name
     saved = torch.load(result.output_dir / "checkpoint-4" / "optimizer.pt")["state"]
