@@ -125,7 +125,8 @@ def _with_new_names(source: Source) -> Source:
         if value == default:  # as in every run.yaml that was written then
             continue
         name, own_section, is_used = ".".join(old), values.get(task) or {}, task == own_task
-        if key in own_section:
+        is_override = old in source.origins and (task, key) not in source.origins  # which wins over the file
+        if key in own_section and not is_override:
             raise ConfigError(f"{source.place(old)}{name} is now {task}.{key}, which is given too; remove {name}")
         unused = "" if is_used else f", which {own_task} does not use"
         logger.warning("%s%s is now %s.%s%s", source.place(old), name, task, key, unused)

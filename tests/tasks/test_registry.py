@@ -39,6 +39,12 @@ def test_a_key_that_moved_to_another_task_is_named(caplog):
     assert caplog.messages == ["data.bptt is now language_modeling.bptt, which sequence_to_sequence does not use"]
 
 
+def test_an_old_key_on_the_command_line_wins_over_the_file(tmp_path):
+    path = tmp_path / "new.yaml"
+    path.write_text("task: language_modeling\ndata: {path: novel.txt}\nlanguage_modeling: {bptt: 35}\n")
+    assert load_config(path, ["data.bptt=3"]).task_settings.bptt == 3
+
+
 def test_a_key_is_not_given_in_both_places():
     with pytest.raises(ConfigError, match=r"data.bptt is now language_modeling.bptt, which is given too"):
         parse_config({"task": "language_modeling", "data": {"path": "x", "bptt": 3}, "language_modeling": {"bptt": 4}})
