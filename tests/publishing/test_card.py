@@ -23,7 +23,7 @@ def test_the_card_is_true_and_parses(make_config, make_model):
     assert data.library_name == "transformers" and data.datasets is None and data.base_model is None
     results = {result.metric_type: result.metric_value for result in data.eval_results}
     assert results == {"loss": 0.25, "sacrebleu": 41.5}
-    for said in ("trained from scratch", "1,234 optimizer steps", "`reversal`", "nrefs:1|case:mixed", "Not stated"):
+    for said in ("trained from scratch", "1,234 optimizer steps", "`reversal`", r"nrefs:1\|case:mixed", "Not stated"):
         assert said in text
     assert "fine-tuned" not in text and r'translate("say \"x\"")' in text
 
