@@ -45,7 +45,7 @@ def test_forecasting(finished):
         ({"train": "train[:10]"}, DataError, "a split has 10 rows, where one window needs 16"),
         ({"validation": "train[90:100]"}, DataError, "a split has 10 rows"),
         ({"series": ["HUFL", "TO"]}, DataError, "there is no column 'TO'; choose from HUFL, OT"),
-        ({"series": ["date"]}, DataError, "forecasting.series: date is 't0' in row 0 of the split, no number"),
+        ({"series": ["date"]}, DataError, "forecasting.series: date is 't0' in row 0 of the split, not a number"),
         ({"series": None}, ConfigError, r"forecasting.series: Input should be a valid list"),
         ({"series": []}, ConfigError, r"forecasting.series: List should have at least 1 item"),
     ],
@@ -62,7 +62,7 @@ def test_a_gap_in_a_series_is_named(make_task, tmp_path):
     lines = file.read_text().splitlines()
     date, high, _, load_ = lines[31].split(",")
     file.write_text("\n".join([*lines[:31], f"{date},{high},,{load_}", *lines[32:]]))
-    with pytest.raises(DataError, match="OT is nan in row 30 of the split"):
+    with pytest.raises(DataError, match="OT is nan in row 30 of the split, which is not finite"):
         train(config)
     config = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_row": "skip"})})
     assert train(config).scores["training"]["skipped_rows"] > 0
