@@ -249,7 +249,7 @@ def test_tokenizer(command, make_pairs, tmp_path):
         == "  hello ✓"
     )
     done = command("tokenizer", tmp_path / "c", "--sentencepiece", tmp_path / "text")
-    assert done.returncode == 2 and "no SentencePiece model" in done.stderr
+    assert done.returncode == 2 and "not a SentencePiece model" in done.stderr
     done = command("tokenizer", tmp_path / "c", "--data", pairs, "--columns", "src")
     assert done.returncode == 2 and "no column 'src'" in done.stderr
 
