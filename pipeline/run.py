@@ -105,11 +105,7 @@ def prepare(config: Config, args: Seq2SeqTrainingArguments, folder: RunFolder, a
 
 
 def load_metrics(config: Config) -> list[Metric]:
-    """Load the metrics of a config.
-
-    Raises:
-        ConfigError: for a name that neither this project nor `evaluate` knows.
-    """
+    """Raises ConfigError for a name that neither this project nor `evaluate` knows."""
     try:
         return [load_metric(name) for name in config.evaluation.metrics]
     except ValueError as error:

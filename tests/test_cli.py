@@ -272,7 +272,7 @@ def test_tokenizer_names_what_is_wrong(command, tmp_path):
 
 
 def test_publish(command, checkpoint, hub):
-    """A finished model and a checkpoint; again costs no commit; what is no model is refused."""
+    """A finished model and a checkpoint; again costs no commit; what is not a model is refused."""
     done = command("publish", checkpoint, "team/published", "--private")
     assert done.returncode == 0 and "is published as team/published" in done.stdout, done.stderr
     assert command("publish", checkpoint / "checkpoint-2", "me/half-way").returncode == 0

@@ -79,7 +79,7 @@ def test_autocast_is_as_near_as_bf16_allows():
 def test_what_is_kept_is_no_logits(inputs, monkeypatch):
     hidden, weight, labels = inputs
     monkeypatch.setitem(module.SLICE_NUMBERS, "cpu", VOCABULARY)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
+    shapes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: shapes.append(tensor.shape) or tensor, lambda t: t):
         linear_cross_entropy(hidden.requires_grad_(), weight, labels)
-    assert {tuple(shape) for shape in kept} == {(ROWS,), (ROWS, WIDTH), (VOCABULARY, WIDTH)}
+    assert {tuple(shape) for shape in shapes} == {(ROWS,), (ROWS, WIDTH), (VOCABULARY, WIDTH)}
