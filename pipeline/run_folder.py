@@ -95,7 +95,7 @@ class RunFolder:
 
     @contextmanager
     def storage_errors_explained(self) -> Iterator[None]:
-        """Raises RunError, with path and space, where a full disk ends what is done inside."""
+        """Raise RunError, with path and space, where a full disk ends what is done inside."""
         try:
             yield
         except Exception as error:

@@ -151,9 +151,9 @@ def count_operations(model: Seq2SeqTransformerConfig, sources: int, targets: int
     https://arxiv.org/abs/2001.08361, section 2.1). Attention's own products are not counted.
     """
     square, feed_forward = model.d_model**2, 2 * model.d_model * model.ffn_dim
-    a_source = model.encoder_layers * (4 * square + feed_forward) + model.decoder_layers * 2 * square
-    a_target = model.decoder_layers * (6 * square + feed_forward) + model.vocab_size * model.d_model
-    return 6 * (a_source * sources + a_target * targets)
+    per_source_token = model.encoder_layers * (4 * square + feed_forward) + model.decoder_layers * 2 * square
+    per_target_token = model.decoder_layers * (6 * square + feed_forward) + model.vocab_size * model.d_model
+    return 6 * (per_source_token * sources + per_target_token * targets)
 
 
 def load_batches(arguments: argparse.Namespace, streaming: bool) -> float:
@@ -206,8 +206,8 @@ def generate_ids(arguments: argparse.Namespace, name: str, beams: int) -> dict[s
     else:
         size = STOCK_ROWS["generation"] if name == "stock" else 1
         answers = []
-        for at in range(0, len(texts), size):
-            inputs = tokenizer(texts[at : at + size], return_tensors="pt", padding=True).to(arguments.device)
+        for start in range(0, len(texts), size):
+            inputs = tokenizer(texts[start : start + size], return_tensors="pt", padding=True).to(arguments.device)
             inputs.pop("token_type_ids", None)
             ids = model.generate(**inputs, generation_config=options)
             answers += tokenizer.batch_decode(ids)

@@ -1,4 +1,4 @@
-"""What the tests share: small models, small runs, a Hub of their own, and the folder of real data if there is one."""
+"""What the tests share: small models, small runs, a small Hub, and the folder of real data if there is one."""
 
 import copy
 import importlib
@@ -23,7 +23,7 @@ HUB = shared_server()
 os.environ["HF_ENDPOINT"] = HUB.address
 os.environ["HF_TOKEN"] = WRITER
 os.environ["HF_HOME"] = str(HUB.folder / "home")
-os.environ["HF_HUB_DISABLE_XET"] = "1"  # a protocol of its own, which this Hub does not speak
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # another protocol, which this Hub does not speak
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.pop("HF_HUB_OFFLINE", None)
 

@@ -492,7 +492,7 @@ class Server(ThreadingHTTPServer):
 
 
 class RunningServer:
-    """The server as a process of its own, which can be killed and started again at the same address."""
+    """The server as a separate process, which can be killed and started again at the same address."""
 
     def __init__(self, folder: Path):
         self.folder, self.port = folder, 0

@@ -41,13 +41,13 @@ def module_name(path: Path) -> str:
 
 
 def imports(path: Path) -> list[str]:
-    found = []
+    names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return [name for name in found if name.split(".")[0] in ("pipeline", "tokenizer", "scripts", "tests")]
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name for name in names if name.split(".")[0] in ("pipeline", "tokenizer", "scripts", "tests")]
 
 
 def test_the_sources_are_found():
@@ -91,7 +91,7 @@ def test_no_import_is_a_cycle():
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if "models" in path.parts], ids=lambda path: path.name)
 def test_models_are_ready_for_the_hub(path):
-    """Code copied beside a checkpoint follows `from .sibling import X` alone, and must not need this package."""
+    """Code copied beside a checkpoint follows only `from .sibling import X`, and must not need this package."""
     assert not imports(path)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -115,7 +115,7 @@ def test_no_pickle_is_loaded():
 
 
 def test_the_top_level_is_as_agreed():
-    """Of what git tracks: a user may keep files of their own in a clone."""
+    """Of what git tracks: a user may keep other files in a clone."""
     done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         pytest.skip("not a git clone")

@@ -249,7 +249,7 @@ def test_tokenizer(command, make_pairs, tmp_path):
         == "  hello ✓"
     )
     done = command("tokenizer", tmp_path / "c", "--sentencepiece", tmp_path / "text")
-    assert done.returncode == 2 and "no SentencePiece model" in done.stderr
+    assert done.returncode == 2 and "not a SentencePiece model" in done.stderr
     done = command("tokenizer", tmp_path / "c", "--data", pairs, "--columns", "src")
     assert done.returncode == 2 and "no column 'src'" in done.stderr
 
@@ -272,7 +272,7 @@ def test_tokenizer_names_what_is_wrong(command, tmp_path):
 
 
 def test_publish(command, checkpoint, hub):
-    """A finished model and a checkpoint; again costs no commit; what is no model is refused."""
+    """A finished model and a checkpoint; again costs no commit; what is not a model is refused."""
     done = command("publish", checkpoint, "team/published", "--private")
     assert done.returncode == 0 and "is published as team/published" in done.stdout, done.stderr
     assert command("publish", checkpoint / "checkpoint-2", "me/half-way").returncode == 0

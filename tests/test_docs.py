@@ -85,7 +85,7 @@ def blocks_of(document: str) -> list[Block]:
 
 
 BLOCKS = [block for document in WITH_BLOCKS for block in blocks_of(document)]
-ELSEWHERE = "tests/test_extending.py"  # runs the walk-throughs of pipeline/README.md, each in a process of its own
+ELSEWHERE = "tests/test_extending.py"  # runs the walk-throughs of pipeline/README.md, each in a new process
 PARSED = [block for block in BLOCKS if block.reason and ELSEWHERE not in block.reason and block.language != "mermaid"]
 # Launching processes takes long, and other tests launch them in the same way.
 RUN = [

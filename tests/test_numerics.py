@@ -169,7 +169,7 @@ def test_cached_logits_are_full_logits(make_model, batch):
 @NORMS
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 def test_padding_changes_nothing(make_model, batch, pre_norm, kernel):
-    """The second pair alone = the second pair padded beside a longer one, with and without an explicit mask."""
+    """The second pair unpadded = the second pair padded beside a longer one, with and without an explicit mask."""
     model = make_model(pre_norm=pre_norm)
     model.set_attn_implementation(kernel)
     alone = {"input_ids": batch["input_ids"][1:, :3], "labels": batch["labels"][1:, :2]}
@@ -214,12 +214,12 @@ def pack(batch: dict[str, torch.Tensor], length: int = 128) -> dict[str, torch.T
 def test_packed_is_padded(make_model, batch, pre_norm, kernel):
     """All rows in one sequence have the loss and the gradients of the rows beside each other."""
     results = []
-    for given in (batch, pack(batch)):
+    for inputs in (batch, pack(batch)):
         model = make_model(pre_norm=pre_norm, dropout=0.0).train()
         model.set_attn_implementation(kernel)
-        outputs = model(**given)
+        outputs = model(**inputs)
         outputs.loss.backward()
-        right = outputs.correct[given["labels"].ne(-100)]
+        right = outputs.correct[inputs["labels"].ne(-100)]
         results.append([outputs.loss.detach(), right, *(parameter.grad for parameter in model.parameters())])
     for padded, packed in zip(*results, strict=True):
         torch.testing.assert_close(packed, padded, atol=1e-6, rtol=1e-4)
@@ -269,7 +269,7 @@ def test_two_hundred_steps_lose_as_marian_does(make_model):
     model = make_model(pre_norm=False, dropout=0.0, label_smoothing=0.1).train()
     marian = to_marian(model, positions=64).train()
     marian.config.dropout = 0.0
-    optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-3) for each in (model, marian)]
+    optimizers = [torch.optim.AdamW(network.parameters(), lr=1e-3) for network in (model, marian)]
     generator = torch.Generator().manual_seed(0)
     losses = []
     for _ in range(200):
@@ -311,7 +311,7 @@ def test_dropout(p):
 
 
 def test_a_fresh_process_gives_equal_logits(make_model, batch, tmp_path):
-    """Loaded with transformers alone, from the code that lies in the checkpoint."""
+    """Loaded with only transformers, from the code that lies in the checkpoint."""
     model = make_model()
     model.save_pretrained(tmp_path / "model")
     torch.save(batch, tmp_path / "batch.pt")

@@ -24,7 +24,7 @@ def logged(folder, name: str) -> list[float]:
     """All values that the logs of a run have under a name."""
     newest = list_checkpoints(folder)[0]
     history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
-    return [entry[name] for entry in history if name in entry]
+    return [log[name] for log in history if name in log]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_what_a_run_leaves(make_config):
     assert model.generate(**tokenizer(["1 2 3"], return_tensors="pt")).shape[0] == 1
     history = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
     assert {"loss", "token_accuracy", "grad_norm"} <= set(history[0])
-    assert any("eval_exact_match" in entry for entry in history)
+    assert any("eval_exact_match" in log for log in history)
 
 
 def test_packed_batches_train(make_config):
@@ -257,7 +257,7 @@ def test_the_best_model_is_kept(make_config):
     }
     folder = train(make_config(training=training)).output_dir
     state = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())
-    losses = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
+    losses = {log["step"]: log["eval_loss"] for log in state["log_history"] if "eval_loss" in log}
     best = min(losses, key=lambda step: losses[step])
     assert best == 2
     expected = load_file(folder / f"checkpoint-{best}" / "model.safetensors")
@@ -334,4 +334,4 @@ def test_packed_batches_train_compiled(make_config):
                 training={"torch_compile": True, "max_steps": 40, "eval_strategy": "no", "save_steps": 40},
             )
         )
-    assert graphs[-1] == graphs[9] <= 6  # two of a shape of their own, then two of any shape
+    assert graphs[-1] == graphs[9] <= 6  # two of their own shape, then two of any shape

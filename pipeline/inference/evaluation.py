@@ -133,7 +133,7 @@ def _summarise(
         Prediction(feature["source"], feature["target"], prediction)
         for feature, (_, prediction) in zip(features, ordered, strict=True)
     ]
-    texts = [each.prediction or "" for each in predictions]
+    texts = [prediction.prediction or "" for prediction in predictions]
     for metric in metrics:
-        scores |= metric(texts, [each.reference for each in predictions])
+        scores |= metric(texts, [prediction.reference for prediction in predictions])
     return Evaluation(scores, predictions)

@@ -70,7 +70,11 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def get_task(name: str) -> type[Task]:
-    """Raises ConfigError for a name that is not in the table."""
+    """Return a task by its name.
+
+    Raises:
+        ConfigError: for a name that is not in the table.
+    """
     if name not in TASKS:
         raise ConfigError(f"task: {name!r} is unknown{nearest(str(name), TASKS)}")
     return TASKS[name]
@@ -171,7 +175,7 @@ def load_trained(checkpoint: str | Path) -> tuple[PreTrainedModel, Task]:
 
 def _classes_of(config: PreTrainedConfig) -> tuple[type[Task] | None, Any]:
     """Return the task of a checkpoint's model, and the class whose `from_pretrained` loads it."""
-    # By name, as code loaded beside a checkpoint before has a class of its own.
+    # By name, as code loaded beside a checkpoint before has its own class.
     if spec := MODELS.get(config.model_type):
         return TASKS[spec.task], spec.model
     for task in TASKS.values():

@@ -95,7 +95,7 @@ print(translate("{example}"))""",
         return len(feature["input_ids"]), len(feature["labels"])
 
     def collate(self, features: list[Feature]) -> Batch:
-        """Right-pads each side to its longest row.
+        """Right-pad each side to its longest row.
 
         Two pairs, ([7, 8, 2], [9, 2]) and ([7, 2], [8, 9, 2]), with padding 0 and `</s>` 2, become
 
@@ -111,7 +111,7 @@ print(translate("{example}"))""",
         }
 
     def pack(self, features: list[Feature]) -> Batch:
-        """All sources in one row and all targets in another, with the number of each place's pair.
+        """Join all sources in one row and all targets in another, with the number of each place's pair.
 
         The two pairs above become, with padding up to a multiple of `BLOCK` left out,
 
@@ -131,7 +131,7 @@ print(translate("{example}"))""",
     def loss(
         self, outputs: Seq2SeqLMOutput, labels: Tensor, num_items_in_batch: Tensor | int, label_smoothing: float = 0.0
     ) -> Tensor:
-        """The loss of training for models that divide theirs by the targets of one micro-batch, as Marian, BART and T5.
+        """Compute the training loss for models that divide theirs by the targets of one micro-batch: Marian, BART, T5.
 
         https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/marian/modeling_marian.py
         """
@@ -145,7 +145,7 @@ print(translate("{example}"))""",
         return total / num_items_in_batch
 
     def losses(self, outputs: Seq2SeqLMOutput, batch: Batch) -> Tensor:
-        """Cross-entropy in nats."""
+        """Compute the cross-entropy of each sample (B), in nats."""
         labels, logits = batch["labels"], outputs.logits  # (B, T), (B, T, V)
         losses = nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
@@ -174,14 +174,16 @@ print(translate("{example}"))""",
 
 
 def _pad(rows: list[list[int]], value: int) -> Tensor:
-    """(B, T), of rows of different lengths; at once, as a tensor for each of them takes several times as long."""
+    """Pad rows to (B, T), all at once, as one tensor for each row would take several times as long."""
     return torch.from_numpy(
         np.array([*zip_longest(*rows, fillvalue=value)], dtype=np.int64).reshape(-1, len(rows)).T.copy()
     )
 
 
 def _chain(rows: list[list[int]], value: int) -> Tensor:
-    """(1, T), a multiple of `BLOCK`, so that there are few shapes; always with some padding, as the other side's needs
-    something to attend to."""
+    """Join rows to (1, T), where T is a multiple of `BLOCK`, so that there are few shapes.
+
+    There is always some padding, as the padding of the other side needs something to attend to.
+    """
     joined = [*chain.from_iterable(rows)]
     return torch.tensor([joined + [value] * (BLOCK - len(joined) % BLOCK)])

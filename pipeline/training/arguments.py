@@ -69,7 +69,9 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
     """
     task, evaluation = get_task(config.task), config.evaluation
     if args.eval_strategy != "no" and config.data.validation is None:
-        raise ConfigError("training.eval_strategy: there is nothing to evaluate on; give data.validation, or say no")
+        raise ConfigError(
+            "training.eval_strategy: there is nothing to evaluate on; give data.validation, or set it to no"
+        )
     for name in args.report_to:
         if name not in get_available_reporting_integrations():
             raise ConfigError(f"training.report_to: {name} is not installed; pip install {name}, or leave it out")

@@ -22,7 +22,7 @@ from tests.data.streams import KINDS, collate, encode, make_stream, take, take_l
 @KINDS
 def test_other_ranks_and_workers_go_on_with_the_same_order(kind, before: tuple[int, int], after: tuple[int, int]):
     """(ranks, loader workers) before and after a resume at the end of a step, in the second pass."""
-    whole = [[each["value"] for each in batch] for batch in take_whole(kind)]
+    whole = [[feature["value"] for feature in batch] for batch in take_whole(kind)]
 
     def train(ranks: int, workers: int, steps: int, position: Position) -> tuple[list, Position]:
         taken = []

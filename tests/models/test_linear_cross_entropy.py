@@ -80,12 +80,12 @@ def test_autocast_is_as_near_as_bf16_allows():
 def test_what_is_kept_is_no_logits(inputs, monkeypatch):
     hidden, weight, labels = inputs
     monkeypatch.setitem(module.SLICE_NUMBERS, "cpu", VOCABULARY)
-    kept = []
+    shapes = []
 
     def keep(tensor):
-        kept.append(tensor.shape)
+        shapes.append(tensor.shape)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         linear_cross_entropy(hidden.requires_grad_(), weight, labels)
-    assert {tuple(shape) for shape in kept} == {(ROWS,), (ROWS, WIDTH), (VOCABULARY, WIDTH)}
+    assert {tuple(shape) for shape in shapes} == {(ROWS,), (ROWS, WIDTH), (VOCABULARY, WIDTH)}

@@ -68,7 +68,7 @@ def test_linear_forecast_is_averaged_and_learns_alone():
     alone = standardised(encoder, forecast(encoder, past))
     torch.testing.assert_close(standardised(model, forecast(model, past)), (alone + linear) / 2)
     torch.testing.assert_close(model(past, future).loss, ((alone + linear) / 2 - target).square().mean())
-    errors = [(each - target).square().mean() for each in (alone, linear)]
+    errors = [(output - target).square().mean() for output in (alone, linear)]
     for module in model.modules():
         if hasattr(module, "p"):
             module.p = 0.0
@@ -161,8 +161,8 @@ def test_two_half_batches_are_one_batch():
     model(past, future).loss.backward()
     whole = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    for part in (slice(0, 2), slice(2, 6)):
-        model(past[part], future[part], num_items_in_batch=future.numel()).loss.backward()
+    for rows in (slice(0, 2), slice(2, 6)):
+        model(past[rows], future[rows], num_items_in_batch=future.numel()).loss.backward()
     for parameter, expected in zip(model.parameters(), whole, strict=True):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-6)
 
@@ -239,7 +239,7 @@ def test_auto_classes_know_the_model(tmp_path):
     assert torch.equal(forecast(loaded, past), forecast(model, past))
 
 
-@pytest.mark.slow  # a process of its own, which imports torch and transformers anew
+@pytest.mark.slow  # a new process, which imports torch and transformers anew
 def test_it_loads_without_this_package(tmp_path):
     model = make()
     model.save_pretrained(tmp_path / "model")
@@ -249,10 +249,10 @@ def test_it_loads_without_this_package(tmp_path):
         "assert not any(name.startswith('pipeline') for name in sys.modules)\n"
         "print(model(torch.arange(60.0).reshape(1, 20, 3)).prediction_outputs.sum().item())"
     )
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     expected = forecast(model, torch.arange(60.0).reshape(1, 20, 3)).sum().item()
-    assert float(found.stdout) == pytest.approx(expected, rel=1e-5)
+    assert float(done.stdout) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(

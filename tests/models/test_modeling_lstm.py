@@ -51,7 +51,7 @@ def test_chunks_with_a_carried_state_are_one_text(tied):
 def test_a_given_state_stays_as_it_was():
     model = make()
     state = model(IDS[:, :3]).past_key_values
-    before = [each.clone() for each in (*state.hidden, *state.cell)]
+    before = [tensor.clone() for tensor in (*state.hidden, *state.cell)]
     model(IDS[:, 3:], past_key_values=state)
     model.generate(IDS[:, :4], past_key_values=state, max_new_tokens=3)
     assert all(torch.equal(*pair) for pair in zip(before, (*state.hidden, *state.cell), strict=True))
@@ -63,7 +63,7 @@ def test_a_detached_state_ends_the_gradient():
     state = model(IDS[:, :3]).past_key_values
     assert state.hidden[1].requires_grad and state.cell[0].requires_grad
     detached = state.detach()
-    assert not any(each.requires_grad for each in (*detached.hidden, *detached.cell))
+    assert not any(tensor.requires_grad for tensor in (*detached.hidden, *detached.cell))
     assert torch.equal(detached.hidden[1], state.hidden[1]) and detached.get_seq_length() == 3
 
 
@@ -98,7 +98,7 @@ def test_padding_changes_nothing(side, chunked):
     mask = PADDED.ne(0).long()
     ids = PADDED
     if side == "right":
-        ids, mask = (torch.stack([row.roll(int(row.ne(0).sum())) for row in each]) for each in (ids, mask))
+        ids, mask = (torch.stack([row.roll(int(row.ne(0).sum())) for row in rows]) for rows in (ids, mask))
         assert ids[1].tolist() == [2, 11, 12, 0, 0]
     with torch.no_grad():
         before = model(IDS[[0, 1, 0], :4]).past_key_values if chunked else None

@@ -83,7 +83,7 @@ print("RESULT" + json.dumps([ids, translate(text), translate([text, text], num_b
 
 
 def test_round_trip(make_config, data_set, tmp_path, caplog):
-    """Streamed from the Hub, trained, published in one commit without a warning, and loaded by transformers alone."""
+    """Streamed from the Hub, trained, published in one commit without a warning, and loaded by only transformers."""
     caplog.set_level(logging.WARNING, "pipeline")
     data, commit = data_set(private=True, validation=ROWS[:8], test=ROWS[:8])
     HUB.add(data, {"train-0.jsonl": as_jsonl(ROWS[:1])})  # what is pinned is the head when the run starts

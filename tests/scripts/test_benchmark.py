@@ -90,4 +90,4 @@ def test_the_whole_benchmark(make_pairs, tmp_path):
     assert done.stdout.startswith("machine\n") and numbers["machine"]["torch"] == torch.__version__
     assert list(numbers) == ["machine", "training", "memory", "loader", "start", "generation"]
     assert numbers["memory"]["ours / stock"] < 0.5
-    assert numbers["generation"]["5 beams"]["sentences whose ids differ from those of each alone"] == 0
+    assert numbers["generation"]["5 beams"]["sentences whose ids differ when generated one by one"] == 0

@@ -33,7 +33,7 @@ def config(labels=None, **data):
 
 def test_names_and_numbers_of_classes(task):
     features = encode(task, "positive", 1, "negative ", 0)
-    assert [(each["labels"], each["target"]) for each in features] == [
+    assert [(feature["labels"], feature["target"]) for feature in features] == [
         *[(1, "positive")] * 2,
         *[(0, "negative")] * 2,
     ]
@@ -84,7 +84,7 @@ def test_losses_and_counts(task):
     batch = {"labels": torch.tensor([0, 1, 1])}
     expected = torch.nn.functional.cross_entropy(outputs.logits, batch["labels"], reduction="none")
     torch.testing.assert_close(task.losses(outputs, batch), expected)
-    assert [each.tolist() for each in task.count_items(outputs, batch)] == [[1, 1, 1], [1, 1, 0]]
+    assert [counts.tolist() for counts in task.count_items(outputs, batch)] == [[1, 1, 1], [1, 1, 0]]
     torch.testing.assert_close(task.loss(outputs, batch["labels"], 6), expected.sum() / 6)
 
 
@@ -106,7 +106,7 @@ def test_classification(make_task):
     assert "pipeline_tag: text-classification" in card and "class in column `label` of the text" in card
     assert not any(word in model.config.to_dict() for word in ("custom_pipelines", "embeddings"))
     assert result.last is not None
-    right = sum(each.prediction == each.reference for each in result.last.predictions) / 8
+    right = sum(answer.prediction == answer.reference for answer in result.last.predictions) / 8
     assert result.scores["test"]["accuracy"] == right
 
 

@@ -373,7 +373,7 @@ def test_precompiled_charsmap_alone_would_lose_accents(tmp_path):
 def test_import_errors(tmp_path):
     text = tmp_path / "not_a_model.txt"
     text.write_text("some text\n" * 20)
-    with pytest.raises(TokenizerError, match=r"not_a_model\.txt: this is no SentencePiece model"):
+    with pytest.raises(TokenizerError, match=r"not_a_model\.txt: this is not a SentencePiece model"):
         import_sentencepiece(text)
     (tmp_path / "empty.model").touch()
     with pytest.raises(TokenizerError, match=r"empty\.model.*no pieces"):

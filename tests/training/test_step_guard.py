@@ -31,7 +31,7 @@ def test_a_signal_stops_and_saves(make_config, reference, at_step, number):
     assert signal.getsignal(number) == before
     folder = train(config).output_dir  # counts its own forward passes on, so is not stopped again
     assert_equal(folder, reference)
-    assert [entry["step"] for entry in history(folder, 8) if "loss" in entry] == list(range(1, 9))
+    assert [log["step"] for log in history(folder, 8) if "loss" in log] == list(range(1, 9))
 
 
 def test_nothing_runs_after_a_stop(make_config, at_step, monkeypatch):
@@ -72,9 +72,9 @@ def test_a_step_that_is_not_finite_changes_nothing(make_config, at_step, harm):
     assert result.scores["training"]["skipped_steps"] == 1
     before, after = (weights(result.output_dir / f"checkpoint-{step}") for step in (2, 4))
     assert not (result.output_dir / "checkpoint-3").exists()  # not to be gone back to
-    entries = [entry for entry in history(result.output_dir, 4) if "loss" in entry]
-    assert math.isnan(entries[2]["loss"]) and entries[3]["skipped_steps"] == 1
-    assert all(math.isfinite(entries[index]["loss"]) and entries[index]["loss"] > 0 for index in (0, 1, 3))
+    logs = [log for log in history(result.output_dir, 4) if "loss" in log]
+    assert math.isnan(logs[2]["loss"]) and logs[3]["skipped_steps"] == 1
+    assert all(math.isfinite(logs[index]["loss"]) and logs[index]["loss"] > 0 for index in (0, 1, 3))
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert all(tensor.isfinite().all() for tensor in after.values())
 
@@ -107,7 +107,7 @@ def test_many_such_steps_lead_back_to_the_checkpoint(make_config, at_step, caplo
     result = train(make_config(training={**LONG, "save_steps": 2, "max_steps": 16}))
     assert "going back to" in caplog.text and "checkpoint-4" in caplog.text
     assert result.scores["training"]["skipped_steps"] == MAX_NOT_FINITE
-    assert [entry["step"] for entry in history(result.output_dir, 16) if "loss" in entry] == list(range(1, 17))
+    assert [log["step"] for log in history(result.output_dir, 16) if "loss" in log] == list(range(1, 17))
     state = json.loads((result.output_dir / "checkpoint-16" / "run_state.json").read_text())
     assert state["data"]["next_batch"] == 16 + MAX_NOT_FINITE
     ((tensors, moments),) = restored
