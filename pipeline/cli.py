@@ -231,7 +231,7 @@ def train(arguments: argparse.Namespace) -> None:
         from transformers.utils import logging as transformers_logging
 
         from pipeline import run
-        from pipeline.tasks.registry import load_config
+        from pipeline.tasks.config_loading import load_config
 
     logging.basicConfig(format="%(message)s")
     is_main = os.environ.get("RANK", "0") == "0"
@@ -329,7 +329,7 @@ def generate(arguments: argparse.Namespace) -> None:
         from transformers.utils import logging as transformers_logging
 
         from pipeline.inference.generation import generate as generate_texts
-        from pipeline.tasks.registry import load_trained
+        from pipeline.tasks.trained_model import load_trained
 
     transformers_logging.disable_progress_bar()
     model, task = load_trained(arguments.checkpoint)
@@ -383,8 +383,9 @@ def score(arguments: argparse.Namespace) -> None:
         from pipeline.inference.evaluation import evaluate_features
         from pipeline.inference.metrics import load_metric
         from pipeline.run_folder import find_config
+        from pipeline.tasks.config_loading import load_config
         from pipeline.tasks.encoding import encode_split
-        from pipeline.tasks.registry import load_config, load_trained
+        from pipeline.tasks.trained_model import load_trained
 
     transformers_logging.disable_progress_bar()
     config = load_config(arguments.config or find_config(arguments.checkpoint), arguments.overrides)
@@ -431,7 +432,7 @@ def trace(arguments: argparse.Namespace) -> None:
         from transformers.utils import logging as transformers_logging
 
         from pipeline.inference.attention import trace as trace_pair
-        from pipeline.tasks.registry import load_trained
+        from pipeline.tasks.trained_model import load_trained
         from pipeline.tracing.page import write_page, write_picture
 
     transformers_logging.disable_progress_bar()

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from pipeline.config import Config
 from pipeline.data.hub_reading import is_on_hub, resolve_commit
 from pipeline.errors import ConfigError, RunError
-from pipeline.tasks.registry import load_config
+from pipeline.tasks.config_loading import load_config
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import CONFIG_FILE
 from pipeline.training.ranks import WriteError

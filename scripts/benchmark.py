@@ -24,7 +24,8 @@ from pipeline.cli import print_errors
 from pipeline.data.splits import open_split
 from pipeline.errors import ConfigError
 from pipeline.setup.tokenizer_setup import prepare_tokenizer
-from pipeline.tasks.registry import get_task, load_config
+from pipeline.tasks.config_loading import load_config
+from pipeline.tasks.registry import get_task
 
 SCRIPTS = Path(__file__).parent
 STEPS_A_LOG = 10

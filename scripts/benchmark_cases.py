@@ -35,7 +35,9 @@ from pipeline.inference.generation import generate
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
 from pipeline.setup.loader_setup import build_loader
-from pipeline.tasks.registry import get_task, load_config, load_trained
+from pipeline.tasks.config_loading import load_config
+from pipeline.tasks.registry import get_task
+from pipeline.tasks.trained_model import load_trained
 from pipeline.training.arguments import training_arguments
 
 STOCK_ROWS = {"training": 128, "generation": 32}  # of a batch

@@ -35,7 +35,7 @@ from pipeline import cli
 from pipeline.config import Config
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
-from pipeline.tasks.registry import parse_config
+from pipeline.tasks.config_loading import parse_config
 
 ROOT = Path(__file__).parents[1]
 TINY = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "attention_heads": 4, "ffn_dim": 32}

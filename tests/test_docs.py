@@ -29,7 +29,8 @@ from pipeline.models.configuration_forecaster import TransformerForecasterConfig
 from pipeline.models.configuration_lstm import LSTMConfig
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.reference import argument_meanings, as_markdown, as_text
-from pipeline.tasks.registry import MODELS, TASKS, load_config
+from pipeline.tasks.config_loading import load_config
+from pipeline.tasks.registry import MODELS, TASKS
 from tests.conftest import ROOT
 
 WITH_BLOCKS = [

@@ -14,7 +14,7 @@ from pipeline.data.batch_loader import BatchLoader
 from pipeline.data.batch_stream import BatchStream, Position
 from pipeline.data.splits import open_split
 from pipeline.errors import DataError
-from pipeline.tasks.registry import load_config
+from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from tests.data.streams import KINDS, LENGTHS, collate, encode, make_stream, odd, take
 from tokenizer.training import train

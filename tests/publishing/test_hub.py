@@ -111,7 +111,7 @@ def test_round_trip(make_config, data_set, tmp_path, caplog):
     )
     assert done.returncode == 0, done.stderr
     ids, one, two, config = json.loads(done.stdout.split("RESULT")[1])
-    from pipeline.tasks.registry import load_trained
+    from pipeline.tasks.trained_model import load_trained
 
     model, task = load_trained(folder)
     assert task.tokenizer is not None

@@ -9,7 +9,7 @@ from transformers import AutoModel
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.generation import generate
 from pipeline.run import RunFolder, train
-from pipeline.tasks.registry import load_trained
+from pipeline.tasks.trained_model import load_trained
 
 
 def test_forecasting(finished):

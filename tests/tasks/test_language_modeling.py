@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.inference.generation import generate
 from pipeline.run import RunFolder, train
 from pipeline.tasks.language_modeling import LanguageModeling
-from pipeline.tasks.registry import load_trained
+from pipeline.tasks.trained_model import load_trained
 from tests.conftest import ROOT
 from tests.tasks.conftest import rewind
 

@@ -11,8 +11,9 @@ from pipeline.data.rows import BadRow
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.generation import generate
 from pipeline.run import train
-from pipeline.tasks.registry import load_trained, parse_config
+from pipeline.tasks.config_loading import parse_config
 from pipeline.tasks.text_classification import TextClassification
+from pipeline.tasks.trained_model import load_trained
 from tests.tasks.conftest import rewind
 from tokenizer.training import train as train_tokenizer
 
