@@ -175,7 +175,7 @@ def build_trainer(
     generation = generation_config(config, model, num_beams=config.evaluation.num_beams)
     trainer = TeacherForcingTrainer(
         model=model,
-        args=with_max_steps(args, loader.stream),
+        args=with_max_steps(args, loader.stream.count_batches),
         task=task,
         loader=loader,
         validation=shown,

@@ -18,7 +18,7 @@ from typing import Any
 from tests.hub_data import FORMATS, SHARDS
 from tests.hub_server import WRITER, shared_server
 
-# Before the first import of a Hugging Face library: the Hub started here is all that tests and their processes know.
+# Before the first import of a Hugging Face library: the Hub at this address is all that tests and their processes know.
 HUB = shared_server()
 os.environ["HF_ENDPOINT"] = HUB.address
 os.environ["HF_TOKEN"] = WRITER
@@ -26,6 +26,7 @@ os.environ["HF_HOME"] = str(HUB.folder / "home")
 os.environ["HF_HUB_DISABLE_XET"] = "1"  # another protocol, which this Hub does not speak
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.pop("HF_HUB_OFFLINE", None)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models so small, threads cost more than they save
 
 import pytest
 import torch
@@ -47,6 +48,14 @@ def caches(tmp_path_factory):
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def running_hub():
+    """The process behind the address above; collecting tests starts none."""
+    HUB.start()
+    yield
+    HUB.stop()
 
 
 @pytest.fixture
@@ -129,6 +138,16 @@ def make_pairs(tmp_path):
         return folder
 
     return make
+
+
+@pytest.fixture
+def no_step(monkeypatch):
+    """Fails a test in which a training starts."""
+
+    def started(*args, **kwargs):
+        raise AssertionError("the training was started")
+
+    monkeypatch.setattr("pipeline.run.TeacherForcingTrainer.train", started)
 
 
 SMALL_RUN: dict[str, dict[str, Any]] = {  # a run of seconds, on reversal

@@ -88,6 +88,7 @@ class Store:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else the body, a second write, waits until the headers are acknowledged
     server: "Server"
 
     def log_message(self, *_) -> None:
@@ -492,12 +493,18 @@ class Server(ThreadingHTTPServer):
 
 
 class RunningServer:
-    """The server as a separate process, which can be killed and started again at the same address."""
+    """The server as a separate process, which can be killed and started again at the same address.
+
+    The address is reserved from the beginning, though nothing listens there before `start`.
+    """
 
     def __init__(self, folder: Path):
-        self.folder, self.port = folder, 0
+        self.folder = folder
         self.process: subprocess.Popen[str] | None = None
-        self.start()
+        self.reserved = socket.socket()
+        self.reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: so both may have it
+        self.reserved.bind(("127.0.0.1", 0))
+        self.port = self.reserved.getsockname()[1]
 
     @property
     def address(self) -> str:
@@ -508,7 +515,7 @@ class RunningServer:
             command = [sys.executable, __file__, str(self.folder / "hub"), str(self.port)]
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             assert self.process.stdout is not None  # it is a pipe
-            self.port = int(self.process.stdout.readline().rsplit(":", 1)[1])
+            assert self.process.stdout.readline().strip() == self.address
 
     def stop(self) -> None:
         if self.process is not None:
@@ -549,7 +556,7 @@ class RunningServer:
 
 @cache
 def shared_server() -> RunningServer:
-    """The one of this process; it is gone, with all that it held, when the process ends."""
+    """The one of this process, not yet started; it is gone, with all that it held, when the process ends."""
     running = RunningServer(Path(tempfile.mkdtemp(prefix="hub-")))
     atexit.register(shutil.rmtree, running.folder, ignore_errors=True)
     atexit.register(running.stop)

@@ -122,3 +122,40 @@ def test_the_top_level_is_as_agreed():
     names = {name.split("/")[0] for name in done.stdout.splitlines()}
     assert names >= TOP_LEVEL
     assert {name for name in names - TOP_LEVEL if not name.startswith(".")} <= BESIDE
+
+
+# ---- tests mirror the code
+
+TESTS = ROOT / "tests"
+TESTED_ELSEWHERE = {  # module -> where
+    "pipeline/data/readers/text_lines.py": "tests/data/readers, by the two readers that stand on it",
+}
+OF_THE_WHOLE = {  # what no single module answers for
+    "test_api.py": "the names that the package offers, and what importing it costs",
+    "test_architecture.py": "the rules of this file",
+    "test_docs.py": "the documents",
+    "test_end_to_end.py": "a run that learns",
+    "test_extending.py": "tasks and models from outside",
+    "test_launchers.py": "several processes",
+    "test_numerics.py": "the mathematics",
+    "test_private_names.py": "what other libraries may rename",
+}
+
+
+def place_of_test(module: Path) -> Path:
+    """`tests/data/test_splits.py` for `pipeline/data/splits.py`, `tests/tokenizer/...` for `tokenizer/...`."""
+    parts = module.relative_to(ROOT).parts
+    return TESTS.joinpath(*parts[parts[0] == "pipeline" : -1], f"test_{module.name}")
+
+
+def test_every_module_has_a_test_in_its_place():
+    modules = [path for path in SOURCES if path.parts[len(ROOT.parts)] != "scripts" and path.name != "__init__.py"]
+    missing = {str(path.relative_to(ROOT)) for path in modules if not place_of_test(path).is_file()}
+    assert len(modules) > 50 and missing == {*TESTED_ELSEWHERE}
+
+
+def test_every_test_has_its_module():
+    known = {place_of_test(path) for path in SOURCES} | {TESTS / name for name in OF_THE_WHOLE}
+    found = {*TESTS.rglob("test_*.py")}
+    assert {str(path.relative_to(TESTS)) for path in found - known} == set()
+    assert all((TESTS / name).is_file() for name in OF_THE_WHOLE)

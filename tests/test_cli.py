@@ -147,7 +147,7 @@ def test_the_installed_command_is_the_module(tmp_path):
     assert execute(command, "--help", cwd=tmp_path, check=True).stdout == module.stdout
 
 
-# ---- the subcommands; tests/inference/test_attention.py has trace, tests/test_tasks.py the other tasks
+# ---- the subcommands; tests/inference/test_attention.py has trace, tests/tasks the other tasks
 
 
 @pytest.fixture

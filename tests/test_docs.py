@@ -1,4 +1,4 @@
-"""What the documents say holds: their blocks run, their links lead somewhere, and the reference is that of the code.
+"""What the documents say holds: their blocks run, and their links lead somewhere. tests/test_reference.py has the keys.
 
 The blocks run in the order of the documents, in one folder that looks like a clone, on models and data of toy size. A
 block behind `<!-- not run: REASON -->` is only parsed. Targets of make are only looked up here: the workflow tests.yml
@@ -24,11 +24,6 @@ from ruamel.yaml import YAML
 
 from pipeline.cli import main, make_parsers
 from pipeline.data.readers import READERS
-from pipeline.models.configuration_classifier import TransformerClassifierConfig
-from pipeline.models.configuration_forecaster import TransformerForecasterConfig
-from pipeline.models.configuration_lstm import LSTMConfig
-from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
-from pipeline.reference import argument_meanings, as_markdown, as_text
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import MODELS, TASKS
 from tests.conftest import ROOT
@@ -303,7 +298,7 @@ def test_links_are_found():
     assert len(re.findall(LINK, without_blocks("README.md"))) > 10
 
 
-# ---- configs and their reference
+# ---- configs
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -313,37 +308,6 @@ def test_a_config_says_how_it_is_run(path):
     assert f"# Command:   teacher-forcing train configs/{path.name}\n" in header
     assert "# Hardware:  " in header and "# Result:    " in header
     assert f"`{path.name}`" in read("configs/README.md")
-
-
-def test_the_reference_is_that_of_the_code():
-    page = (ROOT / "configs" / "REFERENCE.md").read_text(encoding="utf-8")
-    assert page == as_markdown(), "write it anew: python -m pipeline.reference"
-
-
-def test_help_names_the_keys_of_the_page():
-    text = as_text()
-    keys = re.findall(r"^\| `([\w.]+)` \|", as_markdown(), re.M)
-    assert len(keys) > 90
-    for key in keys:
-        assert f"  {key}: " in text
-
-
-SET_BY_THE_RUN = {"is_encoder_decoder", "use_cache"} | {
-    f"{name}_token_id" for name in ("pad", "bos", "eos", "decoder_start")
-}
-
-
-@pytest.mark.parametrize(
-    "config", [Seq2SeqTransformerConfig, TransformerClassifierConfig, LSTMConfig, TransformerForecasterConfig]
-)
-def test_every_size_of_a_model_is_explained(config):
-    fields = {
-        name for ancestor in config.__mro__ if "models" in ancestor.__module__.split(".") for name in vars(ancestor)
-    }
-    fields &= {field.name for field in dataclasses.fields(config)}
-    meanings = argument_meanings(config)
-    assert fields - SET_BY_THE_RUN - {*meanings} == set()
-    assert all(re.match(r"\S", meaning) for meaning in meanings.values())
 
 
 # ---- workflows and templates

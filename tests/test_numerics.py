@@ -14,14 +14,7 @@ from pipeline.exporting.marian import to_marian
 from pipeline.inference.metrics import bleu, chrf
 from pipeline.models import transformer_layers
 from pipeline.models.modeling_seq2seq import shift_right
-from pipeline.models.transformer_layers import (
-    DecoderLayer,
-    Dropout,
-    EncoderLayer,
-    rows_block_mask,
-    rows_mask,
-    sinusoidal_positions,
-)
+from pipeline.models.transformer_layers import DecoderLayer, EncoderLayer, sinusoidal_positions
 from pipeline.run import train
 
 NORMS = pytest.mark.parametrize("pre_norm", [True, False])
@@ -225,26 +218,6 @@ def test_packed_is_padded(make_model, batch, pre_norm, kernel):
         torch.testing.assert_close(packed, padded, atol=1e-6, rtol=1e-4)
 
 
-def test_blocks_of_packed_rows_are_those_where_rows_meet():
-    """The flex mask, spelled out place by place, is the dense one, and leaves blocks out."""
-    torch.manual_seed(0)
-    sides = []
-    for _ in range(2):
-        lengths = torch.randint(1, 90, (14,))
-        lengths[-1] += -lengths.sum() % 128
-        sides.append(torch.arange(14).repeat_interleave(lengths))
-    target, source = sides
-    for keys, is_causal in ((target, True), (source, False)):
-        mask = rows_block_mask(target, keys, is_causal)
-        dense = rows_mask(target[None], keys[None], torch.float32, is_causal)
-        assert isinstance(dense, torch.Tensor)
-        q, k = torch.meshgrid(torch.arange(len(target)), torch.arange(len(keys)), indexing="ij")
-        blocks = mask.to_dense()[0, 0].bool().repeat_interleave(128, 0).repeat_interleave(128, 1)
-        zero = torch.tensor(0)
-        assert torch.equal(mask.mask_mod(zero, zero, q, k) & blocks, dense[0, 0].eq(0))
-        assert not blocks.all()
-
-
 def test_loss_is_summed_and_divided_once(make_model, batch):
     """Two halves with the whole's number of targets add up to the whole."""
     model = make_model()
@@ -288,26 +261,6 @@ def test_two_hundred_steps_lose_as_marian_does(make_model):
     ours, theirs = torch.tensor(losses).T
     assert ours[-20:].mean() < ours[:20].mean() - 0.3, "they learn"
     torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5])
-def test_dropout(p):
-    torch.manual_seed(0)
-    states = torch.ones(1000, 1001, requires_grad=True)
-    layer = Dropout(p)
-    output = layer(states)
-    kept = output != 0
-    # The deviation of the share is sqrt(p (1 - p) / 1e6), 0.0003 or 0.0005.
-    assert kept.float().mean().item() == pytest.approx(1 - p, abs=0.003)
-    torch.testing.assert_close(output[kept].unique(), torch.tensor([1 / (1 - p)]), rtol=1e-4, atol=0)
-    neighbours = (kept[:, :-1] & kept[:, 1:]).float().mean().item()
-    assert neighbours == pytest.approx((1 - p) ** 2, abs=0.004), "independent"
-    output.sum().backward()
-    assert states.grad is not None and torch.equal(states.grad, output)
-    assert not torch.equal(layer(states), output)
-    torch.manual_seed(0)
-    assert torch.equal(layer(states), output)
-    assert layer.eval()(states) is states or torch.equal(layer(states), states)
 
 
 def test_a_fresh_process_gives_equal_logits(make_model, batch, tmp_path):

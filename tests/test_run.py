@@ -14,7 +14,6 @@ from pipeline.run import train, use_all_cores
 from pipeline.run_folder import RunFolder
 from pipeline.training.checkpoints import list_checkpoints
 from pipeline.training.trainer import TeacherForcingTrainer
-from tokenizer.training import train as train_tokenizer
 
 EACH_STEP = {"logging_steps": 1, "save_steps": 100, "eval_strategy": "no"}
 UNSCORED = {"validation": None, "test": None}
@@ -25,16 +24,6 @@ def logged(folder, name: str) -> list[float]:
     newest = list_checkpoints(folder)[0]
     history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
     return [log[name] for log in history if name in log]
-
-
-@pytest.fixture
-def no_step(monkeypatch):
-    """Fails a test in which a training starts."""
-
-    def started(*args, **kwargs):
-        raise AssertionError("the training was started")
-
-    monkeypatch.setattr("pipeline.run.TeacherForcingTrainer.train", started)
 
 
 def test_what_a_run_leaves(make_config):
@@ -135,24 +124,6 @@ def test_errors_come_before_the_first_step(make_config, no_step, changes, error,
 def test_too_short_a_maximum_is_named(make_config):
     with pytest.raises(DataError, match=r"row \d+: target has 5 tokens, where data.max_target_length=3; fix or"):
         train(make_config(data={"max_target_length": 3}))
-
-
-def test_a_tokenizer_without_an_end_is_refused(make_config, no_step, tmp_path):
-    tokenizer = train_tokenizer(["1 2 3"] * 2, "word", 20, max_length=64)
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    with pytest.raises(ConfigError, match=r"without </s> \(2\) at its end"):
-        train(make_config(tokenizer={"path": str(tmp_path / "tokenizer")}))
-
-
-def test_a_null_in_the_data_is_named(make_config, make_pairs, no_step):
-    folder = make_pairs()
-    with (folder / "validation.jsonl").open("a") as stream:
-        print('{"source": "a", "target": null}', file=stream)
-    with pytest.raises(DataError, match=r"validation.jsonl:7: target is None"):
-        train(make_config(data={"path": str(folder), "options": {}}))
 
 
 def test_noam_in_a_run(make_config):
@@ -271,15 +242,6 @@ def test_early_stopping(make_config):
     assert max(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")) < 40
 
 
-def test_a_tokenizer_of_ones_own(make_config, tmp_path):
-    tokenizer = train_tokenizer(["1 2 3 4 5 6 7 8 9"], "character", 20, max_length=64)
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    folder = train(
-        make_config(tokenizer={"path": str(tmp_path / "tokenizer")}, generation={"max_new_tokens": 9})
-    ).output_dir
-    assert AutoTokenizer.from_pretrained(folder)("1 2")["input_ids"] == tokenizer("1 2")["input_ids"]
-
-
 def test_real_pairs_streamed(make_config, shared_data, tmp_path):
     for split in ("train", "validation"):
         lines = (shared_data / "multi30k" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -305,12 +267,6 @@ def test_the_mean_of_the_last_checkpoints(make_config):
     scores = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").unlink()
     assert train(config).scores == scores
-
-
-@pytest.mark.parametrize("training", [{"save_total_limit": 1}, {"load_best_model_at_end": True}])
-def test_a_mean_of_checkpoints_that_are_not_kept(make_config, no_step, training):
-    with pytest.raises(ConfigError, match=r"evaluation\.average_checkpoints: 2 must be kept"):
-        train(make_config(training=training, evaluation={"average_checkpoints": 2}))
 
 
 @pytest.mark.slow  # compiles, for which the CPU needs a C++ compiler

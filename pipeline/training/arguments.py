@@ -2,13 +2,13 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 from accelerate import PartialState
 from transformers import Seq2SeqTrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from pipeline.config import Config
-from pipeline.data.batch_stream import BatchStream
 from pipeline.errors import ConfigError, nearest
 from pipeline.tasks.registry import get_model, get_task
 from pipeline.training.schedules import noam
@@ -47,7 +47,7 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
         raise ConfigError(f"training: {error}") from error
 
 
-def with_max_steps(args: Seq2SeqTrainingArguments, stream: BatchStream) -> Seq2SeqTrainingArguments:
+def with_max_steps(args: Seq2SeqTrainingArguments, count_batches: Callable[[], int]) -> Seq2SeqTrainingArguments:
     """Return arguments that count steps: a run counted in epochs has the batches of its first pass counted.
 
     All rows are read and encoded once for that.
@@ -56,7 +56,7 @@ def with_max_steps(args: Seq2SeqTrainingArguments, stream: BatchStream) -> Seq2S
         return args
     batches_a_step = args.gradient_accumulation_steps * PartialState().num_processes
     counted = copy.copy(args)
-    counted.max_steps = math.ceil(args.num_train_epochs * stream.count_batches() / batches_a_step)
+    counted.max_steps = math.ceil(args.num_train_epochs * count_batches() / batches_a_step)
     return counted
 
 

@@ -7,21 +7,7 @@ from transformers import GenerationConfig
 from pipeline.inference.evaluation import evaluate_features
 from pipeline.inference.generation import generate
 from pipeline.inference.metrics import exact_match
-from pipeline.tasks.sequence_to_sequence import SequenceToSequence
-from tokenizer.training import train
-
-TEXTS = ["a b c d e f g", "h", "a c e", "b d f h", "g f e d c b a h", "a", "b b"]
-
-
-@pytest.fixture
-def task() -> SequenceToSequence:
-    return SequenceToSequence(train(TEXTS, "word", 40, max_length=64))
-
-
-@pytest.fixture
-def features(task):
-    targets = [" ".join(reversed(text.split())) for text in TEXTS]
-    return task.encode({"source": TEXTS, "target": targets, "row": list(range(len(TEXTS)))})
+from tests.inference.conftest import TEXTS
 
 
 def test_loss_weighs_every_token_alike(make_model, task, features):
@@ -52,12 +38,3 @@ def test_predictions_come_back_in_order(make_model, task, features):
     one_by_one = [generate(model, task, [text], generation)[0] for text in TEXTS]
     assert [answer.prediction for answer in result.predictions] == one_by_one
     assert result.scores["exact_match"] == sum(answer.is_right for answer in result.predictions) / len(TEXTS)
-
-
-def test_generate_answers_every_line(make_model, task):
-    model = make_model(vocab_size=len(task.tokenizer))
-    generation = GenerationConfig(max_new_tokens=5, pad_token_id=0, eos_token_id=2, decoder_start_token_id=1)
-    answers = generate(model, task, ["a b", "", "  ", "c"], generation, batch_size=3)
-    assert len(answers) == 4 and answers[1] == answers[2] == ""
-    assert answers[3] == generate(model, task, ["c"], generation)[0]
-    assert generate(model, task, [], generation) == []

@@ -291,24 +291,3 @@ def test_a_future_of_another_shape_is_refused():
     past, future = make_batch(model)
     with pytest.raises(ValueError, match=r"future_values has the shape \(4, 1, 3\); \(4, 5, 3\) is needed"):
         model(past, future[:, :1])
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"patch_length": 21}, "patch_length=21 is longer than context_length=20"),
-        ({"patch_stride": 9}, "patch_stride=9 is longer than patch_length=8"),
-        ({"prediction_length": 0}, "prediction_length=0: it must be at least 1"),
-        ({"d_model": 30}, "d_model=30 must be even, and a multiple of attention_heads=4"),
-        ({"d_model": 15, "attention_heads": 5}, "d_model=15 must be even"),
-        ({"head": "mean"}, "head='mean': it must be one of flatten, last"),
-        ({"head_dropout": 1.0}, "head_dropout=1.0"),
-        ({"means": [1.0]}, "means has 1 values for 3 series"),
-        ({"stds": [1.0, 2.0]}, "stds has 2 values for 3 series"),
-        ({"stds": [1.0, 0.0, 2.0]}, "stds: 0.0 for OT"),
-        ({"stds": [1.0, float("nan"), 2.0]}, "stds: nan for OT"),
-    ],
-)
-def test_impossible_settings_are_named(changes, message):
-    with pytest.raises(ValueError, match=message):
-        TransformerForecasterConfig(**{**SIZES, **WINDOW, **SERIES, **changes})

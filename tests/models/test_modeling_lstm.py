@@ -236,19 +236,3 @@ def test_the_code_beside_a_checkpoint_is_enough(tmp_path):
     loaded = copied.from_pretrained(tmp_path)
     options = {"max_new_tokens": 5, "num_beams": 2}
     assert loaded.generate(IDS, **options).tolist() == model.generate(IDS, **options).tolist()
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"hidden_size": 0}, "hidden_size=0: it must be at least 1"),
-        ({"embedding_size": -1}, "embedding_size=-1"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
-        ({"dropout": 1.0}, "dropout=1.0: it must be at least 0 and below 1"),
-        ({"embedding_dropout": -0.1}, "embedding_dropout=-0.1"),
-        ({"label_smoothing": 1.5}, "label_smoothing=1.5"),
-    ],
-)
-def test_impossible_sizes_are_named(changes, message):
-    with pytest.raises(ValueError, match=message):
-        LSTMConfig(**changes)

@@ -1,0 +1,54 @@
+"""Each sample comes at least once, the longest first, and every rank has as many batches."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from pipeline.inference.batches import batches_by_length
+
+
+def shares(model, task, features, batch_size: int, world_size: int) -> list[list[list[dict]]]:
+    """For each rank its batches, as features."""
+    return [
+        [samples for samples, _ in batches_by_length(model, task, features, batch_size, rank, world_size)]
+        for rank in range(world_size)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_every_sample_once_the_longest_first(make_model, task, features, batch_size):
+    [batches] = shares(make_model(), task, features, batch_size, 1)
+    samples = [sample for batch in batches for sample in batch]
+    assert sorted(sample["sample_id"] for sample in samples) == list(range(len(features)))
+    assert [task.lengths(sample) for sample in samples] == sorted(map(task.lengths, features), reverse=True)
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_the_batches_and_none_is_left_without(make_model, task, features, batch_size, ranks):
+    taken = shares(make_model(), task, features, batch_size, ranks)
+    [alone] = shares(make_model(), task, features, batch_size, 1)
+    assert len({len(batches) for batches in taken}) == 1
+    in_turn = [batch for turn in zip(*taken, strict=True) for batch in turn]
+    assert in_turn[: len(alone)] == alone
+    assert all(batch == alone[0] for batch in in_turn[len(alone) :]) and len(in_turn) - len(alone) < ranks
+    counts = Counter(sample["sample_id"] for batch in in_turn for sample in batch)
+    assert {*counts} == {*range(len(features))}
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_model_is_evaluated_and_is_then_as_it_was(make_model, task, features, is_training):
+    model = make_model().train(is_training)
+    for samples, batch in batches_by_length(model, task, features, 3):
+        assert not model.training
+        expected = task.collate(samples)
+        assert {*batch} == {*expected} and all(torch.equal(batch[name], expected[name]) for name in batch)
+        assert {tensor.device for tensor in batch.values()} == {model.device}
+    assert model.training is is_training
+
+
+def test_nothing_is_no_batch(make_model, task):
+    model = make_model().train()
+    assert list(batches_by_length(model, task, [], 3)) == [] and model.training

@@ -1,0 +1,72 @@
+"""What a config says of batches reaches the loader."""
+
+from itertools import islice
+
+import pytest
+import torch
+from datasets import Dataset
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.setup.loader_setup import build_loader
+from pipeline.tasks.sequence_to_sequence import SequenceToSequence
+from pipeline.training.arguments import training_arguments
+from tokenizer.training import train
+
+ROWS = [{"source": "a b c d", "target": "d c b a"}, {"source": "a", "target": "b"}] * 8
+
+
+@pytest.fixture
+def task() -> SequenceToSequence:
+    return SequenceToSequence(train(["a b c d"] * 2, "word", 10, max_length=16))
+
+
+@pytest.fixture
+def build(make_config, task):
+    def make(rows=ROWS, **changes):
+        config = make_config(**changes)
+        return build_loader(config, training_arguments(config), task, Dataset.from_list(rows))
+
+    return make
+
+
+def test_rows_of_a_batch(build):
+    loader = build(training={"per_device_train_batch_size": 4, "dataloader_num_workers": 3})
+    assert (loader.num_workers, loader.timeout, loader.pin_memory) == (3, 1200, False)
+    batch = next(iter(build(training={"per_device_train_batch_size": 4})))
+    assert {*batch} == {"input_ids", "attention_mask", "labels"} and len(batch["input_ids"]) == 4
+
+
+def test_tokens_of_a_batch_and_packing(build):
+    for batch in (next(iter(build(data={"batch_tokens": 24}))), next(iter(build(data={"batch_tokens": 30})))):
+        assert batch["input_ids"].numel() + batch["labels"].numel() <= 30
+    packed = next(iter(build(data={"batch_tokens": 256, "packing": True})))
+    assert packed["source_rows"].shape == packed["input_ids"].shape == (1, 128)
+
+
+def test_the_seed_of_the_data_decides_on_their_order(build):
+    def first(**training) -> torch.Tensor:
+        rows = [{"source": " ".join("abcd"[i % 4] * (1 + i % 3)), "target": "a"} for i in range(64)]
+        batches = islice(build(rows, training=training), 4)
+        return torch.cat([batch["input_ids"].flatten() for batch in batches])
+
+    assert torch.equal(first(seed=1), first(seed=1)) and not torch.equal(first(seed=1), first(seed=2))
+    assert torch.equal(first(seed=1, data_seed=2), first(seed=2))
+
+
+def test_bad_rows_end_a_run_or_are_skipped(build):
+    rows = [{"source": "a", "target": " "}, *ROWS]
+    with pytest.raises(DataError, match="row 0: target is empty"):
+        list(islice(build(rows), 3))
+    loader = build(rows, data={"on_bad_row": "skip"})
+    list(islice(loader, 3))
+    assert loader.position.skipped_before + loader.position.skipped_in_window >= 1
+
+
+def test_sources_are_augmented(build, task):
+    """Training alone is: the rows themselves stay as they are."""
+    plain, changed = ([*islice(build(augmentation={"delete": p}), 2)] for p in (0, 0.9))
+    tokens = [sum(int(batch["input_ids"].ne(0).sum()) for batch in batches) for batches in (plain, changed)]
+    assert tokens[0] == 8 * 5 + 8 * 2 > tokens[1] >= 16 * 2
+    with pytest.raises(ConfigError, match="augmentation: sequence_to_sequence has no source to change; leave it out"):
+        task.make_batches = lambda *_: [].append
+        build(augmentation={"delete": 0.9})

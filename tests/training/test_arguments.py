@@ -1,0 +1,99 @@
+"""The section `training` as transformers takes it, and what is refused before anything starts."""
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.run import train
+from pipeline.training.arguments import check_settings, training_arguments, with_max_steps
+
+
+def test_what_this_project_decides(make_config):
+    args = training_arguments(make_config(training={"label_smoothing_factor": 0.1}))
+    assert args.label_smoothing_factor == 0, "the model smooths, so that evaluation is not smoothed"
+    assert (args.remove_unused_columns, args.ignore_data_skip, args.logging_nan_inf_filter) == (False, True, False)
+    assert args.restore_callback_states_from_checkpoint and args.use_cache
+    assert args.report_to == ["tensorboard"] and args.ddp_find_unused_parameters is False
+    explicit = training_arguments(make_config(training={"report_to": "none", "ddp_find_unused_parameters": True}))
+    assert explicit.report_to == [] and explicit.ddp_find_unused_parameters is True
+
+
+def test_the_config_stays_as_it_is(make_config):
+    config = make_config(training={"lr_scheduler_type": "noam", "warmup_steps": 4, "label_smoothing_factor": 0.1})
+    before = dict(config.training)
+    training_arguments(config)
+    assert config.training == before
+
+
+def test_noam_takes_the_width_of_the_model(make_config):
+    training = {"lr_scheduler_type": "noam", "warmup_steps": 4, "learning_rate": 0.5}
+    for model, width in (({}, 16), ({"d_model": 64}, 64)):
+        args = training_arguments(make_config(training=training, model=model))
+        assert (args.lr_scheduler_type, args.warmup_steps) == ("inverse_sqrt", 4)
+        assert args.learning_rate == pytest.approx(0.5 * (width * 4) ** -0.5)
+    args = training_arguments(make_config("language_modeling", training=training, model={"hidden_size": 100}))
+    assert args.learning_rate == pytest.approx(0.5 * (100 * 4) ** -0.5)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"training": {"lr_scheduler_type": "noam"}}, r"training\.warmup_steps: noam needs a number of steps"),
+        ({"training": {"max_steps": -1}, "data": {"streaming": True}}, r"training\.max_steps: a streamed data set"),
+        ({"training": {"optim": "adamm"}}, "training: .*adamm"),
+        ({"training": {"warmup_steps": -1}}, "training: .*warmup_steps"),
+    ],
+)
+def test_arguments_that_are_refused(make_config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        training_arguments(make_config(**changes))
+
+
+def test_steps_that_are_given_are_not_counted(make_config):
+    args = training_arguments(make_config())
+    assert with_max_steps(args, lambda: pytest.fail("the rows were read")) is args and args.max_steps == 4
+
+
+@pytest.mark.parametrize("epochs, accumulation, steps", [(2, 1, 18), (1.5, 1, 14), (2, 4, 5)])
+def test_epochs_are_counted_in_steps(make_config, epochs, accumulation, steps):
+    """Rounded up, in a copy: the argument itself stays as it was."""
+    training = {"max_steps": -1, "num_train_epochs": epochs, "gradient_accumulation_steps": accumulation}
+    args = training_arguments(make_config(training=training))
+    counted = with_max_steps(args, lambda: 9)
+    assert counted.max_steps == steps and args.max_steps == -1 and counted is not args
+    assert counted.num_train_epochs == args.num_train_epochs == epochs
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data": {"validation": None}}, r"training\.eval_strategy: there is nothing to evaluate on"),
+        ({"training": {"report_to": ["swanlab"]}}, "training.report_to: swanlab is not installed; pip install swanlab"),
+        (
+            {"training": {"metric_for_best_model": "eval_bleu"}},
+            "for_best_model: 'bleu' is not scored; choose from",
+        ),
+        ({"data": {"packing": True}}, "data.packing: needs data.batch_tokens, and .* sequence_to_sequence can$"),
+        ({"task": "text_classification", "data": {"packing": True, "batch_tokens": 64}}, "classification cannot$"),
+        (
+            {"task": "forecasting", "forecasting": {"series": ["x"]}, "evaluation": {"metrics": ["exact_match"]}},
+            r"evaluation\.metrics: forecasting is scored by loss, .* only; give \[\]",
+        ),
+        ({"evaluation": {"average_checkpoints": 3}, "training": {"save_total_limit": 2}}, "3 must be kept by"),
+    ],
+)
+def test_settings_that_would_fail_later(make_config, changes, message):
+    config = make_config(**changes)
+    with pytest.raises(ConfigError, match=message):
+        check_settings(config, training_arguments(config))
+
+
+@pytest.mark.parametrize("best", ["loss", "eval_loss", "exact_match", "eval_sacrebleu"])
+def test_a_best_metric_that_is_scored(make_config, best):
+    config = make_config(training={"metric_for_best_model": best}, evaluation={"metrics": ["sacrebleu", "exact_match"]})
+    check_settings(config, training_arguments(config))
+
+
+@pytest.mark.parametrize("training", [{"save_total_limit": 1}, {"load_best_model_at_end": True}])
+def test_a_mean_of_checkpoints_that_are_not_kept(make_config, no_step, training):
+    with pytest.raises(ConfigError, match=r"evaluation\.average_checkpoints: 2 must be kept"):
+        train(make_config(training=training, evaluation={"average_checkpoints": 2}))
