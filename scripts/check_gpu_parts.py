@@ -139,8 +139,8 @@ def compare(
 def compiling(setup: Setup, figures: Figures) -> None:
     """Packed batches of many sizes are compiled for a few shapes, and for none more once ten were seen.
 
-    Two shapes may be compiled for one size only, before torch takes the sizes as unknown: then two more, for steps with
-    and without the same number of blocks on both sides, and two to spare.
+    The loss is not compiled, so there is a graph before it and one behind. Each is compiled for one size, then for any,
+    and again where both sides are of one size in the first batch but not later. torch gives up at 8 for a function.
     """
     from torch._dynamo.utils import counters  # torch has no public count
 
@@ -161,7 +161,7 @@ def compiling(setup: Setup, figures: Figures) -> None:
     figures["compiled graphs"] = graphs[-1]
     figures["seconds of compiling"] = seconds[0] - seconds[1]
     figures["seconds a step"] = seconds[1] / len(batches)
-    expect(graphs[-1] <= 6, f"{graphs[-1]} graphs were compiled, more than 6")
+    expect(graphs[-1] <= 8, f"{graphs[-1]} graphs were compiled, more than 8")
     expect(graphs[-1] == graphs[9], f"{graphs[-1] - graphs[9]} graphs were compiled after the tenth batch")
 
 
