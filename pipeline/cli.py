@@ -33,7 +33,10 @@ INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
 EXIT_CODES = (
     (0, "finished"),
     (ConfigError.exit_code, "wrong config or data"),
-    (RunError.exit_code, "the run cannot go on (disk full, values not finite, a hung worker); what it saved is whole"),
+    (
+        RunError.exit_code,
+        "the run cannot go on (disk full, out of memory, values not finite, a hung worker); what it saved is whole",
+    ),
     (NotPublished.exit_code, "trained, scored and saved, but not published: see teacher-forcing publish"),
     (Stopped.exit_code, "stopped by SIGTERM or SIGINT, and saved: the same command goes on"),
     (INTERRUPTED, "interrupted before or after the training"),

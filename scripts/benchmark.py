@@ -26,6 +26,7 @@ from pipeline.errors import ConfigError
 from pipeline.setup.tokenizer_setup import prepare_tokenizer
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import get_task
+from pipeline.training.checkpoints import list_checkpoints
 
 SCRIPTS = Path(__file__).parent
 STEPS_A_LOG = 10
@@ -196,9 +197,13 @@ def train_ours(arguments: argparse.Namespace, overrides: list[str], folder: Path
     """Run scripts/train.py itself; its first log, which holds the start, is left out."""
     output = Path(tempfile.mkdtemp(dir=folder))
     peak = execute([str(SCRIPTS / "train.py"), arguments.config, *overrides, f"training.output_dir={output}"])[1]
-    state = json.loads((output / f"checkpoint-{arguments.steps}" / "trainer_state.json").read_text())
-    logs = [log["items_per_second"] for log in state["log_history"] if "items_per_second" in log]
-    return {"rates": logs[1:], "peak": peak}
+    return {"rates": read_logs(output, "items_per_second")[1:], "peak": peak}
+
+
+def read_logs(output: Path, name: str) -> list[float]:
+    """Return what a run logged under a name, up to its last checkpoint."""
+    state = json.loads((list_checkpoints(output)[0] / "trainer_state.json").read_text())
+    return [log[name] for log in state["log_history"] if name in log]
 
 
 def seconds_to_output(command: list[str]) -> float:
