@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pipeline.inference.generation import generate
     from pipeline.publishing.hub import publish
     from pipeline.run import train
-    from pipeline.tasks.registry import load_config, load_trained
+    from pipeline.tasks.config_loading import load_config
+    from pipeline.tasks.trained_model import load_trained
 
 try:
     __version__ = version("teacher-forcing")
@@ -33,8 +34,8 @@ __all__ = ["__version__", "evaluate", "generate", "load_config", "load_trained",
 _HOMES = {
     "evaluate": "pipeline.inference.evaluation",
     "generate": "pipeline.inference.generation",
-    "load_config": "pipeline.tasks.registry",
-    "load_trained": "pipeline.tasks.registry",
+    "load_config": "pipeline.tasks.config_loading",
+    "load_trained": "pipeline.tasks.trained_model",
     "publish": "pipeline.publishing.hub",
     "train": "pipeline.run",
 }

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import pipeline
 from pipeline.errors import ConfigError, DataError, NotPublished, RunError, Stopped, TeacherForcingError, nearest
 from pipeline.signals import stop_with_launcher
 
@@ -32,7 +33,10 @@ INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
 EXIT_CODES = (
     (0, "finished"),
     (ConfigError.exit_code, "wrong config or data"),
-    (RunError.exit_code, "the run cannot go on (disk full, values not finite, a hung worker); what it saved is whole"),
+    (
+        RunError.exit_code,
+        "the run cannot go on (disk full, out of memory, values not finite, a hung worker); what it saved is whole",
+    ),
     (NotPublished.exit_code, "trained, scored and saved, but not published: see teacher-forcing publish"),
     (Stopped.exit_code, "stopped by SIGTERM or SIGINT, and saved: the same command goes on"),
     (INTERRUPTED, "interrupted before or after the training"),
@@ -113,6 +117,7 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, Parser]]:
         prog="teacher-forcing",
         description="Train an encoder-decoder model, classifier, language model or forecaster, and use it.",
     )
+    parser.add_argument("--version", action="version", version=f"teacher-forcing {pipeline.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for add in (_add_train, _add_tokenizer, _add_generate, _add_score, _add_trace, _add_publish):
         add(subparsers)
@@ -206,7 +211,9 @@ def _add_publish(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "publish", publish)
     parser.add_argument("checkpoint", type=Path, help="folder of a trained model, or a checkpoint-N below one")
     parser.add_argument("name", help="owner/name of the repository, which is created if it does not exist")
-    parser.add_argument("--private", action="store_true", help="only its owner sees it, where it is created")
+    parser.add_argument(
+        "--private", action="store_true", help="only its owner sees it, where it is created (default: public)"
+    )
 
 
 def positive(argument: str) -> int:
@@ -227,7 +234,7 @@ def train(arguments: argparse.Namespace) -> None:
         from transformers.utils import logging as transformers_logging
 
         from pipeline import run
-        from pipeline.tasks.registry import load_config
+        from pipeline.tasks.config_loading import load_config
 
     logging.basicConfig(format="%(message)s")
     is_main = os.environ.get("RANK", "0") == "0"
@@ -325,7 +332,7 @@ def generate(arguments: argparse.Namespace) -> None:
         from transformers.utils import logging as transformers_logging
 
         from pipeline.inference.generation import generate as generate_texts
-        from pipeline.tasks.registry import load_trained
+        from pipeline.tasks.trained_model import load_trained
 
     transformers_logging.disable_progress_bar()
     model, task = load_trained(arguments.checkpoint)
@@ -377,10 +384,11 @@ def score(arguments: argparse.Namespace) -> None:
         from transformers.utils import logging as transformers_logging
 
         from pipeline.inference.evaluation import evaluate_features
-        from pipeline.run import load_metrics
+        from pipeline.inference.metrics import load_metric
         from pipeline.run_folder import find_config
+        from pipeline.tasks.config_loading import load_config
         from pipeline.tasks.encoding import encode_split
-        from pipeline.tasks.registry import load_config, load_trained
+        from pipeline.tasks.trained_model import load_trained
 
     transformers_logging.disable_progress_bar()
     config = load_config(arguments.config or find_config(arguments.checkpoint), arguments.overrides)
@@ -388,7 +396,7 @@ def score(arguments: argparse.Namespace) -> None:
     if split is None:
         raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
     model, task = load_trained(arguments.checkpoint)
-    metrics = load_metrics(config)
+    metrics = [load_metric(name) for name in config.evaluation.metrics]
     features = encode_split(config, task, split)
     with _open_predictions(arguments.predictions) as stream:
         result = evaluate_features(
@@ -427,7 +435,7 @@ def trace(arguments: argparse.Namespace) -> None:
         from transformers.utils import logging as transformers_logging
 
         from pipeline.inference.attention import trace as trace_pair
-        from pipeline.tasks.registry import load_trained
+        from pipeline.tasks.trained_model import load_trained
         from pipeline.tracing.page import write_page, write_picture
 
     transformers_logging.disable_progress_bar()

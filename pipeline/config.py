@@ -1,7 +1,7 @@
 """One YAML file is one run: its sections as typed, frozen objects, with every key checked before anything starts.
 
 The descriptions below are the manual of the keys: `teacher-forcing train --help` and configs/REFERENCE.md print them.
-A task has a section of its own, named after it, which `pipeline.tasks.registry` hands in: this file knows no task.
+A task has its own section, named after it, which `pipeline.tasks.registry` hands in: this file knows no task.
 """
 
 import dataclasses
@@ -34,14 +34,16 @@ class DataConfig(Section):
     train: str = Field("train", description="split name, or a file or glob below the folder (train-*.jsonl)")
     validation: str | None = Field("validation", description="as train; null trains without evaluation")
     test: str | None = Field(None, description="as train; read once, when training is over")
-    source: str = Field("source", description="column of the source, or only, text; dots reach into it: translation.en")
+    source: str = Field(
+        "source", description="column with the source text (or the only text); dots select nested columns"
+    )
     target: str = Field("target", description="column of the target text, or of the class")
     streaming: bool = Field(False, description="read while training instead of downloading first")
     options: dict[str, Any] = Field({}, description="further arguments of the generated set or of load_dataset")
     max_source_length: int = Field(128, ge=2, description="tokens; a longer training row is a bad row")
     max_target_length: int = Field(128, ge=2, description="tokens; likewise, and the bound when generating")
     on_bad_row: Literal["error", "skip"] = Field(
-        "error", description="error or skip; of training rows that are null, not text, empty, too long or undecodable"
+        "error", description="what to do with a bad training row: null, not text, empty, too long or undecodable"
     )
     max_bad_rows: int | None = Field(
         1000, ge=0, description="rows to skip in one pass over the data at most; null: no bound"
@@ -53,8 +55,8 @@ class DataConfig(Section):
     )
     packing: bool = Field(
         False,
-        description="batches without padding, of batch_tokens tokens in one sequence where each row sees itself alone; "
-        "for GPUs, as a CPU is faster with rows of like lengths",
+        description="batches without padding, of batch_tokens tokens in one sequence where rows are masked from each "
+        "other; for GPUs, as a CPU is faster with rows of like lengths",
     )
     shuffle_window: int = Field(10_000, ge=1, description="rows shuffled and grouped by length at a time")
     hub_patience: float = Field(600, ge=0, description="seconds to wait for a Hub that fails for a while")
@@ -70,7 +72,7 @@ class TokenizerConfig(Section):
     path: str | None = Field(None, description="folder or Hub id of a tokenizer; null trains one on the training split")
     kind: str = Field("bpe", description="one of {kinds}")
     vocab_size: int = Field(8000, ge=5, description="tokens at most, the four special ones included")
-    lowercase: bool = Field(False, description="whether a new tokenizer loses case")
+    lowercase: bool = Field(False, description="convert all text to lower case")
     max_texts: int = Field(1_000_000, ge=1, description="texts read from the training split at most")
     words: str | None = Field(
         None, description="file of word vectors, or of words, that join the vocabulary (kind word)"
@@ -92,33 +94,24 @@ class EvaluationConfig(Section):
     num_beams: int = Field(1, ge=1, description="beams while training; the last evaluation uses `generation`")
     max_rows: int | None = Field(None, ge=1, description="validation rows used while training; null: all")
     show: int = Field(3, ge=0, description="sample predictions printed at every evaluation")
-    average_checkpoints: int | None = Field(
-        None, ge=2, description="the finished model is the mean of the weights of so many last checkpoints"
-    )
-    early_stopping_patience: int | None = Field(
-        None, ge=1, description="stop after so many evaluations without a better metric_for_best_model"
-    )
+    average_checkpoints: int | None = Field(None, ge=2, description="average the weights of the last N checkpoints")
+    early_stopping_patience: int | None = Field(None, ge=1, description="stop after N evaluations without improvement")
 
 
 class HubConfig(Section):
     push: bool = Field(False, description="upload the finished model")
-    every_save: bool = Field(False, description="and every checkpoint when it is saved, while the training goes on")
+    every_save: bool = Field(False, description="upload every checkpoint too")
     model_id: str | None = Field(None, description="owner/name of the repository")
     private: bool = Field(True, description="visibility of a repository that the push creates")
     license: str | None = Field(None, description="of the weights, for the card, as the Hub names it: apache-2.0")
-    patience: float = Field(600, ge=0, description="seconds to try each upload again, as far as faults pass")
+    patience: float = Field(600, ge=0, description="seconds to retry an upload after temporary errors")
 
 
 class Config(Section):
     task: str = Field("sequence_to_sequence", description="what is learned: {tasks}")
     data: DataConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
-    model: dict[str, Any] = Field(
-        {},
-        description="type (null: the first of the task's models) and the sizes of that type, listed below. Also "
-        "from: a checkpoint to start from; and embeddings: {path: FILE, trainable: true}, word vectors in text format "
-        "to start from (false: to keep; both: to keep beside learned ones)",
-    )
+    model: dict[str, Any] = Field({}, description="type and sizes of the model; the keys of each type are listed below")
     augmentation: AugmentationConfig = AugmentationConfig()
     training: dict[str, Any] = Field(
         {}, description="Seq2SeqTrainingArguments; also lr_scheduler_type: noam, with learning_rate as its factor"
@@ -141,7 +134,7 @@ class Config(Section):
         return self.training.get("label_smoothing_factor", 0.0)
 
     def to_yaml(self) -> str:
-        """The whole config, defaults included, as `load` reads it."""
+        """Return the whole config, defaults included, as `load_config` reads it."""
         stream = StringIO()
         YAML().dump(self.model_dump(), stream)
         return stream.getvalue()
@@ -203,10 +196,10 @@ def read_source(path: str | Path, overrides: Sequence[str] = ()) -> Source:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: the file must hold sections such as `data:`, not a {type(values).__name__}")
-    source = Source(values, path)
+    origins: dict[Location, str] = {}
     for override in overrides:
-        _apply(override, source.values, source.origins)
-    return source
+        _apply(override, values, origins)
+    return Source(values, path, origins)
 
 
 def validate(source: Source, section: type[Section], default_metrics: Sequence[str]) -> Config:
@@ -238,14 +231,14 @@ def validate(source: Source, section: type[Section], default_metrics: Sequence[s
 
 @functools.cache
 def _schema(task: str, section: type[Section]) -> type[Config]:
-    """`Config` with the section of one task, where that has any key."""
+    """Return `Config` with the section of one task, where that has any key."""
     if not section.model_fields:
         return Config
     return create_model("Config", __base__=Config, **{task: (section, ...)})  # type: ignore[call-overload]
 
 
 def _with_default(section: Any, key: str, value: Any) -> Any:
-    """A section with a key that was left out; anything but a mapping is for the check of types to name."""
+    """Add a key that was left out of a section; what is not a mapping is left to the check of types."""
     section = {} if section is None else section
     return {key: value} | section if isinstance(section, dict) else section
 
@@ -282,7 +275,7 @@ def _yaml() -> YAML:
 
 
 def _line(path: Path, location: Location) -> str:
-    """`:LINE` of the key, or of the nearest one above it; the file is read again, as only an error needs it."""
+    """Return `:LINE` of the key, or of the nearest one above it; reads the file again, as only errors need it."""
     tree, line = YAML().load(path.read_text(encoding="utf-8")), ""
     for name in location:
         if not isinstance(tree, CommentedMap) or name not in tree:

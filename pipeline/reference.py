@@ -1,7 +1,7 @@
 """Every key of a config with its type, default and meaning, read from the code that checks it.
 
 `teacher-forcing train --help` prints it as text. configs/REFERENCE.md holds it as Markdown, as a test checks;
-`python -m pipeline.reference > configs/REFERENCE.md` writes that page anew.
+`python -m pipeline.reference` writes that page anew.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -24,7 +25,7 @@ LIMITS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))  # as pydantic c
 
 PAGE = """# Every key of a config
 
-Written by `python -m pipeline.reference > configs/REFERENCE.md`: do not edit. The meanings stand beside the keys in the
+Written by `python -m pipeline.reference`: do not edit. The meanings stand beside the keys in the
 code. [README.md](README.md) explains them by example.
 """
 
@@ -48,6 +49,25 @@ class Group:
     keys: list[Key]
 
 
+SET_BY_EMBEDDINGS = {"static_embeddings"}
+MODEL_KEYS = [
+    Key(
+        "model.type",
+        "str",
+        "the task's first",
+        "which model learns the task; the types are those of the sections below",
+    ),
+    Key("model.from", "str | null", "null", "folder or Hub id of a checkpoint to start from"),
+    Key("model.embeddings.path", "str", "", "word vectors in text format to start from"),
+    Key(
+        "model.embeddings.trainable",
+        "true | false | both",
+        "",
+        "train them, keep them as they are, or keep them beside learned ones (both: text_classification)",
+    ),
+]
+
+
 def groups() -> Iterator[Group]:
     """Yield the sections of a config, those of the tasks, and the sizes of each model, in the order of the page."""
     sections = Config.model_fields.items()
@@ -55,6 +75,7 @@ def groups() -> Iterator[Group]:
     for name, field in sections:
         if _is_section(field):
             yield Group(name, field.description or "", section_keys(name, field.annotation))
+    yield Group("model", "Of every model; `from` a checkpoint, it has that one's type and sizes.", MODEL_KEYS)
     for name, task in TASKS.items():
         if task.settings.model_fields:
             yield Group(name, f"Of the task {name}.", section_keys(name, task.settings))
@@ -73,7 +94,7 @@ def model_keys(config: type[PreTrainedConfig]) -> list[Key]:
     return [
         Key(f"model.{field.name}", _type_name(field.type), _value_name(field.default), meanings[field.name])
         for field in dataclasses.fields(config)
-        if meanings.get(field.name, "not used") != "not used"
+        if meanings.get(field.name, "not used") != "not used" and field.name not in SET_BY_EMBEDDINGS
     ]
 
 
@@ -152,4 +173,5 @@ def _spoken(default: str) -> str:
 
 
 if __name__ == "__main__":
-    print(as_markdown(), end="")
+    page = as_markdown()  # whole, before a file is touched
+    Path("configs", "REFERENCE.md").write_text(page, encoding="utf-8")

@@ -69,8 +69,8 @@ def train(config: Config, *, accept_changes: bool = False) -> RunResult:
     folder = RunFolder(config.output_dir)
     with folder.locked(), folder.storage_errors_explained():
         check_settings(config, args)
-        metrics = load_metrics(config)
-        resume = from_main_process(lambda: prepare(config, args, folder, accept_changes))
+        metrics = [load_metric(name) for name in config.evaluation.metrics]
+        resume = from_main_process(lambda: find_start(config, args, folder, accept_changes))
         if resume.is_finished:
             publish_result(config)  # costs nothing where it is there already
             return RunResult(folder.path, folder.read_scores(), was_finished=True)
@@ -96,20 +96,12 @@ def use_all_cores() -> None:
         torch.set_num_threads(max(1, cores // processes))
 
 
-def prepare(config: Config, args: Seq2SeqTrainingArguments, folder: RunFolder, accept_changes: bool) -> ResumePoint:
+def find_start(config: Config, args: Seq2SeqTrainingArguments, folder: RunFolder, accept_changes: bool) -> ResumePoint:
     """Look into the output folder, and at the Hub where it is needed: where the run begins, and whether it may push."""
     resume = folder.find_resume_point(config, args.resume_from_checkpoint, accept_changes)
     if config.hub.push:
         hub.prepare(config.hub)
     return resume
-
-
-def load_metrics(config: Config) -> list[Metric]:
-    """Raises ConfigError for a name that neither this project nor `evaluate` knows."""
-    try:
-        return [load_metric(name) for name in config.evaluation.metrics]
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -183,7 +175,7 @@ def build_trainer(
     generation = generation_config(config, model, num_beams=config.evaluation.num_beams)
     trainer = TeacherForcingTrainer(
         model=model,
-        args=with_max_steps(args, loader.stream),
+        args=with_max_steps(args, loader.stream.count_batches),
         task=task,
         loader=loader,
         validation=shown,
@@ -205,7 +197,7 @@ def train_and_push(config: Config, trainer: TeacherForcingTrainer, resume: Resum
         logger.info("going on from %s", resume.checkpoint)
     publisher = None
     if config.hub.push and config.hub.every_save and trainer.is_world_process_zero():
-        publisher = hub.Publisher(config.hub, folder.path, partial(describe_progress, config, trainer))
+        publisher = hub.Publisher(config.hub, folder.path, partial(write_progress_card, config, trainer))
         trainer.add_callback(publisher)
     trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume.checkpoint else None)
     if publisher is not None:
@@ -236,21 +228,23 @@ def finish(
     fail_together(lambda: trainer.save_model(str(folder.path)))
     model = trainer.unsharded_model()
     fail_together(lambda: task.draw(model, drawn, folder.path), main_only=True)
-    fail_together(lambda: describe(config, trainer, folder.path, scores), main_only=True)
+    fail_together(lambda: write_card_and_curves(config, trainer, folder.path, scores), main_only=True)
     # Last: this file says that the run is finished.
     fail_together(lambda: folder.write_scores(scores), main_only=True)
     return RunResult(folder.path, scores, last)
 
 
-def describe_progress(config: Config, trainer: TeacherForcingTrainer, folder: Path) -> None:
+def write_progress_card(config: Config, trainer: TeacherForcingTrainer, folder: Path) -> None:
     """Write card and curves of a model whose training goes on."""
     logs = (line for line in reversed(trainer.state.log_history) if "eval_loss" in line)
     last: dict[str, Any] = next(logs, {})
     numbers = {name.removeprefix("eval_"): value for name, value in last.items() if name.startswith("eval_")}
-    describe(config, trainer, folder, {"validation": numbers} if numbers else {})
+    write_card_and_curves(config, trainer, folder, {"validation": numbers} if numbers else {})
 
 
-def describe(config: Config, trainer: TeacherForcingTrainer, folder: Path, scores: dict[str, dict[str, Any]]) -> None:
+def write_card_and_curves(
+    config: Config, trainer: TeacherForcingTrainer, folder: Path, scores: dict[str, dict[str, Any]]
+) -> None:
     """Write card and curves."""
     task = trainer.task
     plots.draw_training_curves(

@@ -13,12 +13,11 @@ from typing import Any
 
 from accelerate import PartialState
 from filelock import FileLock, Timeout
-from ruamel.yaml import YAML
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import is_on_hub, resolve_commit
 from pipeline.errors import ConfigError, RunError
-from pipeline.tasks.registry import parse_config
+from pipeline.tasks.config_loading import load_config
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import CONFIG_FILE
 from pipeline.training.ranks import WriteError
@@ -96,7 +95,7 @@ class RunFolder:
 
     @contextmanager
     def storage_errors_explained(self) -> Iterator[None]:
-        """Raises RunError, with path and space, where a full disk ends what is done inside."""
+        """Raise RunError, with path and space, where a full disk ends what is done inside."""
         try:
             yield
         except Exception as error:
@@ -162,7 +161,7 @@ class RunFolder:
         known = self.path / CONFIG_FILE
         if not known.is_file() or not (checkpoints.list_checkpoints(self.path) or self.is_finished):
             return []
-        before = parse_config(YAML(typ="safe", pure=True).load(known.read_text(encoding="utf-8")))
+        before = load_config(known)
         differences = _differences(before.model_dump(), config.model_dump())
         return [key for key in differences if key not in FREE_KEYS]
 

@@ -24,7 +24,9 @@ from pipeline.cli import print_errors
 from pipeline.data.splits import open_split
 from pipeline.errors import ConfigError
 from pipeline.setup.tokenizer_setup import prepare_tokenizer
-from pipeline.tasks.registry import get_task, load_config
+from pipeline.tasks.config_loading import load_config
+from pipeline.tasks.registry import get_task
+from pipeline.training.checkpoints import list_checkpoints
 
 SCRIPTS = Path(__file__).parent
 STEPS_A_LOG = 10
@@ -38,7 +40,7 @@ Rates = dict[str, list[float]]
 
 def training(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure target tokens a second, without padding."""
-    own = prepare(arguments, folder)
+    overrides = prepare(arguments, folder)
     names: dict[str, list | None] = {
         "stock": ["stock", False],
         "stock, grouped by length": ["stock", True],
@@ -48,13 +50,13 @@ def training(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     memory: Rates = {name: [] for name in names}
     peaks = []
     for _ in range(arguments.rounds):
-        peaks.append(measure(arguments, ["matrix_product_rate"], own))
+        peaks.append(measure(arguments, ["matrix_product_rate"], overrides))
         for name, child in names.items():
-            result = train_ours(arguments, own, folder) if child is None else measure(arguments, child, own)
+            result = train_ours(arguments, overrides, folder) if child is None else measure(arguments, child, overrides)
             rates[name].append(statistics.median(result["rates"]))
             memory[name].append(result["peak"])
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    padding, operations = measure(arguments, ["describe_batches"], own)
+    padding, operations = measure(arguments, ["describe_batches"], overrides)
     share = medians["ours"] * operations / statistics.median(peaks)
     return {
         "target tokens a second": rates,
@@ -82,28 +84,30 @@ def memory(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def loader(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure source and target tokens a second: of the loader with two workers, and of only encoding on one core."""
-    own = prepare(arguments, folder)
+    overrides = prepare(arguments, folder)
     children: dict[str, list] = {
-        "encode_batch alone, one core": ["encode_alone"],
+        "only encode_batch, one core": ["encode_alone"],
         "two workers": ["load_batches", False],
         "two workers, streaming": ["load_batches", True],
     }
     rates: Rates = {name: [] for name in children}
     for _ in range(arguments.rounds):
         for name, child in children.items():
-            rates[name].append(measure(arguments, child, own, RAYON_NUM_THREADS="1"))
+            rates[name].append(measure(arguments, child, overrides, RAYON_NUM_THREADS="1"))
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    alone, *ours = medians.values()
+    only_encoding, *ours = medians.values()
     return {
         "tokens a second": rates,
-        "share of encode_batch alone": dict(zip(list(medians)[1:], [rate / alone for rate in ours], strict=True)),
+        "share of only encode_batch": dict(
+            zip(list(medians)[1:], [rate / only_encoding for rate in ours], strict=True)
+        ),
     }
 
 
 def start(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure the seconds from the command to the first step, beside those of only the imports."""
-    own = [*prepare(arguments, folder), "training.logging_steps=1", "training.max_steps=1"]
-    tokenizer = next(override for override in own if override.startswith("tokenizer.path="))
+    overrides = [*prepare(arguments, folder), "training.logging_steps=1", "training.max_steps=1"]
+    tokenizer = next(override for override in overrides if override.startswith("tokenizer.path="))
     train = [str(SCRIPTS / "train.py"), arguments.config]
     commands = {
         "import torch, transformers": ["-c", "import torch, transformers; print('done')"],
@@ -111,10 +115,10 @@ def start(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "-c",
             "import torch, transformers; transformers.Seq2SeqTrainer; print('done')",
         ],
-        "first step": [*train, *own],
+        "first step": [*train, *overrides],
         "first step, the tokenizer trained before it": [
             *train,
-            *(override for override in own if override != tokenizer),
+            *(override for override in overrides if override != tokenizer),
         ],
     }
     times: Rates = {name: [] for name in commands}
@@ -141,14 +145,14 @@ def generation(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 last = measure(arguments, ["generate", name, beams], arguments.overrides)
                 rates[name].append(last["rate"])
         together = last["ids"]  # ours, as they come last
-        alone = measure(arguments, ["generate", "alone", beams], arguments.overrides)["ids"]
-        pairs = [pair for pair in zip(together, alone, strict=True) if pair[0] != pair[1]]
+        one_by_one = measure(arguments, ["generate", "alone", beams], arguments.overrides)["ids"]
+        pairs = [pair for pair in zip(together, one_by_one, strict=True) if pair[0] != pair[1]]
         result[f"{beams} beams"] = {
             "tokens a second": rates,
             "ours / stock": statistics.median(rates["ours"]) / statistics.median(rates["stock"]),
             "sentences": len(together),
-            "sentences whose ids differ from those of each alone": len(pairs),
-            **{f"  {number}": f"{ours} | alone: {other}" for number, (ours, other) in enumerate(pairs, start=1)},
+            "sentences whose ids differ when generated one by one": len(pairs),
+            **{f"  {number}": f"{ours} | one by one: {other}" for number, (ours, other) in enumerate(pairs, start=1)},
         }
     return result
 
@@ -193,9 +197,13 @@ def train_ours(arguments: argparse.Namespace, overrides: list[str], folder: Path
     """Run scripts/train.py itself; its first log, which holds the start, is left out."""
     output = Path(tempfile.mkdtemp(dir=folder))
     peak = execute([str(SCRIPTS / "train.py"), arguments.config, *overrides, f"training.output_dir={output}"])[1]
-    state = json.loads((output / f"checkpoint-{arguments.steps}" / "trainer_state.json").read_text())
-    logs = [log["items_per_second"] for log in state["log_history"] if "items_per_second" in log]
-    return {"rates": logs[1:], "peak": peak}
+    return {"rates": read_logs(output, "items_per_second")[1:], "peak": peak}
+
+
+def read_logs(output: Path, name: str) -> list[float]:
+    """Return what a run logged under a name, up to its last checkpoint."""
+    state = json.loads((list_checkpoints(output)[0] / "trainer_state.json").read_text())
+    return [log[name] for log in state["log_history"] if name in log]
 
 
 def seconds_to_output(command: list[str]) -> float:
@@ -283,7 +291,7 @@ def measure_parts(arguments: argparse.Namespace) -> None:
 
 
 def describe_machine(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Name processor, device and versions, in a process of its own as all measurements are."""
+    """Name processor, device and versions, in a new process, as for all measurements."""
     machine = measure(arguments, ["describe_machine"], arguments.overrides)
     machine.pop("peak")
     return machine

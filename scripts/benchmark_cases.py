@@ -2,21 +2,16 @@
 
 import argparse
 import json
-import os
-import platform
-import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-import transformers
 from datasets import Dataset
 from transformers import (
     AutoTokenizer,
@@ -35,29 +30,15 @@ from pipeline.inference.generation import generate
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
 from pipeline.setup.loader_setup import build_loader
-from pipeline.tasks.registry import get_task, load_config, load_trained
+from pipeline.tasks.config_loading import load_config
+from pipeline.tasks.registry import get_task
+from pipeline.tasks.trained_model import load_trained
 from pipeline.training.arguments import training_arguments
+from scripts.machine import describe_machine, matrix_product_rate, peak_memory, synchronize
 
 STOCK_ROWS = {"training": 128, "generation": 32}  # of a batch
 MEMORY_VOCABULARY, MEMORY_SHAPE = 32_000, (128, 32)  # 4,096 target tokens
 LOADER_SECONDS = 10.0
-
-
-def describe_machine(arguments: argparse.Namespace) -> dict[str, str | int]:
-    """Name what the figures were measured on."""
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file() and (
-        name := re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    ):
-        processor = name[1]
-    return {
-        "processor": processor,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def stock(arguments: argparse.Namespace, is_grouped: bool) -> dict[str, Any]:
@@ -104,8 +85,7 @@ class Stopwatch(TrainerCallback):
         return batch
 
     def on_step_end(self, args, state, control, **kwargs):
-        if args.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(args.device.type)
         self.times.append(time.perf_counter())
 
     @property
@@ -151,9 +131,9 @@ def count_operations(model: Seq2SeqTransformerConfig, sources: int, targets: int
     https://arxiv.org/abs/2001.08361, section 2.1). Attention's own products are not counted.
     """
     square, feed_forward = model.d_model**2, 2 * model.d_model * model.ffn_dim
-    a_source = model.encoder_layers * (4 * square + feed_forward) + model.decoder_layers * 2 * square
-    a_target = model.decoder_layers * (6 * square + feed_forward) + model.vocab_size * model.d_model
-    return 6 * (a_source * sources + a_target * targets)
+    per_source_token = model.encoder_layers * (4 * square + feed_forward) + model.decoder_layers * 2 * square
+    per_target_token = model.decoder_layers * (6 * square + feed_forward) + model.vocab_size * model.d_model
+    return 6 * (per_source_token * sources + per_target_token * targets)
 
 
 def load_batches(arguments: argparse.Namespace, streaming: bool) -> float:
@@ -186,7 +166,12 @@ def encode_alone(arguments: argparse.Namespace) -> float:
 
 
 def generate_ids(arguments: argparse.Namespace, name: str, beams: int) -> dict[str, Any]:
-    """Generate ids for the test split: by stock in file order, by ours, or by `model.generate` one text at a time."""
+    """Generate ids for the test split.
+
+    Args:
+        name: "ours"; "plain", our model's own `generate` in the order of the file; "stock", Marian's with the same
+            weights; or "alone", our model's own one text at a time.
+    """
     config = load_config(arguments.config, arguments.overrides)
     model, task = load_trained(arguments.checkpoint)
     rows = open_split(config.data, config.data.test or "test", task.columns(config))
@@ -204,18 +189,22 @@ def generate_ids(arguments: argparse.Namespace, name: str, beams: int) -> dict[s
     if name == "ours":
         answers = generate(model, task, texts, options)
     else:
-        size = STOCK_ROWS["generation"] if name == "stock" else 1
+        size = 1 if name == "alone" else STOCK_ROWS["generation"]
         answers = []
-        for at in range(0, len(texts), size):
-            inputs = tokenizer(texts[at : at + size], return_tensors="pt", padding=True).to(arguments.device)
+        for start in range(0, len(texts), size):
+            inputs = tokenizer(texts[start : start + size], return_tensors="pt", padding=True).to(arguments.device)
             inputs.pop("token_type_ids", None)
             ids = model.generate(**inputs, generation_config=options)
             answers += tokenizer.batch_decode(ids)
-    return {"rate": sum(map(len, answers)) / (time.perf_counter() - begin), "ids": answers}
+    seconds = time.perf_counter() - begin
+    return {"rate": sum(map(len, answers)) / seconds, "sentences a second": len(answers) / seconds, "ids": answers}
 
 
 def step_memory(arguments: argparse.Namespace, name: str) -> int:
-    """Measure the peak, in bytes, of the second of two training steps, less weights, gradients and optimizer state."""
+    """Measure the peak, in bytes, of the second of two training steps, less weights, gradients and optimizer state.
+
+    In the type that training uses: bf16 on a GPU.
+    """
     config = Seq2SeqTransformerConfig(
         vocab_size=MEMORY_VOCABULARY, **load_config(arguments.config, arguments.overrides).model
     )
@@ -226,52 +215,18 @@ def step_memory(arguments: argparse.Namespace, name: str) -> int:
     needed = 0
     for _ in range(2):
         with peak_memory(arguments.device) as read_peak:
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+            with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.device == "cuda"):
+                loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
+            loss.backward()
             needed = read_peak()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
     return needed
 
 
-@contextmanager
-def peak_memory(device: str) -> Iterator[Callable[[], int]]:
-    """Give a function that reads the peak, in bytes, since the block began, less what was in use then."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield lambda: torch.cuda.max_memory_allocated() - before
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # makes what is resident now the peak
-        before = _resident("VmRSS")
-        yield lambda: _resident("VmHWM") - before
-
-
-def _resident(field: str) -> int:
-    line = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert line is not None
-    return int(line[1]) * 1024
-
-
-def matrix_product_rate(arguments: argparse.Namespace, size: int = 2048, seconds: float = 2.0) -> float:
-    """Measure operations a second in the best of many products of square matrices, in the type that training uses."""
-    device = arguments.device
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    size *= 4 if device == "cuda" else 1
-    left, right = torch.randn(2, size, size, device=device, dtype=dtype)
-    best = float("inf")
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        begin = time.perf_counter()
-        left @ right
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begin)
-    return 2 * size**3 / best
-
-
 MEASUREMENTS: dict[str, Callable[..., Any]] = {
-    "describe_machine": describe_machine,
-    "matrix_product_rate": matrix_product_rate,
+    "describe_machine": lambda arguments: describe_machine(arguments.device),
+    "matrix_product_rate": lambda arguments: matrix_product_rate(arguments.device),
     "describe_batches": describe_batches,
     "stock": stock,
     "step_memory": step_memory,

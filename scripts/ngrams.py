@@ -45,7 +45,7 @@ class Level:
             self.reserved[context] = self.reserved.get(context, 0.0) + self.discounts[min(count, 3)]
 
     def probability(self, gram: Gram, lower: float) -> float:
-        """Return that of the last token of `gram` given the others, with `lower` its probability in the order below."""
+        """Return the probability of the last token of `gram` after the others; `lower` is that of the order below."""
         context = gram[:-1]
         if context not in self.totals:
             return lower

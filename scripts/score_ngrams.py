@@ -14,9 +14,10 @@ from pipeline.cli import print_errors
 from pipeline.errors import ConfigError
 from pipeline.inference.evaluation import evaluate_features
 from pipeline.run_folder import find_config
+from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.encoding import encode_split
 from pipeline.tasks.language_modeling import LanguageModeling
-from pipeline.tasks.registry import load_config, load_trained
+from pipeline.tasks.trained_model import load_trained
 from scripts.ngrams import kneser_ney_perplexity, unigram_perplexity
 
 

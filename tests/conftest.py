@@ -1,4 +1,4 @@
-"""What the tests share: small models, small runs, a Hub of their own, and the folder of real data if there is one."""
+"""What the tests share: small models, small runs, a small Hub, and the folder of real data if there is one."""
 
 import copy
 import importlib
@@ -13,6 +13,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.hub_data import FORMATS, SHARDS
 from tests.hub_server import WRITER, shared_server
@@ -22,19 +23,20 @@ HUB = shared_server()
 os.environ["HF_ENDPOINT"] = HUB.address
 os.environ["HF_TOKEN"] = WRITER
 os.environ["HF_HOME"] = str(HUB.folder / "home")
-os.environ["HF_HUB_DISABLE_XET"] = "1"  # a protocol of its own, which this Hub does not speak
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # another protocol, which this Hub does not speak
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.pop("HF_HUB_OFFLINE", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for models so small, threads cost more than they save
 
 import pytest
 import torch
+from PIL import Image
 
 from pipeline import cli
 from pipeline.config import Config
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
-from pipeline.tasks.registry import parse_config
+from pipeline.tasks.config_loading import parse_config
 
 ROOT = Path(__file__).parents[1]
 TINY = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "attention_heads": 4, "ffn_dim": 32}
@@ -148,7 +150,7 @@ def no_step(monkeypatch):
     monkeypatch.setattr("pipeline.run.TeacherForcingTrainer.train", started)
 
 
-SMALL_RUN = {  # a run of seconds, on reversal
+SMALL_RUN: dict[str, dict[str, Any]] = {  # a run of seconds, on reversal
     "data": {
         "path": "reversal",
         "test": "test",
@@ -171,13 +173,13 @@ SMALL_RUN = {  # a run of seconds, on reversal
 
 def small_config(output_dir: Path, task: str = "sequence_to_sequence", **changes) -> Config:
     """Make the config of a run of seconds; keyword arguments are section=dict."""
-    values = copy.deepcopy(SMALL_RUN) | {"task": task}
+    values = copy.deepcopy(SMALL_RUN)
     values["training"]["output_dir"] = str(output_dir)
     if task != "sequence_to_sequence":
         values["model"] = {}  # another model has other sizes
     for section, keys in changes.items():
         values[section] = {**values.get(section, {}), **keys}
-    return parse_config(values)
+    return parse_config({"task": task, **values})
 
 
 @pytest.fixture
@@ -198,6 +200,13 @@ def finished_run(tmp_path_factory) -> Path:
 def finished_folder(finished_run, tmp_path) -> Path:
     """A copy of `finished_run` where `make_config` has its output folder, to change as a test likes."""
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def colours_of(picture: Image.Image) -> set[object]:
+    """The colours that an RGB picture has."""
+    counted = picture.getcolors(1 << 20)
+    assert counted is not None, "there are more than a million"
+    return {colour for _, colour in counted}
 
 
 def write_config(make_config, path: Path, **changes) -> Path:

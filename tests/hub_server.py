@@ -26,9 +26,11 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 WRITER, READER = "hf_" + "w" * 34, "hf_" + "r" * 34  # in the form of real ones, so that a scan may find them
@@ -364,11 +366,11 @@ class Handler(BaseHTTPRequestHandler):
             found = {"oid": each["oid"], "size": each["size"]}
             if not self.server.store.blob(each["oid"]).exists():
                 base = f"{self.server.address}/_lfs/{each['oid']}"
-                upload = {"href": base}
+                upload: dict[str, object] = {"href": base}
                 if each["size"] > PART_SIZE:
                     count = math.ceil(each["size"] / PART_SIZE)
-                    upload["header"] = {"chunk_size": str(PART_SIZE)}
-                    upload["header"] |= {str(part): f"{base}/part/{part}" for part in range(1, count + 1)}
+                    parts = {str(part): f"{base}/part/{part}" for part in range(1, count + 1)}
+                    upload["header"] = {"chunk_size": str(PART_SIZE), **parts}
                     upload["href"] = f"{base}/complete"
                 found["actions"] = {"upload": upload, "verify": {"href": f"{base}/verify"}}
             objects.append(found)
@@ -451,7 +453,7 @@ KIND = r"(?P<kind>models|datasets)"
 NAME = r"(?P<name>[^/]+/[^/]+?)"
 REV = r"(?P<revision>[^/]+)"
 LFS = r"/_lfs/(?P<oid>[0-9a-f]{64})"
-ROUTES = [
+ROUTES: list[tuple[str, str, Callable[..., None]]] = [
     ("GET", r"/api/whoami-v2", Handler.whoami),
     ("POST", r"/api/repos/create", Handler.create_repo),
     ("POST", r"/api/validate-yaml", Handler.validate),
@@ -491,14 +493,14 @@ class Server(ThreadingHTTPServer):
 
 
 class RunningServer:
-    """The server as a process of its own, which can be killed and started again at the same address.
+    """The server as a separate process, which can be killed and started again at the same address.
 
     The address is reserved from the beginning, though nothing listens there before `start`.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[str] | None = None
         self.reserved = socket.socket()
         self.reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: so both may have it
         self.reserved.bind(("127.0.0.1", 0))
@@ -512,16 +514,19 @@ class RunningServer:
         if self.process is None:
             command = [sys.executable, __file__, str(self.folder / "hub"), str(self.port)]
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            assert self.process.stdout is not None  # it is a pipe
             assert self.process.stdout.readline().strip() == self.address
 
     def stop(self) -> None:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+            assert self.process.stdout is not None
             self.process.stdout.close()
             self.process = None
 
-    def ask(self, path: str, content: object = None) -> object:
+    def ask(self, path: str, content: object = None) -> Any:
+        """Gives the JSON of the answer, whatever it is."""
         body = None if content is None else json.dumps(content).encode()
         with urllib.request.urlopen(urllib.request.Request(self.address + path, body)) as answer:
             return json.load(answer)

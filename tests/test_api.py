@@ -44,6 +44,10 @@ def test_from_a_config_to_the_hub(make_config, finished_folder, tmp_path, hub_na
     assert [prediction.reference for prediction in evaluation.predictions] == ["4 3 2 1", "2 1 5 5"]
     with pytest.raises(DataError, match=r"rows: row 1: target is None, where a text is needed"):
         pipeline.evaluate(model, task, [*rows[:1], {"source": "1", "target": None}])
+    with pytest.raises(DataError, match=r"rows: there is no column 'target'; choose from source"):
+        pipeline.evaluate(model, task, [{"source": "1 2 3"}])
+    with pytest.raises(DataError, match="rows: there are no rows"):
+        pipeline.evaluate(model, task, [])
     pipeline.publish(result.output_dir, hub_name)
     assert "model.safetensors" in HfApi().list_repo_files(hub_name)
 

@@ -99,7 +99,7 @@ def test_what_takes_long_is_imported_by_the_subcommand_that_needs_it():
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(monkeypatch, capsys, error, code, text):
-    monkeypatch.setattr("pipeline.tasks.registry.load_config", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr("pipeline.tasks.config_loading.load_config", lambda *_: (_ for _ in ()).throw(error))
     assert cli.main(["train", "x.yaml"]) == code
     captured = capsys.readouterr()
     assert captured.err.startswith(text) and captured.err.strip().count("\n") == 0 and not captured.out
@@ -107,7 +107,7 @@ def test_an_error_is_one_line_and_an_exit_code(monkeypatch, capsys, error, code,
 
 @pytest.mark.parametrize("bug", [RuntimeError, ValueError, OSError, TypeError])
 def test_a_bug_keeps_its_traceback(monkeypatch, capsys, bug):
-    monkeypatch.setattr("pipeline.tasks.registry.load_config", lambda *_: (_ for _ in ()).throw(bug("of ours")))
+    monkeypatch.setattr("pipeline.tasks.config_loading.load_config", lambda *_: (_ for _ in ()).throw(bug("of ours")))
     with pytest.raises(bug, match="of ours"):
         cli.main(["train", "x.yaml"])
     assert not capsys.readouterr().err
@@ -249,7 +249,7 @@ def test_tokenizer(command, make_pairs, tmp_path):
         == "  hello ✓"
     )
     done = command("tokenizer", tmp_path / "c", "--sentencepiece", tmp_path / "text")
-    assert done.returncode == 2 and "no SentencePiece model" in done.stderr
+    assert done.returncode == 2 and "not a SentencePiece model" in done.stderr
     done = command("tokenizer", tmp_path / "c", "--data", pairs, "--columns", "src")
     assert done.returncode == 2 and "no column 'src'" in done.stderr
 
@@ -272,7 +272,7 @@ def test_tokenizer_names_what_is_wrong(command, tmp_path):
 
 
 def test_publish(command, checkpoint, hub):
-    """A finished model and a checkpoint; again costs no commit; what is no model is refused."""
+    """A finished model and a checkpoint; again costs no commit; what is not a model is refused."""
     done = command("publish", checkpoint, "team/published", "--private")
     assert done.returncode == 0 and "is published as team/published" in done.stdout, done.stderr
     assert command("publish", checkpoint / "checkpoint-2", "me/half-way").returncode == 0

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.config import parse_overrides
 from pipeline.errors import ConfigError
-from pipeline.tasks.registry import load_config, parse_config
+from pipeline.tasks.config_loading import load_config, parse_config
 from tests.conftest import ROOT
 
 

@@ -24,7 +24,8 @@ from ruamel.yaml import YAML
 
 from pipeline.cli import main, make_parsers
 from pipeline.data.readers import READERS
-from pipeline.tasks.registry import MODELS, TASKS, load_config
+from pipeline.tasks.config_loading import load_config
+from pipeline.tasks.registry import MODELS, TASKS
 from tests.conftest import ROOT
 
 WITH_BLOCKS = [
@@ -80,7 +81,7 @@ def blocks_of(document: str) -> list[Block]:
 
 
 BLOCKS = [block for document in WITH_BLOCKS for block in blocks_of(document)]
-ELSEWHERE = "tests/test_extending.py"  # runs the walk-throughs of pipeline/README.md, each in a process of its own
+ELSEWHERE = "tests/test_extending.py"  # runs the walk-throughs of pipeline/README.md, each in a new process
 PARSED = [block for block in BLOCKS if block.reason and ELSEWHERE not in block.reason and block.language != "mermaid"]
 # Launching processes takes long, and other tests launch them in the same way.
 RUN = [

@@ -17,7 +17,9 @@ CODES = {
 
 def test_every_error_has_its_exit_code():
     kinds = {
-        name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)
+        name: kind
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.TeacherForcingError)
     }
     assert {name: kind.exit_code for name, kind in kinds.items()} == CODES
 

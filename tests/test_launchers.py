@@ -68,14 +68,14 @@ def test_two_processes_are_one(make_config, make_pairs, tmp_path):
         config = sgd_config(make_config, tmp_path / f"{name}.yaml", pairs, gradient_accumulation_steps=2)
         folder = train(config, launcher)
         assert_close(folder, expected)
-        scores = [json.loads((each / "metrics.json").read_text()) for each in (expected, folder)]
+        scores = [json.loads((run / "metrics.json").read_text()) for run in (expected, folder)]
         for split in ("validation", "test"):
-            signatures = [each[split].pop("sacrebleu_signature") for each in scores]
+            signatures = [numbers[split].pop("sacrebleu_signature") for numbers in scores]
             assert signatures[0] == signatures[1] and {"sacrebleu", "loss"} <= set(scores[1][split])
             assert scores[1][split] == pytest.approx(scores[0][split], rel=1e-5)
         histories = [
-            json.loads((each / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
-            for each in (expected, folder)
+            json.loads((run / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+            for run in (expected, folder)
         ]
         for expected_log, log in zip(*histories, strict=True):
             for key in ("loss", "token_accuracy", "eval_loss", "eval_sacrebleu", "grad_norm"):
@@ -115,7 +115,7 @@ def test_two_machines_are_one_process(make_config, make_pairs, tmp_path):
     assert_close(config.with_suffix(""), expected)
 
 
-# Accelerate turns FSDP on for GPUs alone; torch shards on CPUs as well.
+# Accelerate turns FSDP on only for GPUs; torch shards on CPUs as well.
 # https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/state.py (AcceleratorState)
 FSDP_ON_CPU = """
 import runpy, sys
@@ -166,9 +166,9 @@ def test_fsdp2_is_one_process(make_config, make_pairs, tmp_path):
         assert_close(folder, expected)
 
     train_sharded()
-    scores = [json.loads((each / "metrics.json").read_text())["test"] for each in (expected, folder)]
-    for each in scores:
-        each.pop("sacrebleu_signature")
+    scores = [json.loads((run / "metrics.json").read_text())["test"] for run in (expected, folder)]
+    for numbers in scores:
+        numbers.pop("sacrebleu_signature")
     assert scores[1] == pytest.approx(scores[0], rel=1e-5)
     names = {path.name for path in (folder / "checkpoint-6").iterdir()}
     assert "modeling_seq2seq.py" in names and not any("fsdp" in name for name in names)
@@ -210,7 +210,7 @@ def wait_until(condition, patience: float = 120) -> None:
     ],
 )
 def test_a_signal_to_the_launcher_stops_and_saves(make_config, tmp_path, launcher, number, code):
-    """The launcher has an exit code of its own; what counts is that the run behind it is saved."""
+    """The launcher has its own exit code; what counts is that the run behind it is saved."""
     training = {"max_steps": 10**6, "save_steps": 10**6, "save_total_limit": 1, "eval_strategy": "no", "use_cpu": True}
     training |= {"logging_steps": 5, "report_to": "none"}
     config = write_config(make_config, tmp_path / "run.yaml", training=training)

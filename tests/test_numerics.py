@@ -85,24 +85,28 @@ def test_layers_are_torch_layers(make_model, pre_norm, activation):
     ours, theirs = EncoderLayer(config), nn.TransformerEncoderLayer(16, 4, 32, **options)
     randomise(ours)
     copy_attention(ours.self_attn, theirs.self_attn)
-    pairs = [(ours.self_attn_residual.norm, theirs.norm1), (ours.feed_forward_residual.norm, theirs.norm2)]
+    pairs: list[tuple[nn.Module, nn.Module]] = [
+        (ours.self_attn_residual.norm, theirs.norm1),
+        (ours.feed_forward_residual.norm, theirs.norm2),
+    ]
     pairs += [(ours.feed_forward.fc1, theirs.linear1), (ours.feed_forward.fc2, theirs.linear2)]
     for mine, other in pairs:
         other.load_state_dict(mine.state_dict())
     expected = theirs(source, src_key_padding_mask=padding)
     torch.testing.assert_close(ours(source, mask)[~padding], expected[~padding], atol=1e-5, rtol=1e-5)
 
-    ours, theirs = DecoderLayer(config, 0), nn.TransformerDecoderLayer(16, 4, 32, **options)
-    randomise(ours)
-    copy_attention(ours.self_attn, theirs.self_attn)
-    copy_attention(ours.cross_attn, theirs.multihead_attn)
-    pairs = [(ours.self_attn_residual.norm, theirs.norm1), (ours.cross_attn_residual.norm, theirs.norm2)]
-    pairs += [(ours.feed_forward_residual.norm, theirs.norm3)]
-    pairs += [(ours.feed_forward.fc1, theirs.linear1), (ours.feed_forward.fc2, theirs.linear2)]
+    decoder, torchs = DecoderLayer(config, 0), nn.TransformerDecoderLayer(16, 4, 32, **options)
+    assert isinstance(torchs.multihead_attn, nn.MultiheadAttention) and isinstance(torchs.norm3, nn.LayerNorm)
+    randomise(decoder)
+    copy_attention(decoder.self_attn, torchs.self_attn)
+    copy_attention(decoder.cross_attn, torchs.multihead_attn)
+    pairs = [(decoder.self_attn_residual.norm, torchs.norm1), (decoder.cross_attn_residual.norm, torchs.norm2)]
+    pairs += [(decoder.feed_forward_residual.norm, torchs.norm3)]
+    pairs += [(decoder.feed_forward.fc1, torchs.linear1), (decoder.feed_forward.fc2, torchs.linear2)]
     for mine, other in pairs:
         other.load_state_dict(mine.state_dict())
-    expected = theirs(target, source, tgt_mask=causal, memory_key_padding_mask=padding)
-    got = ours(target, source, attention_mask=causal[None, None], source_attention_mask=mask)
+    expected = torchs(target, source, tgt_mask=causal, memory_key_padding_mask=padding)
+    got = decoder(target, source, attention_mask=causal[None, None], source_attention_mask=mask)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -158,7 +162,7 @@ def test_cached_logits_are_full_logits(make_model, batch):
 @NORMS
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 def test_padding_changes_nothing(make_model, batch, pre_norm, kernel):
-    """The second pair alone = the second pair padded beside a longer one, with and without an explicit mask."""
+    """The second pair unpadded = the second pair padded beside a longer one, with and without an explicit mask."""
     model = make_model(pre_norm=pre_norm)
     model.set_attn_implementation(kernel)
     alone = {"input_ids": batch["input_ids"][1:, :3], "labels": batch["labels"][1:, :2]}
@@ -203,12 +207,12 @@ def pack(batch: dict[str, torch.Tensor], length: int = 128) -> dict[str, torch.T
 def test_packed_is_padded(make_model, batch, pre_norm, kernel):
     """All rows in one sequence have the loss and the gradients of the rows beside each other."""
     results = []
-    for given in (batch, pack(batch)):
+    for inputs in (batch, pack(batch)):
         model = make_model(pre_norm=pre_norm, dropout=0.0).train()
         model.set_attn_implementation(kernel)
-        outputs = model(**given)
+        outputs = model(**inputs)
         outputs.loss.backward()
-        right = outputs.correct[given["labels"].ne(-100)]
+        right = outputs.correct[inputs["labels"].ne(-100)]
         results.append([outputs.loss.detach(), right, *(parameter.grad for parameter in model.parameters())])
     for padded, packed in zip(*results, strict=True):
         torch.testing.assert_close(packed, padded, atol=1e-6, rtol=1e-4)
@@ -238,7 +242,7 @@ def test_two_hundred_steps_lose_as_marian_does(make_model):
     model = make_model(pre_norm=False, dropout=0.0, label_smoothing=0.1).train()
     marian = to_marian(model, positions=64).train()
     marian.config.dropout = 0.0
-    optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-3) for each in (model, marian)]
+    optimizers = [torch.optim.AdamW(network.parameters(), lr=1e-3) for network in (model, marian)]
     generator = torch.Generator().manual_seed(0)
     losses = []
     for _ in range(200):
@@ -260,7 +264,7 @@ def test_two_hundred_steps_lose_as_marian_does(make_model):
 
 
 def test_a_fresh_process_gives_equal_logits(make_model, batch, tmp_path):
-    """Loaded with transformers alone, from the code that lies in the checkpoint."""
+    """Loaded with only transformers, from the code that lies in the checkpoint."""
     model = make_model()
     model.save_pretrained(tmp_path / "model")
     torch.save(batch, tmp_path / "batch.pt")
@@ -285,7 +289,7 @@ def test_micro_batches_change_nothing(make_config, make_pairs, tmp_path, rows, a
     """Steps of the same eight rows, of 2 to 12 tokens, as 8 x 1, 4 x 2 and 1 x 8 end with equal parameters."""
     pairs = str(make_pairs(rows=8))
 
-    def train_in(folder: str, rows: int, accumulation: int):
+    def train_in(folder: str, rows: int, accumulation: int) -> dict[str, torch.Tensor]:
         training = {
             "output_dir": str(tmp_path / folder),
             "per_device_train_batch_size": rows,
@@ -295,7 +299,7 @@ def test_micro_batches_change_nothing(make_config, make_pairs, tmp_path, rows, a
             "max_grad_norm": 0.0,
             "eval_strategy": "no",
         }
-        data = {"path": pairs, "options": {}, "validation": None, "test": None}
+        data: dict[str, object] = {"path": pairs, "options": {}, "validation": None, "test": None}
         return weights(train(make_config(training=training, data=data, model={"dropout": 0.0})).output_dir)
 
     reference = train_in("whole", 8, 1)
@@ -326,4 +330,5 @@ def test_metrics_are_sacrebleus():
     references = ["the cat sat on the mat .", "the dog runs fast", "two men talk"]
     assert bleu(predictions, references)["sacrebleu"] == sacrebleu.corpus_bleu(predictions, [references]).score
     assert chrf(predictions, references)["chrf"] == sacrebleu.corpus_chrf(predictions, [references]).score
-    assert bleu(predictions, references)["sacrebleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|")
+    signature = bleu(predictions, references)["sacrebleu_signature"]
+    assert isinstance(signature, str) and signature.startswith("nrefs:1|case:mixed|eff:no|tok:13a|")

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from pipeline.plots import draw_forecasts, draw_training_curves
+from tests.conftest import colours_of
 
 
 def test_training_curves(tmp_path):
@@ -15,7 +16,7 @@ def test_training_curves(tmp_path):
     both, train = (Image.open(tmp_path / name).convert("RGB") for name in ("both.png", "train.png"))
     assert both.size == train.size == (1200, 480)
     assert both.tobytes() != train.tobytes()  # the validation point is drawn
-    colours = {colour for _, colour in both.getcolors(1 << 20)}
+    colours = colours_of(both)
     assert (31, 119, 180) in colours and (255, 127, 14) in colours  # a line for each
 
 
@@ -32,7 +33,7 @@ def test_curves_of_other_tasks(tmp_path, logged, score, panels):
 def test_forecasts(tmp_path):
     past, future = np.random.default_rng(0).normal(size=(2, 3, 20, 2))
     draw_forecasts(["HUFL", "OT"], past, future[:, :5], future[:, 5:10], tmp_path / "forecasts.png")
-    colours = {colour for _, colour in Image.open(tmp_path / "forecasts.png").convert("RGB").getcolors(1 << 20)}
+    colours = colours_of(Image.open(tmp_path / "forecasts.png").convert("RGB"))
     assert (31, 119, 180) in colours and (255, 127, 14) in colours
 
 

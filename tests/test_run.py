@@ -23,7 +23,7 @@ def logged(folder, name: str) -> list[float]:
     """All values that the logs of a run have under a name."""
     newest = list_checkpoints(folder)[0]
     history = json.loads((newest / "trainer_state.json").read_text())["log_history"]
-    return [entry[name] for entry in history if name in entry]
+    return [log[name] for log in history if name in log]
 
 
 def test_what_a_run_leaves(make_config):
@@ -36,7 +36,7 @@ def test_what_a_run_leaves(make_config):
     assert not list(folder.rglob("training_args.bin"))
     assert json.loads((folder / "metrics.json").read_text()) == result.scores
     assert set(result.scores["test"]) == {"loss", "perplexity", "token_accuracy", "exact_match"}
-    assert len(result.last.predictions) == 8
+    assert result.last is not None and len(result.last.predictions) == 8
     generation = GenerationConfig.from_pretrained(folder)
     assert (generation.num_beams, generation.max_new_tokens) == (2, 9)
     model = AutoModelForSeq2SeqLM.from_pretrained(folder)
@@ -45,7 +45,7 @@ def test_what_a_run_leaves(make_config):
     assert model.generate(**tokenizer(["1 2 3"], return_tensors="pt")).shape[0] == 1
     history = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
     assert {"loss", "token_accuracy", "grad_norm"} <= set(history[0])
-    assert any("eval_exact_match" in entry for entry in history)
+    assert any("eval_exact_match" in log for log in history)
 
 
 def test_packed_batches_train(make_config):
@@ -142,7 +142,8 @@ def test_inverse_sqrt_in_a_run(make_config):
 
 def test_plateau_in_a_run(make_config):
     """A learning rate that ruins the model is lowered at each evaluation that is worse than the best one."""
-    training = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0, "factor": 0.1}}
+    training: dict[str, object] = {"lr_scheduler_type": "reduce_lr_on_plateau"}
+    training |= {"lr_scheduler_kwargs": {"patience": 0, "factor": 0.1}}
     training |= {"metric_for_best_model": "loss", "learning_rate": 3.0, "eval_steps": 1, "max_steps": 6}
     folder = train(make_config(training={**training, **EACH_STEP, "eval_strategy": "steps"})).output_dir
     best, expected = math.inf, [3.0]
@@ -184,8 +185,8 @@ def test_smoothing_in_a_run(make_config, tmp_path):
             **EACH_STEP,
         }
         options |= {"eval_strategy": "steps", **changes}
-        folder = train(make_config(training=options, model={"dropout": 0.0})).output_dir
-        return {name: logged(folder, name)[0] for name in ("loss", "eval_loss", "grad_norm")}
+        output_dir = train(make_config(training=options, model={"dropout": 0.0})).output_dir
+        return {name: logged(output_dir, name)[0] for name in ("loss", "eval_loss", "grad_norm")}
 
     plain = first_step("plain")
     smoothed = first_step("smoothed", label_smoothing_factor=0.1, max_grad_norm=0.5, optim="adamw_torch")
@@ -227,8 +228,8 @@ def test_the_best_model_is_kept(make_config):
     }
     folder = train(make_config(training=training)).output_dir
     state = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())
-    losses = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
-    best = min(losses, key=losses.get)
+    losses = {log["step"]: log["eval_loss"] for log in state["log_history"] if "eval_loss" in log}
+    best = min(losses, key=lambda step: losses[step])
     assert best == 2
     expected = load_file(folder / f"checkpoint-{best}" / "model.safetensors")
     for name, tensor in load_file(folder / "model.safetensors").items():
@@ -289,4 +290,4 @@ def test_packed_batches_train_compiled(make_config):
                 training={"torch_compile": True, "max_steps": 40, "eval_strategy": "no", "save_steps": 40},
             )
         )
-    assert graphs[-1] == graphs[9] <= 6  # two of a shape of their own, then two of any shape
+    assert graphs[-1] == graphs[9] <= 6  # two of their own shape, then two of any shape

@@ -15,7 +15,8 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.inference.generation import generate
 from pipeline.run import train
 from pipeline.run_folder import RunFolder, explain_storage, find_config, write_text
-from pipeline.tasks.registry import load_config, load_trained
+from pipeline.tasks.config_loading import load_config
+from pipeline.tasks.trained_model import load_trained
 from tests.conftest import ROOT
 
 # A run of version 0.1.0, stopped after step 2 of 4; `expected.safetensors` is what that version made of it.
@@ -100,7 +101,7 @@ def test_one_run_in_a_folder(tmp_path):
         process, answer = start()
         assert "another process trains in this folder" in answer
         process.join()
-    process, answer = start(hold_on)
+    process, answer = start(hold=True)
     assert answer == "in" and "another process" in start()[1]
     process.kill()
     process.join()

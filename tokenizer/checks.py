@@ -10,13 +10,13 @@ UNBOUNDED = 1e9  # transformers says "no limit" with 1e30
 
 
 class TokenizerError(ValueError):
-    """A tokenizer that cannot be made or used; the message says what is wrong and how to mend it."""
+    """A tokenizer that cannot be made or used; the message says what is wrong and how to fix it."""
 
 
 def check(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], eos_position: str = "end") -> None:
-    """Checks what a shipped tokenizer promises, on real texts.
+    """Check what a shipped tokenizer promises, on real texts.
 
-    What is demanded holds for any tokenizer that a sequence-to-sequence model can use. Not demanded, since good ones
+    What is required holds for any tokenizer that a sequence-to-sequence model can use. Not required, since good ones
     differ in it: an `<s>` or `<unk>`, case, accents, white space, compatibility forms, control characters, and which
     punctuation mark stands where there is one.
 
@@ -62,7 +62,7 @@ def _check_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
         if number in seen:
             raise TokenizerError(
                 f"{seen[number]} and {name} are one token, {getattr(tokenizer, name)!r}: the model could not tell "
-                f"them apart; give {name} a token of its own, or None if it is not needed"
+                f"them apart; give {name} its own token, or None if it is not needed"
             )
         seen[number] = name
     if (highest := max(tokenizer.get_vocab().values())) >= len(tokenizer):
@@ -78,14 +78,14 @@ def _check_leftovers(tokenizer: PreTrainedTokenizerBase) -> None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # a tokenizer in Python leaves no such state behind
         return
-    for name, value, mend in (
+    for name, value, fix in (
         ("truncation", backend.truncation, "call tokenizer.backend_tokenizer.no_truncation()"),
         ("padding", backend.padding, "call tokenizer.backend_tokenizer.no_padding()"),
         ("BPE dropout", getattr(backend.model, "dropout", None), "set it to None in tokenizer.backend_tokenizer.model"),
         ("unigram sampling", getattr(backend.model, "alpha", None), "train or load it without alpha"),
     ):
         if value:
-            raise TokenizerError(f"{name} is left on in the tokenizer ({value}): {mend} and save it again")
+            raise TokenizerError(f"{name} is left on in the tokenizer ({value}): {fix} and save it again")
 
 
 def _check_ids(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int], eos_position: str) -> None:
@@ -101,8 +101,8 @@ def _check_ids(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int], eo
             "to stop: set a post-processor that appends it"
         )
     if ids.count(eos_id) > 1:
-        mend = "set split_special_tokens=True" if eos in text else "let only one post-processor append it"
-        raise TokenizerError(f"{text[:80]!r} has {ids.count(eos_id)} {eos} ({eos_id}) in it, not one: {mend}")
+        fix = "set split_special_tokens=True" if eos in text else "let only one post-processor append it"
+        raise TokenizerError(f"{text[:80]!r} has {ids.count(eos_id)} {eos} ({eos_id}) in it, not one: {fix}")
     if max(ids) >= len(tokenizer) or min(ids) < 0:
         raise TokenizerError(
             f"{text[:80]!r} is encoded as {ids[:20]}, with an id outside the vocabulary of {len(tokenizer)}: "
@@ -116,11 +116,11 @@ def _same(text: str, decoded: str) -> bool:
 
 
 def _essence(text: str) -> str:
-    """Letters and digits without case and accents, and one dot for each run of punctuation between them."""
+    """Reduce a text to letters and digits without case and accents, with one dot for each run of punctuation."""
     folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    kept = (
+    characters = (
         character if character.isalnum() else "."
         for character in folded
         if unicodedata.category(character)[0] not in "MZC" and character != "\ufffd"
     )
-    return re.sub(r"\.+", ".", "".join(kept))
+    return re.sub(r"\.+", ".", "".join(characters))

@@ -23,9 +23,9 @@ Parts = tuple[Tokenizer, trainers.Trainer]
 
 
 def byte_level_bpe(vocab_size: int, min_frequency: int) -> Parts:
-    """Merges of bytes (Sennrich et al. 2016, https://aclanthology.org/P16-1162; bytes as in GPT-2).
+    """Make a tokenizer of merged bytes (Sennrich et al. 2016, https://aclanthology.org/P16-1162; bytes as in GPT-2).
 
-    Gives back any text exactly, and knows no unknown token.
+    It gives back any text exactly, and has no unknown token.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()  # without it, bytes unseen in training vanish without a word
     if vocab_size < len(alphabet) + len(SPECIAL_TOKENS):
@@ -46,10 +46,10 @@ def byte_level_bpe(vocab_size: int, min_frequency: int) -> Parts:
 
 
 def unigram(vocab_size: int, min_frequency: int) -> Parts:
-    """The likeliest segmentation under a unigram model (Kudo 2018, https://aclanthology.org/P18-1007).
+    """Make a tokenizer that takes the likeliest segmentation (Kudo 2018, https://aclanthology.org/P18-1007).
 
-    Gives back single spaces for runs of white space and for `▁`, and no characters unseen in training. The algorithm
-    prunes by likelihood and knows no minimum frequency.
+    It gives back single spaces for runs of white space and for `▁`, and no characters unseen in training. The algorithm
+    prunes by likelihood and has no minimum frequency.
     """
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.Replace(Regex(r"\s+"), " ")])
@@ -61,11 +61,11 @@ def unigram(vocab_size: int, min_frequency: int) -> Parts:
 
 
 def wordpiece(vocab_size: int, min_frequency: int) -> Parts:
-    """Longest pieces first, `##` inside a word (Wu et al. 2016, https://arxiv.org/abs/1609.08144).
+    """Make a tokenizer that takes the longest pieces first (Wu et al. 2016, https://arxiv.org/abs/1609.08144).
 
-    Punctuation stands as tokens of its own, and the decoder closes up the space before `.,!?` only: `(a-b), it's`
-    comes back as `( a - b ), it ' s`. A word with one character unseen in training, or of over 100 characters, is
-    unknown as a whole.
+    Pieces inside a word begin with `##`. Punctuation marks are separate tokens, and the decoder closes up the space
+    before `.,!?` only: `(a-b), it's` comes back as `( a - b ), it ' s`. A word with one character unseen in training,
+    or of over 100 characters, is unknown as a whole.
     """
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -76,7 +76,10 @@ def wordpiece(vocab_size: int, min_frequency: int) -> Parts:
 
 
 def word(vocab_size: int, min_frequency: int) -> Parts:
-    """Whole words between white space; for text that is tokenised already. One space joins them when decoded."""
+    """Make a tokenizer of the words between white space, for text that is tokenised already.
+
+    One space joins them when decoded.
+    """
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer, trainers.WordLevelTrainer(
@@ -85,7 +88,7 @@ def word(vocab_size: int, min_frequency: int) -> Parts:
 
 
 def word_punct(vocab_size: int, min_frequency: int) -> Parts:
-    """Words, and punctuation marks by themselves, each with the space before it; for running text.
+    """Make a tokenizer of words and punctuation marks, each with the space before it; for running text.
 
     So decoding puts the spaces right: it gives back what was seen in training, with single spaces for runs of white
     space and for `▁`. Apostrophes stay inside a word.
@@ -104,7 +107,10 @@ def word_punct(vocab_size: int, min_frequency: int) -> Parts:
 
 
 def character(vocab_size: int, min_frequency: int) -> Parts:
-    """Every character is a token, white space included; gives back exactly what was seen in training, however rare."""
+    """Make a tokenizer of characters, white space included.
+
+    It gives back exactly what was seen in training, however rare.
+    """
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -134,7 +140,7 @@ def train(
     max_length: int = 512,
     max_texts: int = 1_000_000,
 ) -> PreTrainedTokenizerFast:
-    """Learns a vocabulary.
+    """Learn a vocabulary.
 
     Trained again on the same texts, unigram and wordpiece break ties differently (tokenizers 0.23 goes by the order of
     hash maps): ship the tokenizer, not the recipe.
@@ -143,7 +149,7 @@ def train(
         texts: read once, and no more than `max_texts` of them: on very large corpora the trainers run out of memory.
         kind: one of `KINDS`.
         vocab_size: tokens at most, `<pad> <s> </s> <unk>` (ids 0 to 3) included.
-        min_frequency: how often a merge or a word must occur to be learned; unigram and character take no heed of it.
+        min_frequency: how often a merge or a word must occur to be learned; unigram and character ignore it.
         lowercase: whether case is lost.
         eos_position: where every text has its `</s>`, at the "end", or at the "start", so that a language model, which
             reads one text after another, can go on from a prompt (as GPT-2 from its <|endoftext|>); prompts are then
@@ -195,9 +201,9 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _guard(tokenizer: Tokenizer, special_tokens: Iterable[str]) -> None:
-    """Keeps special tokens out of reach of texts: one that is written out is split behind its first character.
+    """Keep special tokens out of reach of texts: one that is written out is split behind its first character.
 
-    `split_special_tokens` alone does not: a model whose vocabulary holds `</s>` finds it there like any other word.
+    `split_special_tokens` is not enough: a model whose vocabulary holds `</s>` finds it there like any other word.
     """
     rests = defaultdict(list)
     for token in special_tokens:
@@ -209,7 +215,7 @@ def _guard(tokenizer: Tokenizer, special_tokens: Iterable[str]) -> None:
 
 
 def import_sentencepiece(path: str | Path, *, max_length: int = 512) -> PreTrainedTokenizerFast:
-    """Reads a SentencePiece model (unigram or BPE), keeping its ids and its segmentation.
+    """Read a SentencePiece model (unigram or BPE), keeping its ids and its segmentation.
 
     A `<pad>`, `<s>` or `</s>` that the model lacks is added behind its last piece. The segmentation is
     `sentencepiece`'s own but for exact ties between unigram paths (`....` as `...` `.` or `.` `...`: it adds in single
@@ -217,7 +223,7 @@ def import_sentencepiece(path: str | Path, *, max_length: int = 512) -> PreTrain
     ligature) with an accent upon it, and charsmaps made by hand whose rules begin with one another.
 
     Raises:
-        TokenizerError: for a file that is no SentencePiece model, or one that cannot be imported truly.
+        TokenizerError: for a file that is not a SentencePiece model, or one that cannot be imported exactly.
     """
     proto = _read_sentencepiece(path)
     is_unigram = proto.trainer_spec.model_type == SENTENCEPIECE_UNIGRAM
@@ -252,7 +258,7 @@ def import_sentencepiece(path: str | Path, *, max_length: int = 512) -> PreTrain
 
 
 def _read_sentencepiece(path: str | Path) -> Any:
-    """The model's ModelProto (https://github.com/google/sentencepiece/blob/v0.2.0/src/sentencepiece_model.proto)."""
+    """Read ModelProto of https://github.com/google/sentencepiece/blob/v0.2.0/src/sentencepiece_model.proto."""
     try:
         proto = SentencePieceExtractor(str(path)).proto
     except OSError as error:
@@ -260,9 +266,9 @@ def _read_sentencepiece(path: str | Path) -> Any:
     except ImportError:
         raise
     except Exception as error:  # protobuf's DecodeError, whose module differs between its implementations
-        raise TokenizerError(f"{path}: this is no SentencePiece model ({error})") from error
+        raise TokenizerError(f"{path}: this is not a SentencePiece model ({error})") from error
     if not proto.pieces:
-        raise TokenizerError(f"{path}: this is no SentencePiece model: it holds no pieces")
+        raise TokenizerError(f"{path}: this is not a SentencePiece model: it holds no pieces")
     if proto.trainer_spec.model_type not in (SENTENCEPIECE_UNIGRAM, SENTENCEPIECE_BPE):
         raise TokenizerError(f"{path}: only SentencePiece models of type unigram or bpe can be imported")
     if proto.trainer_spec.treat_whitespace_as_suffix or any(piece.type == piece.UNUSED for piece in proto.pieces):
@@ -291,7 +297,7 @@ def _sentencepiece_bpe(proto: Any) -> models.BPE:
 
 
 def _sentencepiece_normalizer(spec: Any) -> normalizers.Normalizer:
-    """What https://github.com/google/sentencepiece/blob/v0.2.0/src/normalizer.cc does, in its order."""
+    """Do what https://github.com/google/sentencepiece/blob/v0.2.0/src/normalizer.cc does, in its order."""
     steps: list[normalizers.Normalizer] = []
     if "nfkc" in spec.name:
         # `Precompiled` applies a rule's shortest beginning to a whole cluster of a letter and its accents, and loses
@@ -308,7 +314,7 @@ def _sentencepiece_normalizer(spec: Any) -> normalizers.Normalizer:
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
-        # Spaces alone, and not `^` and `$`: a newline is text like any other.
+        # Only spaces, and not `^` and `$`: a newline is text like any other.
         steps += [
             normalizers.Replace(Regex(r"\A +"), ""),
             normalizers.Replace(Regex(" {2,}"), " "),

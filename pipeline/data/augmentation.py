@@ -92,7 +92,7 @@ class Augmentation:
                 end += 1
             pieces = [*"".join(encoding.tokens[place:end])]
             if words[place] is None or not all(piece in self.ids for piece in pieces):
-                ids += encoding.ids[place:end]  # special tokens, and bytes that are no characters
+                ids += encoding.ids[place:end]  # special tokens, and bytes that are not characters
             else:
                 ids += [self.ids[piece] for piece in merge(pieces, self.ranks, self.config.bpe_dropout, generator)]
             place = end

@@ -117,7 +117,7 @@ class WorkerTimeout(Exception):
 
 
 class WorkerWindows(_MultiProcessingDataLoaderIter):
-    """DataLoader's iterator over what its workers give, with an error of its own for a time-out, and an end."""
+    """DataLoader's iterator over what its workers give, which has an end, and our own error for a time-out."""
 
     def __init__(self, loader: DataLoader):
         loader.check_worker_number_rationality()  # warns of more workers than cores, as iter(loader) does

@@ -135,7 +135,7 @@ class BatchStream(torch.utils.data.IterableDataset):
             is short.
         make_batches: makes the batches of a window, in their order, from rows that are read in order, not permuted;
             None groups rows by length.
-        augment: changes a feature, by random numbers of its own for every pass and row.
+        augment: changes a feature, by random numbers that differ for every pass and row.
         patience: seconds to try again what a stream cannot read.
         max_bad_rows: bad rows that a pass may have; they are skipped. None skips any number.
         rank, world_size: which batches of the global order are yielded here.
@@ -306,7 +306,7 @@ class BatchStream(torch.utils.data.IterableDataset):
             start += size
 
     def _windows_of_stream(self, position: Position) -> Iterator[tuple[Callable[[], Columns], Any]]:
-        """A window is full with the chunk of rows that brings it to its size, so it may hold some more."""
+        """Yield the windows of a stream; each ends with the chunk of rows that fills it, so it may hold some more."""
         sizes = self._sizes(position)
         size, next_row, end_state = next(sizes), position.first_row, position.stream_state
         columns: Columns = {"row": []}

@@ -92,7 +92,7 @@ def is_on_hub(path: str) -> bool:
 
 
 def retry_seconds(data: DataConfig) -> float:
-    """Seconds to try again what cannot be read; none for local files, where waiting cannot help."""
+    """Return the seconds to try again what cannot be read; 0 for local files, where waiting cannot help."""
     return data.hub_patience if is_on_hub(data.path) else 0.0
 
 

@@ -78,6 +78,11 @@ def separate(encoded: Iterable[Feature | BadRow]) -> tuple[list[Feature], list[B
     return features, bad_rows
 
 
+def find_excess_length(name: str, ids: list[int], bound: int) -> str | None:
+    """Say that the field `name` has more tokens than `data.max_{name}_length`; None where it has not."""
+    return f"{name} has {len(ids)} tokens, where data.max_{name}_length={bound}" if len(ids) > bound else None
+
+
 def find_text_problem(name: str, text: object) -> str | None:
     """Say why the field `name` is not a text to train on; None where it is one."""
     if not isinstance(text, str):

@@ -21,7 +21,7 @@ NEVER = -1.0e9  # as a score; finite, as in `generate`
 
 
 def search_of(model: PreTrainedModel, generation: GenerationConfig) -> Callable | None:
-    """The search that gives what `model.generate` would by `generation`; None where only that itself does."""
+    """Return a search that gives the tokens of `model.generate` under `generation`; None where only that one can."""
     generation = copy.deepcopy(generation)
     generation.update(**model.generation_config.to_dict(), defaults_only=True)  # as `generate` fills what is unset
     is_plain = (
@@ -46,7 +46,7 @@ def greedy_search(
     generation_config: GenerationConfig,
     **model_kwargs,
 ) -> Tensor:
-    """The most probable token at each step, until a criterion is met: decoder inputs (B, 1) to (B, L)."""
+    """Take the most probable token at each step, until a criterion is met: decoder inputs (B, 1) to (B, L)."""
     answers = [input_ids[0]] * len(input_ids)
     rows = torch.arange(len(input_ids), device=input_ids.device)  # those that go on
     source, attention_mask, past_key_values = _inputs(model_kwargs)
@@ -61,7 +61,7 @@ def greedy_search(
                 answers[row] = ids
             going_on = (~is_done).nonzero().squeeze(1)
             rows, source, attention_mask, input_ids, new_ids = (
-                each[going_on] for each in (rows, source, attention_mask, input_ids, new_ids)
+                tensor[going_on] for tensor in (rows, source, attention_mask, input_ids, new_ids)
             )
             past_key_values.batch_select_indices(going_on)
     return _stack(answers, generation_config)
@@ -75,7 +75,7 @@ def beam_search(
     generation_config: GenerationConfig,
     **model_kwargs,
 ) -> Tensor:
-    """The best finished sequence of K beams: decoder inputs (B * K, 1) to (B, L).
+    """Find the best finished sequence of K beams: decoder inputs (B * K, 1) to (B, L).
 
     Scores are sums of log-probabilities, of finished sequences divided by length ** length_penalty.
     """
@@ -96,22 +96,24 @@ def beam_search(
         grown, totals, origin = _grow(running, scores, logs, generation_config)
         is_done = stopping_criteria(grown.flatten(0, 1), None).unflatten(0, grown.shape[:2])  # (B, candidates)
         finished = finished.update(grown, totals, is_done, may_improve, beginning, generation_config)
-        scores, chosen = (totals + is_done * NEVER).topk(beams)
-        running, origin = _take(grown, chosen), origin.gather(1, chosen)
+        scores, best = (totals + is_done * NEVER).topk(beams)
+        running, origin = _take(grown, best), origin.gather(1, best)
         may_improve = may_improve & finished.may_improve(scores, beginning, generation_config)
         going_on = may_improve & ~is_done.all(1)
         if generation_config.early_stopping is True:
             going_on &= ~finished.is_there.all(1)
-        kept = going_on.nonzero().squeeze(1)
-        if len(kept) < len(rows):
+        remaining_rows = going_on.nonzero().squeeze(1)
+        if len(remaining_rows) < len(rows):
             for row, ids in zip(rows[~going_on].tolist(), finished.ids[~going_on, 0], strict=True):
                 answers[row] = ids
-            past_key_values.cross_attention_cache.batch_select_indices(kept)
+            past_key_values.cross_attention_cache.batch_select_indices(remaining_rows)
             rows, source, attention_mask, running, scores, may_improve = (
-                each[kept] for each in (rows, source, attention_mask, running, scores, may_improve)
+                tensor[remaining_rows] for tensor in (rows, source, attention_mask, running, scores, may_improve)
             )
-            finished = finished[kept]
-        past_key_values.self_attention_cache.reorder_cache((kept[:, None] * beams + origin[kept]).flatten())
+            finished = finished[remaining_rows]
+        past_key_values.self_attention_cache.reorder_cache(
+            (remaining_rows[:, None] * beams + origin[remaining_rows]).flatten()
+        )
         new_ids = running[..., -1:].flatten(0, 1)
     return _stack(answers, generation_config)
 
@@ -134,7 +136,24 @@ class Finished:
         beginning: int,
         generation: GenerationConfig,
     ) -> "Finished":
-        """With those of the K best candidates that are done."""
+        """Return the K best of these sequences and the done ones among the K best candidates.
+
+        With K = 2, one finished sequence so far, and length_penalty 1 (`<s>` is left out here and never counted):
+
+            so far        `a </s>` -1.0
+            candidates    `a b </s>` -1.5    `a b c` -1.8    `a c </s>` -2.1    `a c d` -2.4
+            returned      `a b </s>` -0.5    `a </s>` -1.0
+
+        -0.5 is -1.5 / 3 tokens. `a b c` is not done: it goes on as a beam. `a c </s>` is done, but only the third best
+        candidate, and is dropped, as in `generate`.
+
+        Args:
+            grown: candidates (B, candidates, L + 1), the best first.
+            totals: their sums of log-probabilities, (B, candidates).
+            is_done: whether they end here, (B, candidates).
+            may_improve: rows to which sequences may still be added, (B).
+            beginning: length of the prompt, which no score counts.
+        """
         beams = self.ids.shape[1]
         new = is_done & (torch.arange(totals.shape[1], device=totals.device) < beams)
         refused = ~new | ~may_improve[:, None]
@@ -142,11 +161,11 @@ class Finished:
             refused |= self.is_there.all(1, keepdim=True)
         scores = totals / (grown.shape[-1] - beginning) ** generation.length_penalty + refused * NEVER
         ids = torch.cat([nn.functional.pad(self.ids, (0, 1), value=_padding(generation)), grown], 1)
-        scores, chosen = torch.cat([self.scores, scores], 1).topk(beams)
-        return Finished(_take(ids, chosen), scores, torch.cat([self.is_there, new], 1).gather(1, chosen))
+        scores, best = torch.cat([self.scores, scores], 1).topk(beams)
+        return Finished(_take(ids, best), scores, torch.cat([self.is_there, new], 1).gather(1, best))
 
     def may_improve(self, scores: Tensor, beginning: int, generation: GenerationConfig) -> Tensor:
-        """Whether the best running beam, at its present length or the longest, could beat the worst that is here."""
+        """Tell whether the best running beam, at its present or the longest length, could beat the worst here: (B)."""
         length = self.ids.shape[-1] - beginning
         if generation.early_stopping == "never" and generation.length_penalty > 0:
             length = generation.max_length - beginning
@@ -175,9 +194,9 @@ def _next_logits(
 
 
 def _grow(running: Tensor, scores: Tensor, logs: Tensor, generation: GenerationConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """The best continuations (B, candidates, L + 1), their scores, and the beams they come from.
+    """Return the best continuations (B, candidates, L + 1), their scores, and the beams they come from.
 
-    So many that K of them go on, even where the others all end.
+    There are so many that K of them go on, even where the others all end.
     """
     eos = generation.eos_token_id
     ends = 0 if eos is None else len(eos) if isinstance(eos, list) else 1
@@ -188,8 +207,8 @@ def _grow(running: Tensor, scores: Tensor, logs: Tensor, generation: GenerationC
     return torch.cat([_take(running, origin), token[..., None]], -1), totals, origin
 
 
-def _take(sequences: Tensor, chosen: Tensor) -> Tensor:
-    return sequences.gather(1, chosen[..., None].expand(-1, -1, sequences.shape[-1]))
+def _take(sequences: Tensor, indices: Tensor) -> Tensor:
+    return sequences.gather(1, indices[..., None].expand(-1, -1, sequences.shape[-1]))
 
 
 def _padding(generation: GenerationConfig) -> int:

@@ -104,7 +104,7 @@ class Trace:
 def trace(model: PreTrainedModel, task: Task, source: str, target: str) -> Trace:
     """Run the pair through the model: in parallel, step by step under teacher forcing, and greedily without it.
 
-    The model is left in evaluation mode, in float32 and with the eager kernel, the only one that returns its weights.
+    A copy of the model does so, in float32 and with the eager kernel, the only one that returns its weights.
 
     Raises:
         ConfigError: when the model is not an encoder-decoder of this project, or source or target is not a text.
@@ -120,7 +120,8 @@ def trace(model: PreTrainedModel, task: Task, source: str, target: str) -> Trace
     feature = task.encode({"source": [source], "target": [target], "row": [0]})[0]
     if isinstance(feature, BadRow):
         raise ConfigError(f"{feature.reason}: give a source and a target to trace")
-    model.float().eval().set_attn_implementation("eager")
+    model = copy.deepcopy(model).float().eval()
+    model.set_attn_implementation("eager")
     batch = {name: tensor.to(model.device) for name, tensor in task.collate([feature]).items()}
     with record_projections(model) as records:
         outputs = model(**batch, output_attentions=True)

@@ -29,8 +29,10 @@ def batches_by_length(
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     was_training = model.training
     model.eval()
-    for turn in range(math.ceil(len(batches) / world_size)):
-        index = turn * world_size + rank
-        samples = batches[index if index < len(batches) else 0]
-        yield samples, {name: tensor.to(model.device) for name, tensor in task.collate(samples).items()}
-    model.train(was_training)
+    try:
+        for turn in range(math.ceil(len(batches) / world_size)):
+            index = turn * world_size + rank
+            samples = batches[index if index < len(batches) else 0]
+            yield samples, {name: tensor.to(model.device) for name, tensor in task.collate(samples).items()}
+    finally:
+        model.train(was_training)

@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedModel
 
+from pipeline.errors import DataError, nearest
 from pipeline.inference.batches import batches_by_length
 from pipeline.inference.metrics import Metric, load_metric, perplexity
 from pipeline.tasks.base import Feature, Task
@@ -65,10 +66,13 @@ def evaluate(
         generation: how a model that generates makes its predictions; its own generation config where left out.
 
     Raises:
-        DataError: for a row that cannot be used.
-        ValueError: for the name of a metric that is not known.
+        DataError: for a row that cannot be used, a column that is missing, or no rows at all.
+        ConfigError: for the name of a metric that is not known.
     """
     data = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+    missing = [name for name in task.required_columns if len(data) and name not in data.column_names]
+    if missing:
+        raise DataError(f"rows: there is no column {missing[0]!r}{nearest(missing[0], data.column_names)}")
     if generation is None and model.can_generate():
         generation = model.generation_config
     return evaluate_features(
@@ -129,7 +133,7 @@ def _summarise(
         Prediction(feature["source"], feature["target"], prediction)
         for feature, (_, prediction) in zip(features, ordered, strict=True)
     ]
-    texts = [each.prediction or "" for each in predictions]
+    texts = [prediction.prediction or "" for prediction in predictions]
     for metric in metrics:
-        scores |= metric(texts, [each.reference for each in predictions])
+        scores |= metric(texts, [prediction.reference for prediction in predictions])
     return Evaluation(scores, predictions)

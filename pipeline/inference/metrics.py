@@ -6,18 +6,20 @@ A value that is not a number (a signature) explains the number of the same name.
 import math
 from collections.abc import Callable, Sequence
 
+from pipeline.errors import ConfigError
+
 Scores = dict[str, float | str]
 Metric = Callable[[Sequence[str], Sequence[str]], Scores]
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> Scores:
-    """Share of predictions that equal their reference to the letter, from 0 to 1."""
+    """Return the share of predictions that equal their reference exactly, from 0 to 1."""
     matches = sum(prediction == reference for prediction, reference in zip(predictions, references, strict=True))
     return {"exact_match": matches / len(references)}
 
 
 def bleu(predictions: Sequence[str], references: Sequence[str]) -> Scores:
-    """sacreBLEU's corpus BLEU, 0 to 100, with its signature (Post 2018, https://aclanthology.org/W18-6319)."""
+    """Compute sacreBLEU's corpus BLEU, 0 to 100, with its signature (Post 2018, https://aclanthology.org/W18-6319)."""
     import sacrebleu
 
     metric = sacrebleu.BLEU()
@@ -26,7 +28,7 @@ def bleu(predictions: Sequence[str], references: Sequence[str]) -> Scores:
 
 
 def chrf(predictions: Sequence[str], references: Sequence[str]) -> Scores:
-    """sacreBLEU's chrF2, 0 to 100, with its signature (Popovic 2015, https://aclanthology.org/W15-3049)."""
+    """Compute sacreBLEU's chrF2, 0 to 100, with its signature (Popovic 2015, https://aclanthology.org/W15-3049)."""
     import sacrebleu
 
     metric = sacrebleu.CHRF()
@@ -35,7 +37,7 @@ def chrf(predictions: Sequence[str], references: Sequence[str]) -> Scores:
 
 
 def macro_f1(predictions: Sequence[str], references: Sequence[str]) -> Scores:
-    """Mean over the classes that occur of F1, the harmonic mean of precision and recall, from 0 to 1."""
+    """Average F1, the harmonic mean of precision and recall, over the classes that occur; from 0 to 1."""
     pairs = list(zip(predictions, references, strict=True))
     scores = []
     for name in {*predictions, *references}:
@@ -54,10 +56,10 @@ METRICS: dict[str, Metric] = {
 
 
 def load_metric(name: str) -> Metric:
-    """A metric of the table above, or else one that `evaluate.load` finds by name or path.
+    """Return a metric of the table above, or else one that `evaluate.load` finds by name or path.
 
     Raises:
-        ValueError: when neither knows the name.
+        ConfigError: when neither knows the name.
     """
     if name in METRICS:
         return METRICS[name]
@@ -66,7 +68,7 @@ def load_metric(name: str) -> Metric:
     try:
         module = evaluate.load(name)
     except Exception as error:  # evaluate raises FileNotFoundError, ConnectionError, ImportError, ... alike
-        raise ValueError(
+        raise ConfigError(
             f"evaluation.metrics: {name!r} is not built in ({', '.join(METRICS)}) and evaluate.load failed: {error}"
         ) from error
 
@@ -78,5 +80,5 @@ def load_metric(name: str) -> Metric:
 
 
 def perplexity(loss: float) -> float:
-    """exp(cross-entropy per token in nats); infinite where that overflows."""
+    """Return exp(cross-entropy per token in nats); infinite where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf

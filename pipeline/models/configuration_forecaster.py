@@ -30,7 +30,7 @@ class TransformerForecasterConfig(PreTrainedConfig):
         head: what the linear head sees: all positions ("flatten"), or the "last" one.
         head_dropout: on what the head sees.
         linear_forecast: average the encoder's forecast with that of one linear map of the window (RLinear, Li et al.
-            2023, https://arxiv.org/abs/2305.10721). Each learns by a loss of its own, so that their errors differ.
+            2023, https://arxiv.org/abs/2305.10721). Each learns by its own loss, so that their errors differ.
         d_model: width of every hidden state; even, and a multiple of `attention_heads`.
         encoder_layers: number of layers.
         attention_heads: heads of every attention, `d_model / attention_heads` wide each.

@@ -50,18 +50,21 @@ def _slices(
     weight_sum, hidden_sum = cast.float().sum(0), hidden.float().sum(0)  # (D)
     buffer = torch.empty(min(rows, count), vocabulary, device=hidden.device, dtype=cast.dtype)
     for start in range(0, count, rows):
-        part = slice(start, start + rows)
-        states, targets = hidden[part].to(cast.dtype), labels[part, None]
+        rows_of_slice = slice(start, start + rows)
+        states, targets = hidden[rows_of_slice].to(cast.dtype), labels[rows_of_slice, None]
         logits = torch.mm(states, cast.T, out=buffer[: len(states)]).float()  # (n, V)
-        highest, chosen = logits.amax(-1, keepdim=True), logits.gather(1, targets)
-        correct[part] = (chosen >= highest).squeeze(1)
+        highest, target_logits = logits.amax(-1, keepdim=True), logits.gather(1, targets)
+        correct[rows_of_slice] = (target_logits >= highest).squeeze(1)
         slopes = torch.softmax(logits, -1, out=logits)  # softmax - target distribution, but for its uniform part
-        total += (highest - slopes.amax(-1, keepdim=True).log() - (1 - label_smoothing) * chosen).sum()
+        # loss = logsumexp(logits) - target logit, where logsumexp = highest logit - log(highest probability).
+        # Smoothing s gives the target 1 - s, and every token of the vocabulary `uniform` = s / V more. That subtracts
+        # `uniform` times the sum of all logits from the loss, and `uniform` from every slope: below, for all slices.
+        total += (highest - slopes.amax(-1, keepdim=True).log() - (1 - label_smoothing) * target_logits).sum()
         if not needs_gradient:
             continue
-        slopes.scatter_add_(1, targets, torch.full_like(chosen, label_smoothing - 1))
+        slopes.scatter_add_(1, targets, torch.full_like(target_logits, label_smoothing - 1))
         slopes = slopes.to(cast.dtype)
-        hidden_gradient[part] = slopes @ cast
+        hidden_gradient[rows_of_slice] = slopes @ cast
         if cast.dtype == weight.dtype:
             weight_gradient.addmm_(slopes.T, states)
         else:
@@ -81,7 +84,7 @@ def _slices(
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int = -100, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of the labels in nats, and which of them are the most probable token.
+    """Sum the cross-entropy of the labels in nats, and tell which of them are the most probable token.
 
     Equal to `torch.nn.functional.cross_entropy(linear(hidden, weight), labels, reduction="sum")`. That logits need not
     be there all at once is the idea of Wijmans et al. 2024 (https://arxiv.org/abs/2411.09009); gradients in the

@@ -48,7 +48,7 @@ class ConvolutionalEncoder(Seq2SeqTransformerEncoder):
             vectors = vectors + self.dropout(self.static_projection(static))
         real = input_ids.ne(self.config.pad_token_id)[..., None]
         inputs = (vectors * real).transpose(1, 2)  # zeros behind a text, padded or not
-        return vectors + sum(each(inputs).relu().transpose(1, 2) for each in self.convolutions)
+        return vectors + sum(convolution(inputs).relu().transpose(1, 2) for convolution in self.convolutions)
 
 
 class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
@@ -83,7 +83,7 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
         return_dict: bool | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput | tuple:
-        """Scores every class.
+        """Score every class.
 
         Args:
             input_ids: (B, S).

@@ -18,10 +18,13 @@ from .transformer_layers import EncoderLayer, sinusoidal_positions
 
 @dataclass
 class ForecasterOutput(ModelOutput):
-    """Args:
-    loss: mean squared error of standardised values; in training, where two forecasts are averaged, the mean of their
-        own errors. losses: (B, H, C), those of which it is the mean.
-    prediction_outputs: (B, H, C), in the units of the data.
+    """What a `TransformerForecaster` returns: the loss and the forecasts.
+
+    Args:
+        loss: mean squared error of standardised values; in training, where two forecasts are averaged, the mean of
+            their own errors.
+        prediction_outputs: (B, H, C), in the units of the data.
+        losses: (B, H, C), of which `loss` is the mean.
     """
 
     loss: Tensor | None = None
@@ -30,7 +33,7 @@ class ForecasterOutput(ModelOutput):
 
 
 class TransformerForecaster(PreTrainedModel):
-    """Each series by itself, with shared weights: patches, encoder, linear head (PatchTST, Nie et al. 2023)."""
+    """Forecasts series separately, with shared weights: patches, encoder, linear head (PatchTST, Nie et al. 2023)."""
 
     config: TransformerForecasterConfig
     main_input_name = "past_values"
@@ -70,7 +73,7 @@ class TransformerForecaster(PreTrainedModel):
         return_dict: bool | None = None,
         **kwargs,
     ) -> ForecasterOutput | tuple:
-        """Forecasts the `prediction_length` steps behind the past.
+        """Forecast the `prediction_length` steps that follow the past.
 
         Args:
             past_values: (B, L or longer, C), in the units of the data; the last L count.
@@ -88,8 +91,8 @@ class TransformerForecaster(PreTrainedModel):
         self._check(past_values, future_values)
         # In float32 whatever the weights are: half precision would round the values before their mean is taken away.
         means, stds = (
-            torch.tensor(each, device=past_values.device, dtype=torch.float32)
-            for each in (self.config.means, self.config.stds)
+            torch.tensor(statistics, device=past_values.device, dtype=torch.float32)
+            for statistics in (self.config.means, self.config.stds)
         )
         past = (past_values[:, -self.config.context_length :].float() - means) / stds  # (B, L, C)
         series = past.transpose(1, 2)  # (B, C, L)
@@ -98,10 +101,10 @@ class TransformerForecaster(PreTrainedModel):
             spread = (series.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()  # a constant window has none
             series = (series - centre) / spread
         flat = series.flatten(0, 1)  # (B * C, L)
-        each = [self._forecast(flat)]  # (B * C, H)
+        branches = [self._forecast(flat)]  # (B * C, H)
         if self.linear is not None:
-            each.append(self.linear(flat.to(self.dtype)).float())
-        forecasts = torch.stack(each).unflatten(1, series.shape[:2])  # (F, B, C, H)
+            branches.append(self.linear(flat.to(self.dtype)).float())
+        forecasts = torch.stack(branches).unflatten(1, series.shape[:2])  # (F, B, C, H)
         if self.config.instance_norm:
             forecasts = forecasts * spread + centre
         forecasts = forecasts.transpose(2, 3)  # (F, B, H, C)
@@ -115,7 +118,7 @@ class TransformerForecaster(PreTrainedModel):
         return result.to_tuple() if return_dict is False else result
 
     def _forecast(self, series: Tensor) -> Tensor:
-        """(B * C, L) -> (B * C, H)."""
+        """Forecast by the encoder: (B * C, L) -> (B * C, H)."""
         config = self.config
         # The last value is repeated, as in the paper: the last steps then lie in as many patches as those before.
         missing = (config.num_patches - 1) * config.patch_stride + config.patch_length - series.shape[1]

@@ -19,7 +19,7 @@ IGNORED = -100  # the label that carries no loss, as everywhere in transformers
 class LSTMState:
     """Hidden and cell state of every layer, (B, H) each: what `generate` keeps in place of keys and values.
 
-    No `transformers.cache_utils.Cache`, which holds keys and values; but it has what `generate` asks of one.
+    Not a `transformers.cache_utils.Cache`, which holds keys and values; but it has what `generate` asks of one.
 
     Args:
         hidden, cell: of the layers, from the first to the last.
@@ -35,13 +35,17 @@ class LSTMState:
         return self.length
 
     def detach(self) -> "LSTMState":
-        """The same values without their history: where truncated back-propagation ends."""
-        return LSTMState([each.detach() for each in self.hidden], [each.detach() for each in self.cell], self.length)
+        """Return the same values without their history: truncated back-propagation ends here."""
+        return LSTMState(
+            [layer_state.detach() for layer_state in self.hidden],
+            [layer_state.detach() for layer_state in self.cell],
+            self.length,
+        )
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """For beam search, in place: row i goes on from what was row beam_idx[i]."""
-        self.hidden = [each[beam_idx] for each in self.hidden]
-        self.cell = [each[beam_idx] for each in self.cell]
+        """Reorder the rows in place, for beam search: row i goes on from what was row beam_idx[i]."""
+        self.hidden = [layer_state[beam_idx] for layer_state in self.hidden]
+        self.cell = [layer_state[beam_idx] for layer_state in self.cell]
 
 
 class LSTMPreTrainedModel(PreTrainedModel):
@@ -110,7 +114,7 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast | tuple:
-        """Scores every next token.
+        """Score every next token.
 
         Args:
             input_ids: (B, T).
@@ -125,7 +129,7 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
             `logits` (B, T, V), `past_key_values` behind the last token, and `loss` in nats per target.
 
         Raises:
-            ValueError: for a prompt without tokens, or a row of padding alone.
+            ValueError: for a prompt without tokens, or a row with only padding.
         """
         if input_ids.shape[1] == 0:
             raise ValueError(
@@ -137,12 +141,12 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
             states = torch.take_along_dim(states, order[..., None], 1)
         hidden, cell = [], []
         for number, layer in enumerate(self.layers):
-            given = None
+            start_state = None
             if past_key_values is not None:
-                given = (past_key_values.hidden[number][None], past_key_values.cell[number][None])
+                start_state = (past_key_values.hidden[number][None], past_key_values.cell[number][None])
             # In float32 on CPUs: under autocast PyTorch asks for a bfloat16 LSTM, which those without AVX-512 lack.
             with torch.autocast("cpu", enabled=False):
-                states, (last_hidden, last_cell) = _run(layer, states, given, lengths)  # (B, T, H)
+                states, (last_hidden, last_cell) = _run(layer, states, start_state, lengths)  # (B, T, H)
             states = self.dropout(states)
             hidden.append(last_hidden[0])
             cell.append(last_cell[0])
@@ -172,7 +176,10 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
 
 
 def _real_tokens_first(attention_mask: Tensor | None, width: int) -> tuple[Tensor | None, Tensor | None]:
-    """Where there is padding, the positions (B, T) that move it behind the real tokens, and their number (B,)."""
+    """Return the positions (B, T) that move padding behind the real tokens, and the number of these (B,).
+
+    Without padding both are None.
+    """
     if attention_mask is None:
         return None, None
     mask = attention_mask[:, -width:].bool()  # what came before is in the state
@@ -185,13 +192,13 @@ def _real_tokens_first(attention_mask: Tensor | None, width: int) -> tuple[Tenso
 
 
 def _run(
-    layer: nn.Module, states: Tensor, given: tuple[Tensor, Tensor] | None, lengths: Tensor | None
+    layer: nn.Module, states: Tensor, start_state: tuple[Tensor, Tensor] | None, lengths: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """One `nn.LSTM` over (B, T, W), of which each row's first `lengths` tokens are read."""
+    """Run one `nn.LSTM` over (B, T, W); of each row only the first `lengths` tokens are read."""
     if lengths is None:
-        return layer(states, given)
+        return layer(states, start_state)
     packed = nn.utils.rnn.pack_padded_sequence(states, lengths, batch_first=True, enforce_sorted=False)
-    output, last = layer(packed, given)
+    output, last = layer(packed, start_state)
     padded, _ = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=states.shape[1])
     return padded, last
 

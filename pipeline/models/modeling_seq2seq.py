@@ -34,7 +34,7 @@ IGNORED = -100  # the label that carries no loss, as everywhere in transformers
 
 
 def shift_right(labels: Tensor, start_token_id: int, pad_token_id: int, rows: Tensor | None = None) -> Tensor:
-    """Teacher forcing: the decoder input that belongs to `labels`, both (B, T), one position later.
+    """Shift `labels` (B, T) right by one position, which gives the decoder input of teacher forcing, (B, T).
 
     `[[a, b, </s>], [c, </s>, -100]]` becomes `[[<s>, a, b], [<s>, c, </s>]]`; ignored labels become padding. Where many
     rows lie in one sequence, `rows` (1, T) tells them apart.
@@ -76,7 +76,7 @@ class Seq2SeqTransformerPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
     def _embed(self, input_ids: Tensor, rows: Tensor | None, offset: int | Tensor = 0) -> Tensor:
-        """Token vectors times sqrt(D), plus positions, in each row or from `offset` on: (B, T) -> (B, T, D)."""
+        """Return token vectors times sqrt(D), plus positions, in each row or from `offset` on: (B, T) -> (B, T, D)."""
         vectors = self.embed_tokens(input_ids) * math.sqrt(self.config.d_model)
         if rows is None:
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device) + offset  # (T,)
@@ -109,7 +109,7 @@ class Seq2SeqTransformerEncoder(Seq2SeqTransformerPreTrainedModel):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, rows: Tensor | None = None, **kwargs
     ) -> BaseModelOutput:
-        """Encodes `input_ids` (B, S) under `attention_mask` (B, S; 1 real, 0 padding), or `rows`, into (B, S, D)."""
+        """Encode `input_ids` (B, S) under `attention_mask` (B, S; 1 real, 0 padding), or `rows`, into (B, S, D)."""
         self._check_attentions(kwargs.get("output_attentions"))
         hidden_states = self._embed(input_ids, rows)  # (B, S, D)
         if rows is None:
@@ -150,7 +150,7 @@ class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
         source_rows: Tensor | None = None,  # (1, S)
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """Decodes T target tokens, seeing the source and the target up to each of them."""
+        """Decode T target tokens, seeing the source and the target up to each of them."""
         self._check_attentions(kwargs.get("output_attentions"))
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
@@ -233,7 +233,7 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         return_dict: bool | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput | tuple:
-        """Scores every next target token, all positions at once.
+        """Score every next target token, all positions at once.
 
         Args:
             input_ids: source (B, S), `x_1 .. x_n </s>`; may be left out when `encoder_outputs` is given.
@@ -293,7 +293,7 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         return outputs.to_tuple() if return_dict is False else outputs
 
     def _score(self, hidden: Tensor, labels: Tensor | None, num_items: Tensor | int | None) -> dict[str, Tensor]:
-        """What the outputs hold of `hidden` (B, T, D)."""
+        """Compute the loss and the logits, or `correct` in place of these in training, from `hidden` (B, T, D)."""
         if labels is None:
             return {"logits": self.lm_head(hidden)}
         if num_items is None:
@@ -313,14 +313,14 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         return shift_right(labels, self.config.decoder_start_token_id, self.config.pad_token_id)
 
     def generate(self, inputs: Tensor | None = None, *args, **kwargs):
-        """`GenerationMixin.generate`, which alone would attend to the padding of an encoder-decoder's source."""
+        """Generate as `GenerationMixin` does, but without attending to the padding of the source."""
         source = kwargs.get("input_ids", inputs)
         if source is not None and kwargs.get("attention_mask") is None:
             kwargs["attention_mask"] = source.ne(self.config.pad_token_id).long()
         return super().generate(inputs, *args, **kwargs)
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs):
-        """As in `GenerationMixin`, but the encoded source stays as it is: all its beams read the one copy."""
+        """Expand all inputs as `GenerationMixin` does, except the encoded source: all its beams read the one copy."""
         if not self.shares_source:
             return super()._expand_inputs_for_generation(expand_size, **kwargs)
         shared = {name: kwargs.pop(name, None) for name in ("encoder_outputs", "attention_mask")}
@@ -333,7 +333,7 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         return self.config._attn_implementation in ("eager", "sdpa")
 
     def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: Tensor) -> EncoderDecoderCache:
-        """Beams change places with those of the same source alone, whose keys and values stay."""
+        """Reorder only the target's cache: beams of one source change places, and its keys and values stay."""
         past_key_values.self_attention_cache.reorder_cache(beam_idx)
         return past_key_values
 

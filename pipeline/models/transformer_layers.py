@@ -21,7 +21,7 @@ SHORT_SCORES = 128 * 128  # T * K up to which a CPU trains faster by whole matri
 
 
 def sinusoidal_positions(position_ids: Tensor, d_model: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Position vectors PE(p, 2i) = sin(p / 10000^(2i/D)), PE(p, 2i+1) = cos(p / 10000^(2i/D)).
+    """Return position vectors PE(p, 2i) = sin(p / 10000^(2i/D)), PE(p, 2i+1) = cos(p / 10000^(2i/D)).
 
     Computed when asked for, so that no table ends and none has to survive saving and loading.
 
@@ -40,12 +40,12 @@ def sinusoidal_positions(position_ids: Tensor, d_model: int, dtype: torch.dtype 
 
 
 def positions_in_rows(rows: Tensor) -> Tensor:
-    """The position of each place in its own row, (1, T), where `rows` (1, T) numbers the row of each place, rising."""
+    """Return the position of each place in its own row, (1, T); `rows` (1, T) numbers the row of each place, rising."""
     return torch.arange(rows.shape[-1], device=rows.device) - torch.searchsorted(rows, rows)
 
 
 def rows_mask(query_rows: Tensor, key_rows: Tensor, dtype: torch.dtype, is_causal: bool = False) -> Tensor | BlockMask:
-    """Lets each place attend to those of its own row alone, where many rows lie in one sequence, unpadded.
+    """Mask rows that lie in one sequence, unpadded, from each other: each place attends only to places of its row.
 
     Args:
         query_rows, key_rows: the row of each place, (1, T) and (1, K), rising; on a GPU multiples of `BLOCK` long.
@@ -64,12 +64,12 @@ def rows_mask(query_rows: Tensor, key_rows: Tensor, dtype: torch.dtype, is_causa
 
 
 def to_bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """What to add to the scores so that a query attends where `allowed` is true, in the same shape."""
+    """Return what to add to the scores so that a query attends only where `allowed` is true, in the same shape."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 def rows_block_mask(query_rows: Tensor, key_rows: Tensor, is_causal: bool) -> BlockMask:
-    """The flex mask of `rows_mask`, of rows (T) and (K): from the first and last row of each block, never T x K."""
+    """Make the flex mask of `rows_mask` for rows (T) and (K) from the first and last row of each block, never T x K."""
 
     def attends(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         is_same = query_rows[query] == key_rows[key]
@@ -78,10 +78,10 @@ def rows_block_mask(query_rows: Tensor, key_rows: Tensor, is_causal: bool) -> Bl
     queries, keys = query_rows.view(-1, BLOCK, 1), key_rows.view(-1, BLOCK)
     meets = (queries[:, 0] <= keys[:, -1]) & (keys[:, 0] <= queries[:, -1])  # (T / BLOCK, K / BLOCK)
     meets = meets.tril() if is_causal else meets
-    chosen = meets.int().argsort(dim=-1, descending=True, stable=True).int()
+    key_blocks = meets.int().argsort(dim=-1, descending=True, stable=True).int()
     return BlockMask.from_kv_blocks(
         meets.sum(-1, dtype=torch.int32)[None, None],
-        chosen[None, None],
+        key_blocks[None, None],
         BLOCK_SIZE=BLOCK,
         mask_mod=attends,
         seq_lengths=(len(query_rows), len(key_rows)),
@@ -124,7 +124,7 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """softmax(Q K^T / sqrt(E)) V (Vaswani et al. 2017, equation 1), with the weights returned.
+    """Compute softmax(Q K^T / sqrt(E)) V (Vaswani et al. 2017, equation 1).
 
     Args:
         query: (B, H, T, E). key, value: (B, H, K, E).
@@ -167,7 +167,7 @@ class MultiHeadAttention(nn.Module):
         past_key_values: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns the attended states (B, T, D), and the weights (B, H, T, K) where the kernel gives them."""
+        """Return the attended states (B, T, D), and the weights (B, H, T, K) where the kernel gives them."""
         query = self._split_heads(self.q_proj(hidden_states))  # (B, H, T, E)
         key, value = self._keys_and_values(
             hidden_states if source is None else source, source is not None, past_key_values
@@ -179,7 +179,7 @@ class MultiHeadAttention(nn.Module):
         kernel = "flex_attention" if isinstance(attention_mask, BlockMask) else self.config._attn_implementation
         num_scores = query.shape[2] * key.shape[2]
         if kernel == "sdpa" and self.training and query.device.type == "cpu" and num_scores <= SHORT_SCORES:
-            # PyTorch's kernel takes each head of each row by itself, which here costs more than the arithmetic.
+            # PyTorch's kernel takes each head of each row separately, which here costs more than the arithmetic.
             kernel = "eager"
             if attention_mask is None and self.is_causal:
                 attention_mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
@@ -223,7 +223,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with an activation between them, at each position alone (Vaswani et al. 2017, equation 2)."""
+    """Two linear maps with an activation between them, for each position (Vaswani et al. 2017, equation 2)."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()

@@ -14,7 +14,10 @@ class TranslationPipeline(Pipeline):
     _load_processor = _load_image_processor = _load_feature_extractor = False
 
     def __call__(self, texts: str | list[str], **generate_kwargs) -> list[dict[str, str]]:
-        """Keyword arguments go to `model.generate`; those it is not given come from the model's generation config."""
+        """Translate one text or a list of texts.
+
+        Keyword arguments go to `model.generate`; all others are those of the model's generation config.
+        """
         result = super().__call__(texts, **generate_kwargs)
         return [result] if isinstance(texts, str) else result
 

@@ -87,7 +87,7 @@ def _metadata(config: Config, pipeline_tag: str, name: str, scores: dict[str, di
 
 def _score_rows(scores: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     return [
-        (split, metric, f"{value:.4f}" if isinstance(value, float) else str(value))
+        (split, metric, f"{value:.4f}" if isinstance(value, float) else str(value).replace("|", r"\|"))
         for split, values in scores.items()
         for metric, value in values.items()
     ]

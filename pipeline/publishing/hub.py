@@ -21,6 +21,7 @@ from pipeline.data.hub_reading import API_TIMEOUT, RetryBudget, explain_refusal,
 from pipeline.errors import ConfigError, NotPublished
 from pipeline.publishing.secrets import refuse_secrets
 from pipeline.tasks.registry import TASKS
+from pipeline.training.checkpoints import checkpoint_path
 
 # What a checkpoint needs to load elsewhere, and what tells how it was made; tasks add their pictures.
 WEIGHTS = ("*.safetensors", "model.safetensors.index.json")
@@ -85,7 +86,7 @@ def publish(folder: str | Path, name: str, *, private: bool = True) -> None:
 
     Args:
         name: owner/name of the repository, which is created if it does not exist.
-        private: whether only its owner sees it, where it is created.
+        private: whether only its owner sees it, where it is created; `teacher-forcing publish` asks for --private.
 
     Raises:
         ConfigError: when the folder holds no model, or the Hub refuses it or cannot be reached.
@@ -173,7 +174,7 @@ class Publisher(TrainerCallback):
         self.thread.start()
 
     def on_save(self, args, state, control, **kwargs):
-        checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        checkpoint = checkpoint_path(Path(args.output_dir), state.global_step)
         if not checkpoint.is_dir():
             return
         try:

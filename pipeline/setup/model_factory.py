@@ -155,7 +155,7 @@ def _load_model(
             setattr(model_config, name, value)
         if "label_smoothing" in known:
             model_config.label_smoothing = config.label_smoothing
-        # In safetensors alone: other formats of weights can run code when they are loaded.
+        # Only safetensors: other formats of weights can run code when they are loaded.
         model = auto.from_pretrained(folder, config=model_config, trust_remote_code=False, use_safetensors=True)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ConfigError(f"model.from: {folder} cannot be loaded as {auto.__name__}: {error}") from error

@@ -93,7 +93,7 @@ class Task(ABC):
     eos_position: ClassVar[str] = "end"
 
     def __init_subclass__(cls, **kwargs) -> None:
-        """Raises TypeError for a task that is not complete."""
+        """Raise TypeError for a task that is not complete."""
         super().__init_subclass__(**kwargs)
         missing = [name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False)]
         missing += [name for name in REQUIRED_FACTS if not hasattr(cls, name)]
@@ -108,9 +108,14 @@ class Task(ABC):
     def from_model(cls, tokenizer: Any, model: PreTrainedConfig, config: Config | None = None) -> "Task":
         """Make the task of a model; with a config, as training has it: its settings, and bounds on length."""
 
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        """The agreed columns that a row must have to be evaluated."""
+        return ("source", "target")
+
     @classmethod
     def columns(cls, config: Config) -> dict[str, str]:
-        """Return agreed name -> name in the data, of what a row must have."""
+        """Return the columns that a row must have: agreed name -> name in the data."""
         return config.data.columns
 
     @classmethod
@@ -128,7 +133,7 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | BadRow]:
-        """Make of each row its feature, or a `BadRow` that says why it cannot be used; `data.rows` has the columns.
+        """Turn rows into features, or into a `BadRow` that says why one cannot be used; `data.rows` has the columns.
 
         Args:
             limits: of the length of a training row, `max_source_length` and `max_target_length`; None keeps all.
@@ -140,14 +145,14 @@ class Task(ABC):
 
     @abstractmethod
     def lengths(self, feature: Feature) -> tuple[int, ...]:
-        """Count the tokens on each side that is padded by itself."""
+        """Count the tokens on each side that is padded separately."""
 
     @abstractmethod
     def collate(self, features: list[Feature]) -> Batch:
         """Turn features into a batch whose keys are arguments of the model's `forward`."""
 
     def pack(self, features: list[Feature]) -> Batch:
-        """Do as `collate`, in one sequence without padding between the rows; needed where `can_pack`."""
+        """Collate into one sequence, without padding between the rows; needed where `can_pack`."""
         raise NotImplementedError
 
     def label_batch(self, batch: Batch) -> Batch:
@@ -167,7 +172,7 @@ class Task(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up what a checkpoint has."""
+        """Restore what a checkpoint has."""
         return
 
     def loss(
@@ -215,7 +220,7 @@ def sums_by_sample(losses: Tensor, counts: Tensor, correct: Tensor, accuracy: st
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], is_target: bool = False) -> list[list[int]]:
-    """Give the token ids of each text, as `tokenizer(texts)` does, in half the time.
+    """Return the token ids of each text, as `tokenizer(texts)` does, in half the time.
 
     Args:
         is_target: whether the texts are targets; some tokenizers encode those otherwise.

@@ -23,9 +23,11 @@ def encode_rows(
         patience: seconds to try again what a stream cannot read.
 
     Raises:
-        DataError: for a bad row, unless they are to be skipped.
+        DataError: for a bad row, unless they are to be skipped, and where there are no rows.
     """
     samples = list(iterate_rows(task.to_samples(rows), patience))
+    if not samples:
+        raise DataError(f"{place}: there are no rows")
     columns = {name: [row[name] for row in samples] for name in samples[0]} | {"row": list(range(len(samples)))}
     features, bad = separate(task.encode(columns))
     if bad and on_bad_row == "error":

@@ -76,6 +76,10 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
     def from_model(cls, tokenizer: None, model: PreTrainedConfig, config: Config | None = None) -> "Forecasting":
         return cls(model.context_length, model.prediction_length, model.series, model.stds)
 
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        return tuple(self.series)
+
     @classmethod
     def columns(cls, config: Config) -> dict[str, str]:
         return {name: name for name in config.task_settings.series}
@@ -90,7 +94,7 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
         """
         series = config.task_settings.series
         if config.data.streaming:
-            raise ConfigError("data.streaming: windows of series are cut from a whole split; say false")
+            raise ConfigError("data.streaming: windows of series are cut from a whole split; set it to false")
         values = _values(list(rows), series)
         means, stds = np.nanmean(values, 0), np.nanstd(values, 0)
         for name, std in zip(series, stds, strict=True):
@@ -104,7 +108,7 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
         """Cut the rows into windows, each of which knows the row with which it begins.
 
         Raises:
-            DataError: for fewer rows than a window has, or a value that is no number.
+            DataError: for fewer rows than a window has, or a value that is not a number.
         """
         values = _values([*rows], self.series)
         length = self.context_length + self.prediction_length
@@ -129,7 +133,7 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
         if not np.isfinite(values).all():
             step, series = np.argwhere(~np.isfinite(values))[0]
             name, value = self.series[series], values[step, series]
-            return BadRow(place, f"{name} is {value} in row {start + step} of the split, with no number")
+            return BadRow(place, f"{name} is {value} in row {start + step} of the split, which is not finite")
         past, future = values[: self.context_length], values[self.context_length :]
         return {"sample_id": row, "source": "", "target": "", "past_values": past, "future_values": future}
 
@@ -137,7 +141,7 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
         return (self.context_length,)
 
     def collate(self, features: list[Feature]) -> Batch:
-        """`past_values` (B, L, C) and `future_values` (B, H, C)."""
+        """Stack `past_values` (B, L, C) and `future_values` (B, H, C)."""
         return {
             name: torch.from_numpy(np.stack([feature[name] for feature in features]))
             for name in ("past_values", "future_values")
@@ -175,23 +179,23 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
 
     @torch.no_grad()
     def draw(self, model: PreTrainedModel, features: list[Feature], folder: Path) -> None:
-        """`forecasts.png`: some windows of every series, with history."""
+        """Draw `forecasts.png`: some windows of every series, with history."""
         if not features:
             return
         places = np.linspace(0, len(features) - 1, min(DRAWN, len(features))).astype(int)
-        chosen = [features[place] for place in places]
-        batch = {name: tensor.to(model.device) for name, tensor in self.collate(chosen).items()}
+        drawn_features = [features[place] for place in places]
+        batch = {name: tensor.to(model.device) for name, tensor in self.collate(drawn_features).items()}
         plots.draw_forecasts(
             self.series,
-            [feature["past_values"] for feature in chosen],
-            [feature["future_values"] for feature in chosen],
+            [feature["past_values"] for feature in drawn_features],
+            [feature["future_values"] for feature in drawn_features],
             self.predict(model, batch, None),
             folder / FORECASTS_FILE,
         )
 
 
 def _values(rows: list[dict[str, Any]], series: list[str]) -> np.ndarray:
-    """(N, C); what is null or empty is NaN, for `encode` to name."""
+    """Return the values of all rows, (N, C); null and empty ones are NaN, which `encode` reports."""
     values = np.empty((len(rows), len(series)))
     for number, name in enumerate(series):
         for step, row in enumerate(rows):
@@ -199,6 +203,6 @@ def _values(rows: list[dict[str, Any]], series: list[str]) -> np.ndarray:
                 values[step, number] = np.nan if row[name] in (None, "") else row[name]
             except (TypeError, ValueError) as error:
                 raise DataError(
-                    f"forecasting.series: {name} is {row[name]!r} in row {step} of the split, no number"
+                    f"forecasting.series: {name} is {row[name]!r} in row {step} of the split, not a number"
                 ) from error
     return values

@@ -83,6 +83,10 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
     ) -> "LanguageModeling":
         return cls(tokenizer, config.task_settings.bptt) if config else cls(tokenizer)
 
+    @property
+    def required_columns(self) -> tuple[str, ...]:
+        return ("source",)
+
     @classmethod
     def columns(cls, config: Config) -> dict[str, str]:
         return {"source": config.data.source}
@@ -95,7 +99,7 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
         return [{"sample_id": row, "source": source, "target": "", "input_ids": ids} for row, source, ids in rows]
 
     def make_batches(self, rows: int, world_size: int) -> Callable[[list[Feature], np.random.Generator], list]:
-        """Make batches whose next is `world_size` batches behind: each rank carries the state of its own streams."""
+        """Make batches that are continued `world_size` batches later, so each rank carries the state of its streams."""
 
         def cut(features: list[Feature], generator: np.random.Generator) -> list[list[Feature]]:
             inputs, labels = self._streams(features, rows * world_size)
@@ -131,13 +135,13 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
         ]
 
     def join(self, streams: list[Feature]) -> list[int]:
-        """The one text that `to_evaluation` cut: its tokens, the first of which no stream is asked for."""
+        """Join what `to_evaluation` cut: the tokens of the whole text, of which only the first is not predicted."""
         labels = np.concatenate([stream["labels"] for stream in streams])
         return [int(streams[0]["input_ids"][0]), *labels[labels != IGNORED].tolist()]
 
     def _streams(self, features: Iterable[Feature], count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and, one place on, labels of `count` streams: (S, L) each; the end of the last is padded."""
-        ids = [each for feature in features for each in feature["input_ids"]] + [self.tokenizer.eos_token_id]
+        """Cut a text into `count` streams: inputs and, one place on, labels, (S, L) each; the last one is padded."""
+        ids = [token_id for feature in features for token_id in feature["input_ids"]] + [self.tokenizer.eos_token_id]
         length = math.ceil((len(ids) - 1) / count)
         inputs = np.full(count * length, self.tokenizer.pad_token_id)
         labels = np.full(count * length, IGNORED)
@@ -148,7 +152,7 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
         return (len(feature["input_ids"]),)
 
     def collate(self, features: list[Feature]) -> Batch:
-        """`input_ids`, `labels` and `shift_labels` (B, T); of prompts, left-padded `input_ids` and `attention_mask`."""
+        """Stack `input_ids`, `labels` and `shift_labels` (B, T); for prompts, left-pad `input_ids` and their mask."""
         inputs = [torch.as_tensor(feature["input_ids"]) for feature in features]
         if "labels" not in features[0]:
             pad = nn.utils.rnn.pad_sequence
@@ -156,7 +160,7 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
                 "input_ids": pad(
                     inputs, batch_first=True, padding_value=self.tokenizer.pad_token_id, padding_side="left"
                 ),
-                "attention_mask": pad([torch.ones_like(each) for each in inputs], True, padding_side="left"),
+                "attention_mask": pad([torch.ones_like(ids) for ids in inputs], True, padding_side="left"),
             }
         labels = torch.stack([torch.as_tensor(feature["labels"]) for feature in features])
         # Trainer counts the targets of "labels"; the model takes those that are shifted already by another name.
@@ -179,13 +183,13 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
             return {}
         layers = zip(self.carried.hidden, self.carried.cell, strict=True)
         return {
-            f"{name}.{number}": each
+            f"{name}.{number}": tensor
             for number, pair in enumerate(layers)
-            for name, each in zip(PARTS, pair, strict=True)
+            for name, tensor in zip(PARTS, pair, strict=True)
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        hidden, cell = ([state[f"{part}.{n}"] for n in range(len(state) // len(PARTS))] for part in PARTS)
+        hidden, cell = ([state[f"{name}.{n}"] for n in range(len(state) // len(PARTS))] for name in PARTS)
         self.carried = LSTMState(hidden, cell)
 
     def losses(self, outputs: CausalLMOutputWithPast, batch: Batch) -> Tensor:
@@ -199,7 +203,7 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
         return labels.ne(IGNORED).sum(-1), outputs.logits.argmax(-1).eq(labels).sum(-1)
 
     def score(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, float]]:
-        """Chunk by chunk, with the state carried on: no token lacks what came before it in its stream."""
+        """Score chunk by chunk, carrying the state on: each token is predicted from all before it in its stream."""
         rows, length = batch["input_ids"].shape
         sums = torch.zeros(3, rows, dtype=torch.float64)
         state = None
@@ -208,11 +212,11 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
             outputs = model(input_ids=chunk["input_ids"], past_key_values=state, use_cache=True)
             state = outputs.past_key_values
             sums += torch.stack(
-                [each.double().cpu() for each in (self.losses(outputs, chunk), *self.count_items(outputs, chunk))]
+                [numbers.double().cpu() for numbers in (self.losses(outputs, chunk), *self.count_items(outputs, chunk))]
             )
         return [{"loss": loss, "items": items, "token_accuracy": right} for loss, items, right in sums.T.tolist()]
 
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[str]:
-        """Each prompt with what follows it."""
+        """Return each prompt with its continuation."""
         ids = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=generation)
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)

@@ -18,7 +18,7 @@ from transformers import (
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from pipeline.config import Config, DataConfig
-from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_text_problem
+from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_excess_length, find_text_problem
 from pipeline.decoding.search import search_of
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.transformer_layers import BLOCK
@@ -66,8 +66,8 @@ print(translate("{example}"))""",
 
         Without a target column, as for prediction, any text goes, and labels are empty.
         """
-        find_excess_length = partial(self._find_excess_length, limits)
-        return encode_rows(columns, self._find_problem, self._make_features, find_excess_length)
+        find_fault = partial(self._find_excess_length, limits)
+        return encode_rows(columns, self._find_problem, self._make_features, find_fault)
 
     def _find_problem(self, row: dict[str, Any]) -> str | None:
         if "target" not in row:
@@ -87,19 +87,15 @@ print(translate("{example}"))""",
     def _find_excess_length(self, limits: DataConfig | None, feature: Feature) -> str | None:
         if limits is None:
             return None
-        for name, ids, bound in (
-            ("source", feature["input_ids"], limits.max_source_length),
-            ("target", feature["labels"], limits.max_target_length),
-        ):
-            if bound is not None and len(ids) > bound:
-                return f"{name} has {len(ids)} tokens, where data.max_{name}_length={bound}"
-        return None
+        return find_excess_length("source", feature["input_ids"], limits.max_source_length) or find_excess_length(
+            "target", feature["labels"], limits.max_target_length
+        )
 
     def lengths(self, feature: Feature) -> tuple[int, int]:
         return len(feature["input_ids"]), len(feature["labels"])
 
     def collate(self, features: list[Feature]) -> Batch:
-        """Right-pads each side to its longest row.
+        """Right-pad each side to its longest row.
 
         Two pairs, ([7, 8, 2], [9, 2]) and ([7, 2], [8, 9, 2]), with padding 0 and `</s>` 2, become
 
@@ -115,7 +111,7 @@ print(translate("{example}"))""",
         }
 
     def pack(self, features: list[Feature]) -> Batch:
-        """All sources in one row and all targets in another, with the number of each place's pair.
+        """Join all sources in one row and all targets in another, with the number of each place's pair.
 
         The two pairs above become, with padding up to a multiple of `BLOCK` left out,
 
@@ -135,7 +131,7 @@ print(translate("{example}"))""",
     def loss(
         self, outputs: Seq2SeqLMOutput, labels: Tensor, num_items_in_batch: Tensor | int, label_smoothing: float = 0.0
     ) -> Tensor:
-        """The loss of training for models that divide theirs by the targets of one micro-batch, as Marian, BART and T5.
+        """Compute the training loss for models that divide theirs by the targets of one micro-batch: Marian, BART, T5.
 
         https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/models/marian/modeling_marian.py
         """
@@ -149,7 +145,7 @@ print(translate("{example}"))""",
         return total / num_items_in_batch
 
     def losses(self, outputs: Seq2SeqLMOutput, batch: Batch) -> Tensor:
-        """Cross-entropy in nats."""
+        """Compute the cross-entropy of each sample (B), in nats."""
         labels, logits = batch["labels"], outputs.logits  # (B, T), (B, T, V)
         losses = nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
@@ -178,14 +174,16 @@ print(translate("{example}"))""",
 
 
 def _pad(rows: list[list[int]], value: int) -> Tensor:
-    """(B, T), of rows of different lengths; at once, as a tensor for each of them takes several times as long."""
+    """Pad rows to (B, T), all at once, as one tensor for each row would take several times as long."""
     return torch.from_numpy(
         np.array([*zip_longest(*rows, fillvalue=value)], dtype=np.int64).reshape(-1, len(rows)).T.copy()
     )
 
 
 def _chain(rows: list[list[int]], value: int) -> Tensor:
-    """(1, T), a multiple of `BLOCK`, so that there are few shapes; always with some padding, as the other side's needs
-    something to attend to."""
+    """Join rows to (1, T), where T is a multiple of `BLOCK`, so that there are few shapes.
+
+    There is always some padding, as the padding of the other side needs something to attend to.
+    """
     joined = [*chain.from_iterable(rows)]
     return torch.tensor([joined + [value] * (BLOCK - len(joined) % BLOCK)])

@@ -18,7 +18,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pipeline.config import Config, DataConfig, Section
-from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_text_problem
+from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_excess_length, find_text_problem
 from pipeline.errors import ConfigError, nearest
 from pipeline.tasks.base import Batch, CardText, Task, sums_by_sample, tokenize
 
@@ -90,8 +90,8 @@ print(classify("{example}"))""",
 
         Without a target column, as for prediction, any text goes, and the label is 0.
         """
-        find_excess_length = partial(self._find_excess_length, limits)
-        return encode_rows(columns, self._find_problem, self._make_features, find_excess_length)
+        find_fault = partial(self._find_excess_length, limits)
+        return encode_rows(columns, self._find_problem, self._make_features, find_fault)
 
     def _find_problem(self, row: dict[str, Any]) -> str | None:
         if "target" not in row:
@@ -121,13 +121,10 @@ print(classify("{example}"))""",
         ]
 
     def _find_excess_length(self, limits: DataConfig | None, feature: Feature) -> str | None:
-        num_tokens = len(feature["input_ids"])
-        if limits is not None and num_tokens > limits.max_source_length:
-            return f"source has {num_tokens} tokens, where data.max_source_length={limits.max_source_length}"
-        return None
+        return None if limits is None else find_excess_length("source", feature["input_ids"], limits.max_source_length)
 
     def _number(self, target: object) -> int | None:
-        """Of the class that has this name, or else this number, as data sets with names of classes store it."""
+        """Return the number of the class with this name, or else with this number, which some data sets store."""
         name = _name(target)
         if name in self.labels:
             return self.labels.index(name)
@@ -138,7 +135,7 @@ print(classify("{example}"))""",
         return (len(feature["input_ids"]),)
 
     def collate(self, features: list[Feature]) -> Batch:
-        """Right-padded `input_ids` and `attention_mask` (B, S), and `labels` (B,)."""
+        """Right-pad `input_ids` and `attention_mask` to (B, S), and stack `labels` (B,)."""
         sources = [torch.tensor(feature["input_ids"]) for feature in features]
         pad = nn.utils.rnn.pad_sequence
         return {
@@ -154,7 +151,7 @@ print(classify("{example}"))""",
         num_items_in_batch: Tensor | int,
         label_smoothing: float = 0.0,
     ) -> Tensor:
-        """The loss of training for models that divide theirs by the texts of one micro-batch."""
+        """Compute the training loss for models that divide theirs by the texts of one micro-batch."""
         return (
             nn.functional.cross_entropy(
                 outputs.logits.float(), labels, label_smoothing=label_smoothing, reduction="sum"
@@ -179,12 +176,12 @@ print(classify("{example}"))""",
 
 
 def _name(target: object) -> str | None:
-    """Class names are texts; numbers are taken as their digits."""
+    """Return the name of a class as text, a number as its digits; None for what cannot be a name."""
     if isinstance(target, bool) or not isinstance(target, int | str):
         return None
     return str(target).strip() or None
 
 
 def _in_order(name: str) -> tuple[int, int, str]:
-    """Numbers by their value, before names."""
+    """Return a key that sorts numbers by their value, before names."""
     return (0, int(name), name) if name.isdecimal() else (1, 0, name)

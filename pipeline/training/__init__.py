@@ -3,6 +3,7 @@
 - `trainer.py`: the trainer; the loss and its items, logs, evaluation, what a checkpoint holds.
 - `trainer_internals.py`: its base class, the only file that touches private names of transformers' Trainer.
 - `step_guard.py`: steps without a finite loss or gradient, going back to a checkpoint, stopping on a signal.
+- `out_of_memory.py`: what to change where memory ends a run.
 - `checkpoints.py`: the only file that knows the format of a checkpoint.
 - `ranks.py`: an action that fails on all processes when it fails on one.
 - `unsharded.py`: copies of a model that FSDP2 shards.

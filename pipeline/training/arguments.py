@@ -2,13 +2,13 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 from accelerate import PartialState
 from transformers import Seq2SeqTrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from pipeline.config import Config
-from pipeline.data.batch_stream import BatchStream
 from pipeline.errors import ConfigError, nearest
 from pipeline.tasks.registry import get_model, get_task
 from pipeline.training.schedules import noam
@@ -25,7 +25,9 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
         warmup_steps = values.get("warmup_steps", 0)
         if warmup_steps < 1:
             raise ConfigError("training.warmup_steps: noam needs a number of steps, such as 4000")
-        d_model = config.model.get("d_model", get_model(config).config().hidden_size)
+        model_config = get_model(config).config()
+        name = model_config.attribute_map.get("hidden_size", "hidden_size")  # of the size that the paper calls d_model
+        d_model = config.model.get(name, getattr(model_config, name))
         values |= noam(d_model, int(warmup_steps), values.get("learning_rate", 1.0))
     if values.get("max_steps", -1) <= 0 and config.data.streaming:
         raise ConfigError("training.max_steps: a streamed data set has no length; give the number of steps")
@@ -45,7 +47,7 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
         raise ConfigError(f"training: {error}") from error
 
 
-def with_max_steps(args: Seq2SeqTrainingArguments, stream: BatchStream) -> Seq2SeqTrainingArguments:
+def with_max_steps(args: Seq2SeqTrainingArguments, count_batches: Callable[[], int]) -> Seq2SeqTrainingArguments:
     """Return arguments that count steps: a run counted in epochs has the batches of its first pass counted.
 
     All rows are read and encoded once for that.
@@ -54,7 +56,7 @@ def with_max_steps(args: Seq2SeqTrainingArguments, stream: BatchStream) -> Seq2S
         return args
     batches_a_step = args.gradient_accumulation_steps * PartialState().num_processes
     counted = copy.copy(args)
-    counted.max_steps = math.ceil(args.num_train_epochs * stream.count_batches() / batches_a_step)
+    counted.max_steps = math.ceil(args.num_train_epochs * count_batches() / batches_a_step)
     return counted
 
 
@@ -67,7 +69,9 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
     """
     task, evaluation = get_task(config.task), config.evaluation
     if args.eval_strategy != "no" and config.data.validation is None:
-        raise ConfigError("training.eval_strategy: there is nothing to evaluate on; give data.validation, or say no")
+        raise ConfigError(
+            "training.eval_strategy: there is nothing to evaluate on; give data.validation, or set it to no"
+        )
     for name in args.report_to:
         if name not in get_available_reporting_integrations():
             raise ConfigError(f"training.report_to: {name} is not installed; pip install {name}, or leave it out")

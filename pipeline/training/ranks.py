@@ -32,7 +32,7 @@ def fail_together(action: Callable[[], Any], main_only: bool = False) -> None:
             action()
         except RunError as error:
             problem = error
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have errors of their own
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own errors
             problem = WriteError(str(error))
             problem.__cause__ = error  # the traceback of this rank; the others get the message
     problems = [other for other in gather_object([problem]) if other is not None]

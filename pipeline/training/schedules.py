@@ -4,7 +4,7 @@ from typing import Any
 
 
 def noam(d_model: int, warmup_steps: int, factor: float = 1.0) -> dict[str, Any]:
-    """Training arguments for the schedule of the Transformer paper.
+    """Return training arguments for the schedule of the Transformer paper.
 
         lr(step) = factor * d_model^-0.5 * min(step^-0.5, step * warmup_steps^-1.5)
 

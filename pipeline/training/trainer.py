@@ -22,6 +22,7 @@ from pipeline.inference.evaluation import Evaluation, evaluate_features
 from pipeline.inference.metrics import Metric
 from pipeline.tasks.base import Batch, Feature, Task
 from pipeline.training import checkpoints
+from pipeline.training.out_of_memory import evaluation_changes, out_of_memory_explained, training_changes
 from pipeline.training.step_guard import StepGuard
 from pipeline.training.trainer_internals import TrainerInternals
 
@@ -71,8 +72,8 @@ class TeacherForcingTrainer(TrainerInternals):
 
         Raises:
             Stopped: after SIGTERM or SIGINT, when the step in hand is finished and saved.
-            RunError: when loss or gradients stay without finite values, a checkpoint cannot be written, or a loader
-                worker hangs.
+            RunError: when loss or gradients stay without finite values, a checkpoint cannot be written, a loader worker
+                hangs, or there is too little memory.
         """
         if resume_from_checkpoint:
             state = checkpoints.read_run_state(Path(resume_from_checkpoint))
@@ -80,7 +81,8 @@ class TeacherForcingTrainer(TrainerInternals):
             self.guard.skipped_steps = state.skipped_steps
             self._take_up_carried(Path(resume_from_checkpoint))
         self._last_log = time.perf_counter()
-        with self.guard.stop_request:
+        changes = training_changes(self.args, self.loader.stream.batch_tokens)
+        with self.guard.stop_request, out_of_memory_explained(Path(self.args.output_dir), *changes):
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.guard.is_stopped:
             raise Stopped(f"stopped and saved after step {self.state.global_step}; the same command goes on from there")
@@ -147,7 +149,7 @@ class TeacherForcingTrainer(TrainerInternals):
         return {"skipped_rows": skipped_rows, "skipped_steps": self.guard.skipped_steps}
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
-        """Score the validation features; see `pipeline.inference.evaluation.evaluate`."""
+        """Score the validation features; see `pipeline.inference.evaluation.evaluate_features`."""
         begin = time.perf_counter()
         result = self.score(self.validation, self.generation)
         self._last_log += time.perf_counter() - begin  # the speed is that of the training only
@@ -160,15 +162,20 @@ class TeacherForcingTrainer(TrainerInternals):
         return numbers
 
     def score(self, features: Sequence[Feature], generation: GenerationConfig | None) -> Evaluation:
-        """Evaluate the model as it is now; every rank must call it, and gets the whole result."""
-        return evaluate_features(
-            self.unsharded_model(),
-            self.task,
-            features,
-            batch_size=self.args.per_device_eval_batch_size,
-            generation=generation,
-            metrics=self.metrics,
-        )
+        """Evaluate the model as it is now; every rank must call it, and gets the whole result.
+
+        Raises:
+            RunError: when there is too little memory.
+        """
+        with out_of_memory_explained(Path(self.args.output_dir), evaluation_changes(self.args)):
+            return evaluate_features(
+                self.unsharded_model(),
+                self.task,
+                features,
+                batch_size=self.args.per_device_eval_batch_size,
+                generation=generation,
+                metrics=self.metrics,
+            )
 
     # Checkpoints
 

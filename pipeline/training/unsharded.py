@@ -1,7 +1,7 @@
 """Whole copies of a model whose parameters FSDP2 spreads over the ranks.
 
 A copy is needed wherever a model does more than one forward pass on the same batch. Ranks generate different numbers
-of tokens, so cannot share the work on one sequence; and FSDP2 gives the model a class of its own, with which
+of tokens, so cannot share the work on one sequence; and FSDP2 changes the class of the model, with which
 `save_pretrained` would write FSDP's code into the checkpoint in place of the model's.
 
 All functions are collective: every rank must call them.

@@ -35,7 +35,7 @@ def make_stream(kind: str, **options) -> BatchStream:
 
 
 def collate(features):
-    return {"values": torch.tensor([each["value"] for each in features])}
+    return {"values": torch.tensor([feature["value"] for feature in features])}
 
 
 def take_loaded(loader: BatchLoader, count: int) -> list[list[int]]:
@@ -43,7 +43,7 @@ def take_loaded(loader: BatchLoader, count: int) -> list[list[int]]:
 
 
 def take(stream, count: int) -> list[list[int]]:
-    return [[each["value"] for each in batch] for batch, _ in islice(iter(stream), count)]
+    return [[feature["value"] for feature in batch] for batch, _ in islice(iter(stream), count)]
 
 
 def odd(columns):

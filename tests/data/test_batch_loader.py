@@ -20,9 +20,9 @@ from tests.data.streams import KINDS, collate, encode, make_stream, take, take_l
 
 @pytest.mark.parametrize("before, after", [((1, 0), (2, 2)), ((2, 2), (1, 4)), ((2, 4), (3, 0)), ((1, 4), (1, 2))])
 @KINDS
-def test_other_ranks_and_workers_go_on_with_the_same_order(kind, before, after):
+def test_other_ranks_and_workers_go_on_with_the_same_order(kind, before: tuple[int, int], after: tuple[int, int]):
     """(ranks, loader workers) before and after a resume at the end of a step, in the second pass."""
-    whole = [[each["value"] for each in batch] for batch in take_whole(kind)]
+    whole = [[feature["value"] for feature in batch] for batch in take_whole(kind)]
 
     def train(ranks: int, workers: int, steps: int, position: Position) -> tuple[list, Position]:
         taken = []
@@ -56,8 +56,10 @@ def test_a_window_is_prepared_by_one_worker(kind, window, tmp_path):
     """And each worker prepares as many as the other, however many a pass has."""
 
     def note(columns):
+        worker = get_worker_info()
+        assert worker is not None
         with (tmp_path / "rows.txt").open("a") as file:
-            file.write(f"{get_worker_info().id} {len(columns['row'])}\n")
+            file.write(f"{worker.id} {len(columns['row'])}\n")
         return encode(columns)
 
     loader = BatchLoader(make_stream(kind, encode=note, window=window), collate, num_workers=2)
@@ -94,7 +96,9 @@ def test_a_hung_worker_is_named(monkeypatch):
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # how long torch waits for its end
 
     def hang(columns):
-        if get_worker_info().id == 1:
+        worker = get_worker_info()
+        assert worker is not None
+        if worker.id == 1:
             time.sleep(60)
         return encode(columns)
 
@@ -119,7 +123,7 @@ def test_an_error_that_speaks_of_time_is_no_time_out():
 def test_torchs_private_names_are_there_and_called(monkeypatch):
     """When this fails, torch has changed what `WorkerWindows` overrides or uses: a hung worker would not be noticed."""
     torchs = WorkerWindows.__mro__[1]
-    calls = Counter()
+    calls: Counter[str] = Counter()
 
     def count(name, parameters):
         original = getattr(torchs, name)
@@ -133,7 +137,7 @@ def test_torchs_private_names_are_there_and_called(monkeypatch):
 
     count("_try_get_data", ["self", "timeout"])
     count("_shutdown_workers", ["self"])
-    started = []
+    started: list[bool] = []
     close = WorkerWindows.close
 
     def note_workers(windows):

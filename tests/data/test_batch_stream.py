@@ -14,7 +14,7 @@ from pipeline.data.batch_loader import BatchLoader
 from pipeline.data.batch_stream import BatchStream, Position
 from pipeline.data.splits import open_split
 from pipeline.errors import DataError
-from pipeline.tasks.registry import load_config
+from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from tests.data.streams import KINDS, LENGTHS, collate, encode, make_stream, odd, take
 from tokenizer.training import train
@@ -22,7 +22,8 @@ from tokenizer.training import train
 
 def test_packed_batches_hold_what_fits_unpadded():
     batches = take(make_stream("dataset", batch_tokens=40, packing=True), 200)
-    first_pass, seen = [], set()
+    first_pass: list[list[int]] = []
+    seen: set[int] = set()
     for batch in batches:
         if seen & {*batch}:
             break
@@ -55,20 +56,20 @@ def test_noise_depends_on_seed_pass_and_row_alone(kind):
         return list(islice(iter(stream), 60))
 
     def number(columns):
-        return [each | {"sample_id": each["value"]} for each in encode(columns)]
+        return [feature | {"sample_id": feature["value"]} for feature in encode(columns)]
 
     whole = noises()
     later = noises(whole[20][1], window=30)
-    assert [[each["noise"] for each in batch] for batch, _ in later[:30]] == [
-        [each["noise"] for each in batch] for batch, _ in whole[21:51]
+    assert [[feature["noise"] for feature in batch] for batch, _ in later[:30]] == [
+        [feature["noise"] for feature in batch] for batch, _ in whole[21:51]
     ]
-    seen = {}
+    seen: dict[int, list[float]] = {}
     for batch, _ in whole:
-        for each in batch:
-            seen.setdefault(each["value"], []).append(each["noise"])
-    assert all(len(set(each)) == len(each) for each in seen.values())
-    assert len({each[0] for each in seen.values()}) == 100
-    assert noises(seed=2)[0][0][0]["noise"] not in [noise for each in seen.values() for noise in each]
+        for feature in batch:
+            seen.setdefault(feature["value"], []).append(feature["noise"])
+    assert all(len(set(noise_of_row)) == len(noise_of_row) for noise_of_row in seen.values())
+    assert len({noise_of_row[0] for noise_of_row in seen.values()}) == 100
+    assert noises(seed=2)[0][0][0]["noise"] not in [noise for noise_of_row in seen.values() for noise in noise_of_row]
 
 
 @KINDS
@@ -78,7 +79,7 @@ def test_every_row_once_a_pass(kind):
     assert sorted(set(passes)) == [0, 1, 2] + ([3] if 3 in passes else [])
     orders = []
     for number in (0, 1, 2):
-        rows = [each["value"] for batch, position in batches if position.pass_index == number for each in batch]
+        rows = [feature["value"] for batch, position in batches if position.pass_index == number for feature in batch]
         assert sorted(rows) == list(range(100))
         orders.append(rows)
     assert orders[0] != orders[1] != orders[2] and orders[0] != list(range(100))
@@ -94,7 +95,7 @@ def test_the_order_is_the_seeds(kind):
 def test_resuming_goes_on_with_the_next_batch(kind):
     """From every position in two passes, through JSON as a checkpoint stores it."""
     batches = list(islice(iter(make_stream(kind)), 60))
-    expected = [[each["value"] for each in batch] for batch, _ in batches]
+    expected = [[feature["value"] for feature in batch] for batch, _ in batches]
     for index, (_, position) in enumerate(batches[:52]):
         stream = make_stream(kind)
         loader = BatchLoader(stream, collate)
@@ -120,7 +121,7 @@ def test_no_row_twice_or_never(kind, ranks):
     taken = [list(islice(iter(make_stream(kind, rank=rank, world_size=ranks)), 36)) for rank in range(ranks)]
     items = [item for turn in zip(*taken, strict=True) for item in turn]
     for number in (0, 1):
-        rows = [each["value"] for batch, position in items if position.pass_index == number for each in batch]
+        rows = [feature["value"] for batch, position in items if position.pass_index == number for feature in batch]
         assert sorted(rows) == list(range(100))
 
 
@@ -136,7 +137,7 @@ def test_resuming_reads_one_shard_and_one_window():
 
     def make():
         rows = IterableDataset.from_generator(shards_of_250, gen_kwargs={"shards": list(range(40))})
-        return BatchStream(rows, encode, lambda each: each["lengths"], batch_rows=10, window=100)
+        return BatchStream(rows, encode, lambda feature: feature["lengths"], batch_rows=10, window=100)
 
     *_, (_, position) = islice(iter(make()), 800)
     before = len(read)
@@ -162,7 +163,7 @@ def test_the_first_window_of_the_first_pass_is_short(kind, monkeypatch):
     position = placed[20][1]
     stream = make_stream(kind, encode=note, window=40, batch_tokens=60)
     stream.position = position
-    assert take(stream, 29) == [[each["value"] for each in batch] for batch, _ in placed[21:]]
+    assert take(stream, 29) == [[feature["value"] for feature in batch] for batch, _ in placed[21:]]
     for whole in ({}, {"batch_tokens": 60, "make_batches": lambda features, generator: [features]}):
         sizes.clear()
         take(make_stream(kind, encode=note, window=40, **whole), 1)
@@ -174,9 +175,9 @@ def test_token_budget_and_padding():
     batches = list(islice(iter(stream), stream.count_batches()))
     real = padded = 0
     for batch, _ in batches:
-        sides = [max(side) for side in zip(*(each["lengths"] for each in batch), strict=True)]
+        sides = [max(side) for side in zip(*(feature["lengths"] for feature in batch), strict=True)]
         assert len(batch) == 1 or len(batch) * sum(sides) <= 60
-        real += sum(sum(each["lengths"]) for each in batch)
+        real += sum(sum(feature["lengths"]) for feature in batch)
         padded += len(batch) * sum(sides)
     assert sum(len(batch) for batch, _ in batches) == 100
     assert real / padded > 0.75
@@ -197,7 +198,7 @@ def test_bad_rows_are_named_or_skipped_and_counted(kind):
     stream = make_stream(kind, encode=odd, max_bad_rows=50)
     items = list(islice(iter(stream), 60))
     first = [item for item in items if item[1].pass_index == 0]
-    assert sorted(each["value"] for batch, _ in first for each in batch) == list(range(1, 100, 2))
+    assert sorted(feature["value"] for batch, _ in first for feature in batch) == list(range(1, 100, 2))
     for number in (0, 1, 2):
         last = [position for _, position in items if position.pass_index == number][-1]
         assert last.skipped_before + last.skipped_in_window == 50 * (number + 1)
@@ -235,6 +236,7 @@ def test_captions_are_padded_little(shared_data):
     texts = (row[name] for row in rows for name in ("source", "target"))
     task = SequenceToSequence(train(texts, config.tokenizer.kind, config.tokenizer.vocab_size))
     batch_tokens, window = config.data.batch_tokens, config.data.shuffle_window
+    assert batch_tokens is not None
     stream = BatchStream(rows, task.encode, task.lengths, batch_rows=1, batch_tokens=batch_tokens, window=window)
     real = places = 0
     for features, _ in takewhile(lambda item: item[1].pass_index == 0, stream):
@@ -255,7 +257,7 @@ def test_memory_stays_flat(tmp_path):
     data = DataConfig(path=str(tmp_path), streaming=True, validation=None)
     task = SequenceToSequence(train(["a b c d e f"], "bpe", 300))
     stream = BatchStream(open_split(data, "train", data.columns), task.encode, task.lengths, batch_rows=100)
-    sizes = []
+    sizes: list[int] = []
     for _, position in takewhile(lambda item: item[1].pass_index == 0, stream):
         if position.first_row >= 20_000 * (len(sizes) + 1):
             gc.collect()
@@ -274,7 +276,7 @@ def test_the_picture_of_the_module():
 
     def make(rank):
         rows = Dataset.from_dict({"value": list(range(10))})
-        return BatchStream(rows, note, lambda each: (1,), batch_rows=2, window=6, rank=rank, world_size=2)
+        return BatchStream(rows, note, lambda feature: (1,), batch_rows=2, window=6, rank=rank, world_size=2)
 
     for rank in (0, 1):
         _, (_, position) = islice(iter(make(rank)), 2)
@@ -296,4 +298,4 @@ def test_positions_of_version_0_1_0_are_read(kind):
     state["number"], state["rows"] = state.pop("pass_index"), state.pop("stream_state")
     loader = BatchLoader(make_stream(kind), collate)
     loader.load_state_dict(state)
-    assert take(loader.stream, 5) == [[each["value"] for each in batch] for batch, _ in batches[31:36]]
+    assert take(loader.stream, 5) == [[feature["value"] for feature in batch] for batch, _ in batches[31:36]]

@@ -41,7 +41,9 @@ def batches(name: str, count: int, patience: float = 60, position=None) -> list[
     if position is not None:
         stream.position = position
     items = iter(stream)
-    return [([each["text"] for each in batch], position) for batch, position in (next(items) for _ in range(count))]
+    return [
+        ([feature["text"] for feature in batch], position) for batch, position in (next(items) for _ in range(count))
+    ]
 
 
 FAULTS = {
@@ -104,7 +106,7 @@ def test_the_hub_goes_and_comes_back(data_set, monkeypatch):
     restart.start()
     got += [next(items) for _ in range(42)]
     restart.join()
-    assert [([each["text"] for each in batch], position) for batch, position in got] == expected
+    assert [([feature["text"] for feature in batch], position) for batch, position in got] == expected
 
 
 @pytest.mark.parametrize(

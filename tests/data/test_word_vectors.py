@@ -48,7 +48,7 @@ def test_formats(write, header, name):
         ("3 4\ncat 1 2 3 4\ndog 1 2 3 x\n", r"vectors.txt:3: a word and 4 numbers are needed"),
         ("cat 1 2 3\ndog 1 nan 3\n", r"vectors.txt:2: the vector of 'dog' holds a number that is not finite"),
         ("", "there are no vectors in it"),
-        ("just some text\nthat is no vectors\n", "vectors.txt:1: a word and 2 numbers are needed"),
+        ("just some text\nnot vectors at all\n", "vectors.txt:1: a word and 2 numbers are needed"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(write, text, problem):

@@ -26,8 +26,8 @@ def sources() -> list[torch.Tensor]:
 
 
 def together(model, sources, generation, **options) -> list[list[int]]:
-    width = max(each.shape[1] for each in sources)
-    batch = torch.cat([torch.nn.functional.pad(each, (0, width - each.shape[1])) for each in sources])
+    width = max(source.shape[1] for source in sources)
+    batch = torch.cat([torch.nn.functional.pad(source, (0, width - source.shape[1])) for source in sources])
     ids = model.generate(batch, generation_config=generation, **options)
     ends = generation.eos_token_id
     return [strip(row, ends if isinstance(ends, list) else [ends]) for row in ids.tolist()]

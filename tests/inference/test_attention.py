@@ -69,15 +69,15 @@ def test_attention_is_the_softmax_of_the_scores(traced):
     assert [len(layers) for layers in kinds] == [2, 1, 1]
     for layers, rows, columns in zip(kinds, (5, 4, 4), (5, 4, 5), strict=True):
         future = torch.ones(rows, columns, dtype=torch.bool).triu(1)
-        for each in layers:
-            assert each.weights.shape == (4, rows, columns) and each.values.shape == (4, columns, 4)
-            torch.testing.assert_close(each.weights.sum(-1), torch.ones(4, rows))
-            scores = torch.einsum("hte,hke->htk", each.queries, each.keys) / math.sqrt(16 / 4)
-            torch.testing.assert_close(each.scores, scores)
+        for layer in layers:
+            assert layer.weights.shape == (4, rows, columns) and layer.values.shape == (4, columns, 4)
+            torch.testing.assert_close(layer.weights.sum(-1), torch.ones(4, rows))
+            scores = torch.einsum("hte,hke->htk", layer.queries, layer.keys) / math.sqrt(16 / 4)
+            torch.testing.assert_close(layer.scores, scores)
             if layers is traced.decoder_attentions:
-                assert (each.weights[:, future] == 0).all()
+                assert (layer.weights[:, future] == 0).all()
                 scores = scores.masked_fill(future, -torch.inf)
-            torch.testing.assert_close(each.weights, scores.softmax(-1))
+            torch.testing.assert_close(layer.weights, scores.softmax(-1))
 
 
 def test_what_the_first_layers_read(traced, model):
@@ -106,7 +106,7 @@ def test_tokens_are_told_as_people_read_them():
     tokenizer = train(["né à l'été " * 3] * 3, "bpe", 300)
     ids = tokenizer("né à")["input_ids"]
     assert "".join(readable_tokens(tokenizer, ids)) == "né␣à</s>"
-    assert readable_tokens(tokenizer, tokenizer("\u4e16")["input_ids"])[0] == "ä"  # a byte of three is no text
+    assert readable_tokens(tokenizer, tokenizer("\u4e16")["input_ids"])[0] == "ä"  # one byte of three is not text
     assert readable_tokens(tokenizer, [300]) == ["#300"]  # of a model with a larger vocabulary
 
 

@@ -34,7 +34,7 @@ def test_predictions_come_back_in_order(make_model, task, features):
     model = make_model(vocab_size=len(task.tokenizer))
     generation = GenerationConfig(max_new_tokens=5, pad_token_id=0, eos_token_id=2, decoder_start_token_id=1)
     result = evaluate_features(model, task, features, batch_size=2, generation=generation, metrics=[exact_match])
-    assert [each.source for each in result.predictions] == TEXTS
-    alone = [generate(model, task, [text], generation)[0] for text in TEXTS]
-    assert [each.prediction for each in result.predictions] == alone
-    assert result.scores["exact_match"] == sum(each.is_right for each in result.predictions) / len(TEXTS)
+    assert [answer.source for answer in result.predictions] == TEXTS
+    one_by_one = [generate(model, task, [text], generation)[0] for text in TEXTS]
+    assert [answer.prediction for answer in result.predictions] == one_by_one
+    assert result.scores["exact_match"] == sum(answer.is_right for answer in result.predictions) / len(TEXTS)

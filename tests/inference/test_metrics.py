@@ -1,5 +1,6 @@
 import pytest
 
+from pipeline.errors import ConfigError
 from pipeline.inference.metrics import exact_match, load_metric, macro_f1, perplexity
 
 METRIC_MODULE = """
@@ -40,5 +41,5 @@ def test_a_path_goes_to_evaluate(tmp_path, monkeypatch):
 
 
 def test_an_unknown_name_is_named():
-    with pytest.raises(ValueError, match=r"'blue' is not built in \(exact_match, sacrebleu, chrf, macro_f1\)"):
+    with pytest.raises(ConfigError, match=r"'blue' is not built in \(exact_match, sacrebleu, chrf, macro_f1\)"):
         load_metric("blue")

@@ -68,6 +68,7 @@ def test_autocast_is_as_near_as_bf16_allows():
     with torch.autocast("cpu", torch.bfloat16):
         total, _ = linear_cross_entropy(states, weight, labels)
     total.backward()
+    assert states.grad is not None and weight.grad is not None
     assert total.dtype == states.grad.dtype == weight.grad.dtype == torch.float32
     reference = exact.clone().requires_grad_()
     expected = functional.cross_entropy(reference @ weight.detach().T, labels, reduction="sum")
@@ -79,7 +80,12 @@ def test_autocast_is_as_near_as_bf16_allows():
 def test_what_is_kept_is_no_logits(inputs, monkeypatch):
     hidden, weight, labels = inputs
     monkeypatch.setitem(module.SLICE_NUMBERS, "cpu", VOCABULARY)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
+    shapes = []
+
+    def keep(tensor):
+        shapes.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         linear_cross_entropy(hidden.requires_grad_(), weight, labels)
-    assert {tuple(shape) for shape in kept} == {(ROWS,), (ROWS, WIDTH), (VOCABULARY, WIDTH)}
+    assert {tuple(shape) for shape in shapes} == {(ROWS,), (ROWS, WIDTH), (VOCABULARY, WIDTH)}

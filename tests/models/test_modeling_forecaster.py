@@ -23,6 +23,7 @@ def make(**changes) -> TransformerForecaster:
 def make_batch(model: TransformerForecaster, rows: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     """Past (B, L, C) and future (B, H, C), spread as the config says."""
     generator, config = torch.Generator().manual_seed(1), model.config
+    assert config.series is not None
     steps = config.context_length + config.prediction_length
     values = torch.randn(rows, steps, len(config.series), generator=generator)
     values = values * torch.tensor(config.stds) + torch.tensor(config.means)
@@ -58,6 +59,7 @@ def test_linear_forecast_is_averaged_and_learns_alone():
     past, future = make_batch(model)
     target = standardised(model, future)
     window = standardised(model, past).transpose(1, 2)  # (B, C, L)
+    assert model.linear is not None
     centre = window.mean(-1, keepdim=True)
     spread = (window.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
     linear = (model.linear((window - centre) / spread) * spread + centre).transpose(1, 2)
@@ -66,7 +68,7 @@ def test_linear_forecast_is_averaged_and_learns_alone():
     alone = standardised(encoder, forecast(encoder, past))
     torch.testing.assert_close(standardised(model, forecast(model, past)), (alone + linear) / 2)
     torch.testing.assert_close(model(past, future).loss, ((alone + linear) / 2 - target).square().mean())
-    errors = [(each - target).square().mean() for each in (alone, linear)]
+    errors = [(output - target).square().mean() for output in (alone, linear)]
     for module in model.modules():
         if hasattr(module, "p"):
             module.p = 0.0
@@ -100,7 +102,7 @@ def test_every_step_is_in_a_patch(length, stride, context, patches):
     past, _ = make_batch(model, rows=1)
     past.requires_grad_()
     model(past).prediction_outputs.sum().backward()
-    assert past.grad.abs().min() > 0
+    assert past.grad is not None and past.grad.abs().min() > 0
 
 
 def test_instance_norm_carries_level_and_scale_over():
@@ -159,8 +161,8 @@ def test_two_half_batches_are_one_batch():
     model(past, future).loss.backward()
     whole = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    for part in (slice(0, 2), slice(2, 6)):
-        model(past[part], future[part], num_items_in_batch=future.numel()).loss.backward()
+    for rows in (slice(0, 2), slice(2, 6)):
+        model(past[rows], future[rows], num_items_in_batch=future.numel()).loss.backward()
     for parameter, expected in zip(model.parameters(), whole, strict=True):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-6)
 
@@ -169,7 +171,12 @@ def test_two_half_batches_are_one_batch():
 def test_positions_that_the_head_sees(head):
     model = make(head=head, **({"encoder_layers": 1}))
     seen = []
-    model.final_norm.register_forward_hook(lambda _, inputs, output: output.retain_grad() or seen.append(output))
+
+    def note(_, inputs, output):
+        output.retain_grad()
+        seen.append(output)
+
+    model.final_norm.register_forward_hook(note)
     past, future = make_batch(model)
     model(past, future).loss.backward()
     used = seen[0].grad.abs().amax(dim=(0, 2)) > 0
@@ -232,7 +239,7 @@ def test_auto_classes_know_the_model(tmp_path):
     assert torch.equal(forecast(loaded, past), forecast(model, past))
 
 
-@pytest.mark.slow  # a process of its own, which imports torch and transformers anew
+@pytest.mark.slow  # a new process, which imports torch and transformers anew
 def test_it_loads_without_this_package(tmp_path):
     model = make()
     model.save_pretrained(tmp_path / "model")
@@ -242,10 +249,10 @@ def test_it_loads_without_this_package(tmp_path):
         "assert not any(name.startswith('pipeline') for name in sys.modules)\n"
         "print(model(torch.arange(60.0).reshape(1, 20, 3)).prediction_outputs.sum().item())"
     )
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     expected = forecast(model, torch.arange(60.0).reshape(1, 20, 3)).sum().item()
-    assert float(found.stdout) == pytest.approx(expected, rel=1e-5)
+    assert float(done.stdout) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pipeline.models.modeling_lstm import LSTMForCausalLM
 SIZES = {"vocab_size": 40, "embedding_size": 12, "hidden_size": 16, "num_hidden_layers": 2}
 IDS = torch.tensor([[2, 5, 6, 7, 8, 9, 10], [2, 11, 12, 13, 14, 15, 16]])
 PADDED = torch.tensor([[2, 5, 6, 7, 8], [0, 0, 2, 11, 12], [0, 0, 0, 0, 2]])  # on the left
-MODES = {
+MODES: dict[str, dict[str, float]] = {
     "greedy": {},
     "beams": {"num_beams": 3, "length_penalty": 0.5},
     "sampling": {"do_sample": True, "top_k": 10, "temperature": 0.6, "num_return_sequences": 2},
@@ -42,7 +42,7 @@ def test_chunks_with_a_carried_state_are_one_text(tied):
             logits.append(outputs.logits)
             state = outputs.past_key_values
     torch.testing.assert_close(torch.cat(logits, 1), whole.logits, atol=1e-6, rtol=0)
-    assert state.get_seq_length() == 7
+    assert state is not None and state.get_seq_length() == 7
     for name in ("hidden", "cell"):
         for one, other in zip(getattr(state, name), getattr(whole.past_key_values, name), strict=True):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
@@ -51,7 +51,7 @@ def test_chunks_with_a_carried_state_are_one_text(tied):
 def test_a_given_state_stays_as_it_was():
     model = make()
     state = model(IDS[:, :3]).past_key_values
-    before = [each.clone() for each in (*state.hidden, *state.cell)]
+    before = [tensor.clone() for tensor in (*state.hidden, *state.cell)]
     model(IDS[:, 3:], past_key_values=state)
     model.generate(IDS[:, :4], past_key_values=state, max_new_tokens=3)
     assert all(torch.equal(*pair) for pair in zip(before, (*state.hidden, *state.cell), strict=True))
@@ -63,7 +63,7 @@ def test_a_detached_state_ends_the_gradient():
     state = model(IDS[:, :3]).past_key_values
     assert state.hidden[1].requires_grad and state.cell[0].requires_grad
     detached = state.detach()
-    assert not any(each.requires_grad for each in (*detached.hidden, *detached.cell))
+    assert not any(tensor.requires_grad for tensor in (*detached.hidden, *detached.cell))
     assert torch.equal(detached.hidden[1], state.hidden[1]) and detached.get_seq_length() == 3
 
 
@@ -84,8 +84,8 @@ def test_is_torchs_own_lstm():
 def test_forget_gates_start_open():
     torch.manual_seed(0)
     for layer in LSTMForCausalLM(LSTMConfig(**SIZES)).layers:
-        assert layer.bias_ih_l0.tolist() == [0.0] * 16 + [1.0] * 16 + [0.0] * 32
-        assert 0.2 < layer.weight_hh_l0.abs().max() <= 0.25
+        assert layer.get_parameter("bias_ih_l0").tolist() == [0.0] * 16 + [1.0] * 16 + [0.0] * 32
+        assert 0.2 < layer.get_parameter("weight_hh_l0").abs().max() <= 0.25
 
 
 # Padding
@@ -98,7 +98,7 @@ def test_padding_changes_nothing(side, chunked):
     mask = PADDED.ne(0).long()
     ids = PADDED
     if side == "right":
-        ids, mask = (torch.stack([row.roll(int(row.ne(0).sum())) for row in each]) for each in (ids, mask))
+        ids, mask = (torch.stack([row.roll(int(row.ne(0).sum())) for row in rows]) for rows in (ids, mask))
         assert ids[1].tolist() == [2, 11, 12, 0, 0]
     with torch.no_grad():
         before = model(IDS[[0, 1, 0], :4]).past_key_values if chunked else None

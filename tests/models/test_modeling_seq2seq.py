@@ -43,9 +43,9 @@ def test_attentions_on_request(make_model, batch):
         model(**batch, output_attentions=True)
     model.set_attn_implementation("eager")
     outputs = model(**batch, output_attentions=True, output_hidden_states=True)
-    assert [each.shape for each in outputs.encoder_attentions] == [(2, 4, 6, 6)]
-    assert [each.shape for each in outputs.decoder_attentions] == [(2, 4, 4, 4)] * 3
-    assert [each.shape for each in outputs.cross_attentions] == [(2, 4, 4, 6)] * 3
+    assert [weights.shape for weights in outputs.encoder_attentions] == [(2, 4, 6, 6)]
+    assert [weights.shape for weights in outputs.decoder_attentions] == [(2, 4, 4, 4)] * 3
+    assert [weights.shape for weights in outputs.cross_attentions] == [(2, 4, 4, 6)] * 3
     for weights in (*outputs.encoder_attentions, *outputs.cross_attentions):
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
         assert weights[1, :, :, 3:].abs().max() == 0  # padding is never attended to
@@ -98,19 +98,19 @@ def test_packed_flex_attention_is_dense(make_model, monkeypatch):
     torch.manual_seed(0)
     rows = torch.arange(16).repeat_interleave(16)[None]
     ids = torch.randint(3, 40, rows.shape)
-    given = {"input_ids": ids, "labels": ids.flip(1), "source_rows": rows, "target_rows": rows}
+    inputs = {"input_ids": ids, "labels": ids.flip(1), "source_rows": rows, "target_rows": rows}
     model = make_model(d_model=64)
     with torch.no_grad():  # on the CPU the kernel has no backward pass
-        dense = model(**given).logits
+        dense = model(**inputs).logits
         monkeypatch.setattr(
             modeling_seq2seq,
             "rows_mask",
             lambda queries, keys, dtype, is_causal=False: rows_block_mask(queries[0], keys[0], is_causal),
         )
-        torch.testing.assert_close(model(**given).logits, dense, atol=1e-5, rtol=0)
-        # Traced, but not by Inductor, whose kernel for the CPU takes queries that are no view alone.
+        torch.testing.assert_close(model(**inputs).logits, dense, atol=1e-5, rtol=0)
+        # Traced, but not by Inductor, whose kernel for the CPU takes only queries that are not views.
         compiled = torch.compile(model, backend="aot_eager")
-        torch.testing.assert_close(compiled(**given).logits, dense, atol=1e-5, rtol=0)
+        torch.testing.assert_close(compiled(**inputs).logits, dense, atol=1e-5, rtol=0)
 
 
 def test_a_target_is_needed(make_model, batch):

@@ -11,11 +11,12 @@ def test_positions_begin_anew_in_each_row():
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_a_row_sees_itself_alone(is_causal):
+def test_rows_are_masked_from_each_other(is_causal):
     rows = torch.tensor([[0, 0, 1, 1, 1]])
     mask = rows_mask(rows, rows, torch.float32, is_causal)
     one, other = (torch.ones(size, size).bool() for size in (2, 3))
-    expected = torch.block_diag(*((each.tril() if is_causal else each) for each in (one, other))).bool()
+    expected = torch.block_diag(*((block.tril() if is_causal else block) for block in (one, other))).bool()
+    assert isinstance(mask, torch.Tensor)
     assert torch.equal(mask, to_bias(expected, torch.float32)[None, None])
     assert mask.max() == 0 and mask.min() == torch.finfo(torch.float32).min
 
@@ -31,10 +32,12 @@ def test_blocks_of_packed_rows_are_those_where_rows_meet():
     target, source = sides
     for keys, is_causal in ((target, True), (source, False)):
         mask = rows_block_mask(target, keys, is_causal)
-        dense = rows_mask(target[None], keys[None], torch.float32, is_causal)[0, 0] == 0
+        dense = rows_mask(target[None], keys[None], torch.float32, is_causal)
+        assert isinstance(dense, torch.Tensor)
         q, k = torch.meshgrid(torch.arange(len(target)), torch.arange(len(keys)), indexing="ij")
         blocks = mask.to_dense()[0, 0].bool().repeat_interleave(128, 0).repeat_interleave(128, 1)
-        assert torch.equal(mask.mask_mod(0, 0, q, k) & blocks, dense)
+        zero = torch.tensor(0)
+        assert torch.equal(mask.mask_mod(zero, zero, q, k) & blocks, dense[0, 0].eq(0))
         assert not blocks.all()
 
 
@@ -51,7 +54,7 @@ def test_dropout(p):
     neighbours = (kept[:, :-1] & kept[:, 1:]).float().mean().item()
     assert neighbours == pytest.approx((1 - p) ** 2, abs=0.004), "independent"
     output.sum().backward()
-    assert torch.equal(states.grad, output)
+    assert states.grad is not None and torch.equal(states.grad, output)
     assert not torch.equal(layer(states), output)
     torch.manual_seed(0)
     assert torch.equal(layer(states), output)

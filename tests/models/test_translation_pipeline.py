@@ -32,7 +32,12 @@ def test_an_answer_is_the_models_own(translate, tokenizer):
 def test_keyword_arguments_are_those_of_generate(translate, monkeypatch):
     received = []
     generate = translate.model.generate
-    monkeypatch.setattr(translate.model, "generate", lambda **given: received.append(given) or generate(**given))
+
+    def record(**arguments):
+        received.append(arguments)
+        return generate(**arguments)
+
+    monkeypatch.setattr(translate.model, "generate", record)
     translate("a b", num_beams=2, max_new_tokens=3)
     translate("a b")
     assert {"num_beams": 2, "max_new_tokens": 3}.items() <= received[0].items()

@@ -26,7 +26,7 @@ from tests.hub_server import READER, WRITER
 
 REAL_SLEEP = time.sleep
 pytestmark = pytest.mark.usefixtures("little_sleep")
-SMALL = {"validation": None, "test": None, "options": {}}
+SMALL: dict[str, object] = {"validation": None, "test": None, "options": {}}
 
 pytestmark = pytest.mark.usefixtures("little_sleep")
 
@@ -83,7 +83,7 @@ print("RESULT" + json.dumps([ids, translate(text), translate([text, text], num_b
 
 
 def test_round_trip(make_config, data_set, tmp_path, caplog):
-    """Streamed from the Hub, trained, published in one commit without a warning, and loaded by transformers alone."""
+    """Streamed from the Hub, trained, published in one commit without a warning, and loaded by only transformers."""
     caplog.set_level(logging.WARNING, "pipeline")
     data, commit = data_set(private=True, validation=ROWS[:8], test=ROWS[:8])
     HUB.add(data, {"train-0.jsonl": as_jsonl(ROWS[:1])})  # what is pinned is the head when the run starts
@@ -111,9 +111,10 @@ def test_round_trip(make_config, data_set, tmp_path, caplog):
     )
     assert done.returncode == 0, done.stderr
     ids, one, two, config = json.loads(done.stdout.split("RESULT")[1])
-    from pipeline.tasks.registry import load_trained
+    from pipeline.tasks.trained_model import load_trained
 
     model, task = load_trained(folder)
+    assert task.tokenizer is not None
     expected = model.generate(**task.tokenizer("a b 7", return_tensors="pt")).tolist()
     assert ids == expected and config == "Seq2SeqTransformerConfig"
     texts = task.tokenizer.batch_decode(expected, skip_special_tokens=True)

@@ -76,8 +76,8 @@ def fine_tune(make_other, pairs, source, folder, rows: int, accumulation: int):
         "eval_strategy": "no",
         "label_smoothing_factor": 0.1,
     }
-    data = {"path": str(pairs), "options": {}, "validation": None, "test": "test", "max_source_length": 60}
-    data["max_target_length"] = 60
+    data: dict[str, object] = {"path": str(pairs), "options": {}, "validation": None, "test": "test"}
+    data |= {"max_source_length": 60, "max_target_length": 60}
     return train(make_other({"from": str(source)}, training=training, data=data))
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
@@ -7,7 +9,7 @@ from pipeline.run import train
 from pipeline.setup.tokenizer_setup import check_tokenizer, prepare_tokenizer
 from tokenizer.training import train as train_tokenizer
 
-ROWS = [{"source": "a b c", "target": "c b a"}, {"source": "a d", "target": None}] * 2
+ROWS: list[dict[str, Any]] = [{"source": "a b c", "target": "c b a"}, {"source": "a d", "target": None}] * 2
 
 
 def untouchable():
@@ -18,6 +20,7 @@ def untouchable():
 def test_a_new_tokenizer_lies_in_the_output_folder(make_config, tmp_path):
     """Trained on the texts of both columns; what is no text is left to the encoding, which names its place."""
     tokenizer = prepare_tokenizer(make_config(), ROWS, None)
+    assert tokenizer is not None
     assert set("abcd") <= set(tokenizer.get_vocab())
     assert AutoTokenizer.from_pretrained(tmp_path / "run").get_vocab() == tokenizer.get_vocab()
     assert tokenizer.model_max_length == make_config().data.max_source_length
@@ -26,7 +29,7 @@ def test_a_new_tokenizer_lies_in_the_output_folder(make_config, tmp_path):
 def test_with_a_path_no_row_is_read(make_config, tmp_path):
     train_tokenizer(["a b"] * 2, "word", 20, max_length=64).save_pretrained(tmp_path / "tokenizer")
     tokenizer = prepare_tokenizer(make_config(), untouchable(), tmp_path / "tokenizer")
-    assert "a" in tokenizer.get_vocab() and not (tmp_path / "run").exists()
+    assert tokenizer is not None and "a" in tokenizer.get_vocab() and not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=r"tokenizer\.path: no tokenizer could be loaded from .*nothing"):
         prepare_tokenizer(make_config(), untouchable(), tmp_path / "nothing")
 
@@ -39,7 +42,9 @@ def test_words_of_a_file_come_first(make_config, tmp_path):
     """Though the texts are cut off behind a number of them."""
     (tmp_path / "words.txt").write_text("x 1 2\ny 3 4\n")
     settings = {"words": str(tmp_path / "words.txt"), "max_texts": 6}
-    vocabulary = prepare_tokenizer(make_config(tokenizer=settings), ROWS, None).get_vocab()
+    tokenizer = prepare_tokenizer(make_config(tokenizer=settings), ROWS, None)
+    assert tokenizer is not None
+    vocabulary = tokenizer.get_vocab()
     assert {"x", "y"} <= {*vocabulary} and "d" not in vocabulary
     with pytest.raises(ConfigError, match=r"tokenizer\.words: other kinds than word have parts of words"):
         prepare_tokenizer(make_config(tokenizer={**settings, "kind": "bpe"}), ROWS, None)

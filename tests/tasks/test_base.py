@@ -55,7 +55,7 @@ def test_what_has_no_source_cannot_be_augmented_nor_compared(make_task, task):
 
 
 def test_what_is_published_works_as_its_card_says(finished, tmp_path):
-    """From the Hub, in a fresh process, with transformers alone."""
+    """From the Hub, in a fresh process, with only transformers."""
     codes = []
     for task in WRITERS:
         config = finished(task)

@@ -9,7 +9,7 @@ from transformers import AutoModel
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.generation import generate
 from pipeline.run import RunFolder, train
-from pipeline.tasks.registry import load_trained
+from pipeline.tasks.trained_model import load_trained
 
 
 def test_forecasting(finished):
@@ -45,7 +45,7 @@ def test_forecasting(finished):
         ({"train": "train[:10]"}, DataError, "a split has 10 rows, where one window needs 16"),
         ({"validation": "train[90:100]"}, DataError, "a split has 10 rows"),
         ({"series": ["HUFL", "TO"]}, DataError, "there is no column 'TO'; choose from HUFL, OT"),
-        ({"series": ["date"]}, DataError, "forecasting.series: date is 't0' in row 0 of the split, no number"),
+        ({"series": ["date"]}, DataError, "forecasting.series: date is 't0' in row 0 of the split, not a number"),
         ({"series": None}, ConfigError, r"forecasting.series: Input should be a valid list"),
         ({"series": []}, ConfigError, r"forecasting.series: List should have at least 1 item"),
     ],
@@ -62,7 +62,7 @@ def test_a_gap_in_a_series_is_named(make_task, tmp_path):
     lines = file.read_text().splitlines()
     date, high, _, load_ = lines[31].split(",")
     file.write_text("\n".join([*lines[:31], f"{date},{high},,{load_}", *lines[32:]]))
-    with pytest.raises(DataError, match="OT is nan in row 30 of the split"):
+    with pytest.raises(DataError, match="OT is nan in row 30 of the split, which is not finite"):
         train(config)
     config = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_row": "skip"})})
     assert train(config).scores["training"]["skipped_rows"] > 0
@@ -70,7 +70,7 @@ def test_a_gap_in_a_series_is_named(make_task, tmp_path):
 
 def test_gradient_accumulation_in_forecasting(make_task):
     """Windows weigh the same however a step is cut: 1 x 8 and 4 x 2 give the same weights."""
-    found = []
+    weights = []
     for rows, steps in ((8, 1), (2, 4)):
         training = {
             "per_device_train_batch_size": rows,
@@ -81,6 +81,6 @@ def test_gradient_accumulation_in_forecasting(make_task):
         }
         config = make_task("forecasting", training=training, model={"dropout": 0.0, "head_dropout": 0.0})
         config = config.model_copy(update={"data": config.data.model_copy(update={"train": "train[:23]"})})
-        found.append(load_file(train(config).output_dir / "model.safetensors"))
-    for name, tensor in found[0].items():
-        torch.testing.assert_close(tensor, found[1][name], rtol=1e-4, atol=1e-5, msg=name)
+        weights.append(load_file(train(config).output_dir / "model.safetensors"))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-4, atol=1e-5, msg=name)

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.data.rows import separate
 from pipeline.errors import ConfigError, RunError
 from pipeline.inference.generation import generate
 from pipeline.run import RunFolder, train
-from pipeline.tasks.registry import load_trained
+from pipeline.tasks.language_modeling import LanguageModeling
+from pipeline.tasks.trained_model import load_trained
 from tests.conftest import ROOT
 from tests.tasks.conftest import rewind
 
@@ -35,7 +37,7 @@ def test_a_language_model(finished):
     own, task = load_trained(folder)
     answers = generate(own, task, ["Anna and the", "the prince went home"])
     assert [answer[: len("Anna and the")] for answer in answers[:1]] == ["Anna and the"]
-    assert answers[0] == generate(own, task, ["Anna and the"])[0]  # padded to the longer one, or alone
+    assert answers[0] == generate(own, task, ["Anna and the"])[0]  # padded to the longer one, or not
     with pytest.raises(ConfigError, match="prompt 2 is empty"):
         generate(own, task, ["Anna", " "])
     assert "pipeline_tag: text-generation" in (folder / "README.md").read_text()
@@ -46,15 +48,17 @@ def test_other_vocabularies_of_a_language_model(make_task, tokenizer):
     model, task = load_trained(train(make_task("language_modeling", tokenizer=tokenizer)).output_dir)
     prompt = "Anna and the prince"
     assert generate(model, task, [prompt])[0].startswith(prompt)
-    assert len(task.encode({"source": [prompt], "row": [0]})[0]["input_ids"]) > 5  # the words are no tokens
+    ((feature,), _) = separate(task.encode({"source": [prompt], "row": [0]}))
+    assert len(feature["input_ids"]) > 5  # the words are not tokens
 
 
 def test_a_language_model_is_scored_over_the_whole_text(finished):
     """Each token once, with what came before it in its stream; sixteen streams cost it little context."""
     config = finished("language_modeling")
     model, task = load_trained(config.output_dir)
+    assert isinstance(task, LanguageModeling)
     text = Path(config.data.path).read_text().split("\n\n")[36:]
-    ids = torch.tensor([[*(each for part in text for each in task.tokenizer(part)["input_ids"]), 2]])
+    ids = torch.tensor([[*(token_id for row in text for token_id in task.tokenizer(row)["input_ids"]), 2]])
     scores = RunFolder(config.output_dir).read_scores()["test"]
     length = -(-(ids.shape[1] - 1) // 16)
     losses = [
@@ -72,19 +76,23 @@ def test_a_language_model_is_scored_over_the_whole_text(finished):
 def test_streams_of_text_are_contiguous(finished):
     """Row r of each batch goes on where row r of the batch before it ended, over processes as well."""
     _, task = load_trained(finished("language_modeling").output_dir)
-    features = task.encode({"source": ["Anna and the prince went home."] * 40, "row": list(range(40))})
+    assert isinstance(task, LanguageModeling)
+    features, bad_rows = separate(
+        task.encode({"source": ["Anna and the prince went home."] * 40, "row": list(range(40))})
+    )
+    assert not bad_rows
     for world_size in (1, 2):
         task.bptt = 8
         batches = task.make_batches(3, world_size)(features, np.random.default_rng(0))
-        streams = [[[] for _ in range(3)] for _ in range(world_size)]
+        streams: list[list[list[int]]] = [[[] for _ in range(3)] for _ in range(world_size)]
         for number, batch in enumerate(batches):
-            assert all(each["is_first"] == (number < world_size) for each in batch)
-            for row, each in enumerate(batch):
+            assert all(feature["is_first"] == (number < world_size) for feature in batch)
+            for row, feature in enumerate(batch):
                 rest = streams[number % world_size][row]
-                assert not rest or rest[-1] == each["input_ids"][0]
-                rest.extend(each["labels"])
-        flat = [each for rank in streams for row in rank for each in row if each != -100]
-        everything = [each for feature in features for each in feature["input_ids"]][1:]
+                assert not rest or rest[-1] == feature["input_ids"][0]
+                rest.extend(feature["labels"])
+        flat = [token_id for rank in streams for row in rank for token_id in row if token_id != -100]
+        everything = [token_id for feature in features for token_id in feature["input_ids"]][1:]
         assert flat == [*everything, task.tokenizer.eos_token_id]
 
 
@@ -103,7 +111,7 @@ def test_a_language_model_on_two_processes(make_task, tmp_path):
     (tmp_path / "lstm.yaml").write_text(config.to_yaml())
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     folder = tmp_path / "run"
-    found = []
+    weights = []
     for _ in range(2):
         subprocess.run(
             [*command, str(ROOT / "scripts" / "train.py"), str(tmp_path / "lstm.yaml")], check=True, capture_output=True
@@ -112,6 +120,6 @@ def test_a_language_model_on_two_processes(make_task, tmp_path):
             "carried_0.safetensors",
             "carried_1.safetensors",
         }
-        found.append(load_file(folder / "model.safetensors"))
+        weights.append(load_file(folder / "model.safetensors"))
         rewind(folder, 2)
-    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())

@@ -1,8 +1,9 @@
 import pytest
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from pipeline.config import DataConfig
-from pipeline.data.rows import BadRow
+from pipeline.data.rows import BadRow, Columns, Feature, separate
 from pipeline.tasks.base import tokenize
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from tokenizer.training import train
@@ -13,9 +14,16 @@ def tokenizer():
     return train(["a b c d"] * 2, "word", 10, max_length=16)
 
 
+def encode(task: SequenceToSequence, columns: Columns) -> list[Feature]:
+    """The features of rows that are all good."""
+    features, bad_rows = separate(task.encode(columns))
+    assert not bad_rows
+    return features
+
+
 def test_encode_and_collate(tokenizer):
     task = SequenceToSequence(tokenizer)
-    features = task.encode({"source": ["a b", "a"], "target": ["c", "c d"], "row": [0, 1]})
+    features = encode(task, {"source": ["a b", "a"], "target": ["c", "c d"], "row": [0, 1]})
     a, b, c, d = tokenizer.convert_tokens_to_ids(list("abcd"))
     assert [feature["input_ids"] for feature in features] == [[a, b, 2], [a, 2]]
     batch = {name: tensor.tolist() for name, tensor in task.collate(features).items()}
@@ -28,7 +36,7 @@ def test_encode_and_collate(tokenizer):
 
 def test_pack(tokenizer):
     task = SequenceToSequence(tokenizer)
-    features = task.encode({"source": ["a b", "a"], "target": ["c", "c d"], "row": [0, 1]})
+    features = encode(task, {"source": ["a b", "a"], "target": ["c", "c d"], "row": [0, 1]})
     a, b, c, d = tokenizer.convert_tokens_to_ids(list("abcd"))
     batch = task.pack(features)
     assert {name: tensor[0, :6].tolist() for name, tensor in batch.items()} == {
@@ -53,7 +61,7 @@ def test_tokenizing_is_the_tokenizers(tokenizer):
 
 
 def test_tokenizing_into_a_language_of_the_target(tokenizer):
-    class Bilingual(type(tokenizer)):
+    class Bilingual(PreTrainedTokenizerFast):
         def _switch_to_target_mode(self):
             self.backend_tokenizer.post_processor = TemplateProcessing(single="b $A", special_tokens=[("b", self.b)])
 
@@ -66,13 +74,13 @@ def test_tokenizing_into_a_language_of_the_target(tokenizer):
 
 
 def test_long_rows_are_bad(tokenizer):
-    columns = {"source": ["a b c", "a", "a b"], "target": ["a", "a b c", "a"], "row": [0, 1, 2]}
+    columns: Columns = {"source": ["a b c", "a", "a b"], "target": ["a", "a b c", "a"], "row": [0, 1, 2]}
     task = SequenceToSequence(tokenizer)
     limits = DataConfig(path="", max_source_length=3, max_target_length=3)
     one, two, three = task.encode(columns, limits)
     assert one == BadRow("row 0", "source has 4 tokens, where data.max_source_length=3")
     assert two == BadRow("row 1", "target has 4 tokens, where data.max_target_length=3")
-    assert three["sample_id"] == 2
+    assert not isinstance(three, BadRow) and three["sample_id"] == 2
 
 
 @pytest.mark.parametrize(
@@ -88,11 +96,12 @@ def test_long_rows_are_bad(tokenizer):
 def test_what_is_wrong_with_a_row(tokenizer, value, reason):
     columns = {"source": ["a", "b", "c"], "target": ["a", value, "d"], "row": [7, 31, 8]}
     first, bad, last = SequenceToSequence(tokenizer).encode(columns)
+    assert not isinstance(first, BadRow) and not isinstance(last, BadRow)
     assert bad == BadRow("row 31", reason) and first["sample_id"] == 7 and last["sample_id"] == 8
     assert tokenizer.decode(last["labels"], skip_special_tokens=True) == "d"
 
 
 def test_sources_alone(tokenizer):
     """As for prediction: any text goes."""
-    features = SequenceToSequence(tokenizer).encode({"source": ["a \ufffd", "b"], "row": [0, 1]})
+    features = encode(SequenceToSequence(tokenizer), {"source": ["a \ufffd", "b"], "row": [0, 1]})
     assert [feature["labels"] for feature in features] == [[], []] and len(features[1]["input_ids"]) == 2

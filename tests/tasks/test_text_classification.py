@@ -4,14 +4,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pipeline.config import DataConfig
 from pipeline.data.rows import BadRow
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.generation import generate
 from pipeline.run import train
-from pipeline.tasks.registry import load_trained, parse_config
+from pipeline.tasks.config_loading import parse_config
 from pipeline.tasks.text_classification import TextClassification
+from pipeline.tasks.trained_model import load_trained
 from tests.tasks.conftest import rewind
 from tokenizer.training import train as train_tokenizer
 
@@ -32,7 +34,7 @@ def config(labels=None, **data):
 
 def test_names_and_numbers_of_classes(task):
     features = encode(task, "positive", 1, "negative ", 0)
-    assert [(each["labels"], each["target"]) for each in features] == [
+    assert [(feature["labels"], feature["target"]) for feature in features] == [
         *[(1, "positive")] * 2,
         *[(0, "negative")] * 2,
     ]
@@ -79,11 +81,11 @@ def test_one_class_is_none():
 
 
 def test_losses_and_counts(task):
-    outputs = type("Outputs", (), {"logits": torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])})
+    outputs = SequenceClassifierOutput(logits=torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]))
     batch = {"labels": torch.tensor([0, 1, 1])}
     expected = torch.nn.functional.cross_entropy(outputs.logits, batch["labels"], reduction="none")
     torch.testing.assert_close(task.losses(outputs, batch), expected)
-    assert [each.tolist() for each in task.count_items(outputs, batch)] == [[1, 1, 1], [1, 1, 0]]
+    assert [counts.tolist() for counts in task.count_items(outputs, batch)] == [[1, 1, 1], [1, 1, 0]]
     torch.testing.assert_close(task.loss(outputs, batch["labels"], 6), expected.sum() / 6)
 
 
@@ -104,7 +106,8 @@ def test_classification(make_task):
     card = (folder / "README.md").read_text()
     assert "pipeline_tag: text-classification" in card and "class in column `label` of the text" in card
     assert not any(word in model.config.to_dict() for word in ("custom_pipelines", "embeddings"))
-    right = sum(each.prediction == each.reference for each in result.last.predictions) / 8
+    assert result.last is not None
+    right = sum(answer.prediction == answer.reference for answer in result.last.predictions) / 8
     assert result.scores["test"]["accuracy"] == right
 
 

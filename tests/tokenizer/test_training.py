@@ -287,7 +287,7 @@ def assert_same_pieces(tokenizer, processor, lines: list[str]) -> None:
     assert not wrong, f"{len(wrong)} of {len(lines)} differ, such as {wrong[:3]}"
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, object]] = {
     "default": {},
     "byte_fallback": {"byte_fallback": True},
     "identity": {"normalization_rule_name": "identity", "split_by_whitespace": False},
@@ -373,7 +373,7 @@ def test_precompiled_charsmap_alone_would_lose_accents(tmp_path):
 def test_import_errors(tmp_path):
     text = tmp_path / "not_a_model.txt"
     text.write_text("some text\n" * 20)
-    with pytest.raises(TokenizerError, match=r"not_a_model\.txt: this is no SentencePiece model"):
+    with pytest.raises(TokenizerError, match=r"not_a_model\.txt: this is not a SentencePiece model"):
         import_sentencepiece(text)
     (tmp_path / "empty.model").touch()
     with pytest.raises(TokenizerError, match=r"empty\.model.*no pieces"):

@@ -9,6 +9,7 @@ from PIL import Image
 from pipeline.inference.attention import trace
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from pipeline.tracing.page import ATTENTION_KINDS, render_page, write_picture
+from tests.conftest import colours_of
 from tokenizer.training import train
 
 VOID = {"meta", "br"}
@@ -89,5 +90,5 @@ def test_the_page_of_a_long_pair_stays_small(make_model):
 
 def test_the_picture(traced, tmp_path):
     write_picture(traced, tmp_path / "trace.png")
-    colours = {colour for _, colour in Image.open(tmp_path / "trace.png").convert("RGB").getcolors(1 << 20)}
+    colours = colours_of(Image.open(tmp_path / "trace.png").convert("RGB"))
     assert (42, 90, 156) in colours and (8, 48, 107) in colours  # a bar, and <s> that can only look at itself

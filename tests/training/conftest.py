@@ -46,7 +46,8 @@ def at_step(monkeypatch):
     """Run an action in the forward pass of some steps, counted from 1 over the life of the model class."""
 
     def make(action, *steps):
-        original, calls = Model.forward, []
+        original = Model.forward
+        calls: list[None] = []
 
         def forward(self, *args, **kwargs):
             output = original(self, *args, **kwargs)

@@ -7,25 +7,14 @@ from pipeline.run import train
 from pipeline.training.arguments import check_settings, training_arguments, with_max_steps
 
 
-class Batches:
-    """As many as `count` says, or none that may be asked for."""
-
-    def __init__(self, count: int | None = None):
-        self.count = count
-
-    def count_batches(self) -> int:
-        assert self.count is not None, "the rows were read"
-        return self.count
-
-
 def test_what_this_project_decides(make_config):
     args = training_arguments(make_config(training={"label_smoothing_factor": 0.1}))
     assert args.label_smoothing_factor == 0, "the model smooths, so that evaluation is not smoothed"
     assert (args.remove_unused_columns, args.ignore_data_skip, args.logging_nan_inf_filter) == (False, True, False)
     assert args.restore_callback_states_from_checkpoint and args.use_cache
     assert args.report_to == ["tensorboard"] and args.ddp_find_unused_parameters is False
-    given = training_arguments(make_config(training={"report_to": "none", "ddp_find_unused_parameters": True}))
-    assert given.report_to == [] and given.ddp_find_unused_parameters is True
+    explicit = training_arguments(make_config(training={"report_to": "none", "ddp_find_unused_parameters": True}))
+    assert explicit.report_to == [] and explicit.ddp_find_unused_parameters is True
 
 
 def test_the_config_stays_as_it_is(make_config):
@@ -41,6 +30,8 @@ def test_noam_takes_the_width_of_the_model(make_config):
         args = training_arguments(make_config(training=training, model=model))
         assert (args.lr_scheduler_type, args.warmup_steps) == ("inverse_sqrt", 4)
         assert args.learning_rate == pytest.approx(0.5 * (width * 4) ** -0.5)
+    args = training_arguments(make_config("language_modeling", training=training, model={"hidden_size": 100}))
+    assert args.learning_rate == pytest.approx(0.5 * (100 * 4) ** -0.5)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +50,7 @@ def test_arguments_that_are_refused(make_config, changes, message):
 
 def test_steps_that_are_given_are_not_counted(make_config):
     args = training_arguments(make_config())
-    assert with_max_steps(args, Batches()) is args and args.max_steps == 4
+    assert with_max_steps(args, lambda: pytest.fail("the rows were read")) is args and args.max_steps == 4
 
 
 @pytest.mark.parametrize("epochs, accumulation, steps", [(2, 1, 18), (1.5, 1, 14), (2, 4, 5)])
@@ -67,7 +58,7 @@ def test_epochs_are_counted_in_steps(make_config, epochs, accumulation, steps):
     """Rounded up, in a copy: the argument itself stays as it was."""
     training = {"max_steps": -1, "num_train_epochs": epochs, "gradient_accumulation_steps": accumulation}
     args = training_arguments(make_config(training=training))
-    counted = with_max_steps(args, Batches(9))
+    counted = with_max_steps(args, lambda: 9)
     assert counted.max_steps == steps and args.max_steps == -1 and counted is not args
     assert counted.num_train_epochs == args.num_train_epochs == epochs
 

@@ -73,7 +73,8 @@ def test_a_committed_checkpoint_is_whole(save):
 def test_damage_is_found_and_passed_over(save, caplog, harm, reason):
     older, newest = save(4), save(10)
     harm(newest / "weights")
-    assert damage(newest).startswith(reason)
+    found = damage(newest)
+    assert found is not None and found.startswith(reason)
     assert find_newest(newest.parent) == older
     assert f"{newest} is passed over: {reason}" in caplog.text
 
@@ -83,12 +84,12 @@ def test_a_flip_of_any_byte_of_the_manifest_harms_nothing(save):
     checkpoint = save(4)
     path = checkpoint / MANIFEST_FILE
     content = path.read_bytes()
-    found = 0
+    num_noticed = 0
     for place in range(len(content)):
         flip(path, place)
-        found += damage(checkpoint) is not None
+        num_noticed += damage(checkpoint) is not None
         path.write_bytes(content)
-    assert found >= len(content.translate(None, b" \n"))  # all but blanks
+    assert num_noticed >= len(content.translate(None, b" \n"))  # all but blanks
 
 
 def test_an_empty_newest_folder_is_passed_over(save, tmp_path):
@@ -246,7 +247,7 @@ $3 scripts/train.py $4 && cp $1/model.safetensors $5
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["20k", "150k", "400k", "700k"])
 def test_a_full_disk(make_config, reference, tmp_path, size):
-    """A file system of its own for the run, made larger after the run is ended by it."""
+    """A separate file system for the run, made larger after the run is ended by it."""
     config = make_config(training={**LONG, "report_to": "none"})
     output_dir(config).mkdir()
     (tmp_path / "run.yaml").write_text(json.dumps(config.model_dump()))

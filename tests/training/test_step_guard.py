@@ -18,7 +18,12 @@ from tests.training.conftest import LONG, assert_equal, history, output_dir, spo
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_and_saves(make_config, reference, at_step, number):
     """In step 3, where no checkpoint is due; the signal is received twice, as under torchrun."""
-    at_step(lambda _: [os.kill(os.getpid(), number) for _ in range(2)], 3)
+
+    def receive_twice(_) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), number)
+
+    at_step(receive_twice, 3)
     config = make_config(training=LONG)
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match="stopped and saved after step 3; the same command goes on from there"):
@@ -26,7 +31,7 @@ def test_a_signal_stops_and_saves(make_config, reference, at_step, number):
     assert signal.getsignal(number) == before
     folder = train(config).output_dir  # counts its own forward passes on, so is not stopped again
     assert_equal(folder, reference)
-    assert [entry["step"] for entry in history(folder, 8) if "loss" in entry] == list(range(1, 9))
+    assert [log["step"] for log in history(folder, 8) if "loss" in log] == list(range(1, 9))
 
 
 def test_nothing_runs_after_a_stop(make_config, at_step, monkeypatch):
@@ -67,9 +72,9 @@ def test_a_step_that_is_not_finite_changes_nothing(make_config, at_step, harm):
     assert result.scores["training"]["skipped_steps"] == 1
     before, after = (weights(result.output_dir / f"checkpoint-{step}") for step in (2, 4))
     assert not (result.output_dir / "checkpoint-3").exists()  # not to be gone back to
-    entries = [entry for entry in history(result.output_dir, 4) if "loss" in entry]
-    assert math.isnan(entries[2]["loss"]) and entries[3]["skipped_steps"] == 1
-    assert all(math.isfinite(entries[index]["loss"]) and entries[index]["loss"] > 0 for index in (0, 1, 3))
+    logs = [log for log in history(result.output_dir, 4) if "loss" in log]
+    assert math.isnan(logs[2]["loss"]) and logs[3]["skipped_steps"] == 1
+    assert all(math.isfinite(logs[index]["loss"]) and logs[index]["loss"] > 0 for index in (0, 1, 3))
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert all(tensor.isfinite().all() for tensor in after.values())
 
@@ -84,7 +89,8 @@ def test_a_skipped_step_is_no_step_for_the_optimizer(make_config, at_step):
 
 def test_many_such_steps_lead_back_to_the_checkpoint(make_config, at_step, caplog, monkeypatch):
     """Steps 5 to 14 are spoiled: back to checkpoint-4 with its weights and moments, and on with the rows behind."""
-    original, restored = TeacherForcingTrainer.go_back_to, []
+    original = TeacherForcingTrainer.go_back_to
+    restored: list[tuple[dict[str, torch.Tensor], list[torch.Tensor]]] = []
 
     def go_back_to(self, checkpoint):
         with torch.no_grad():
@@ -92,18 +98,19 @@ def test_many_such_steps_lead_back_to_the_checkpoint(make_config, at_step, caplo
                 parameter.add_(1.0)
                 self.optimizer.state[parameter]["exp_avg"].add_(1.0)
         original(self, checkpoint)
-        restored.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
-        restored.append([state["exp_avg"].clone() for state in self.optimizer.state_dict()["state"].values()])
+        tensors = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        moments = [state["exp_avg"].clone() for state in self.optimizer.state_dict()["state"].values()]
+        restored.append((tensors, moments))
 
     monkeypatch.setattr(TeacherForcingTrainer, "go_back_to", go_back_to)
     at_step(spoil, *range(5, 5 + MAX_NOT_FINITE))
     result = train(make_config(training={**LONG, "save_steps": 2, "max_steps": 16}))
     assert "going back to" in caplog.text and "checkpoint-4" in caplog.text
     assert result.scores["training"]["skipped_steps"] == MAX_NOT_FINITE
-    assert [entry["step"] for entry in history(result.output_dir, 16) if "loss" in entry] == list(range(1, 17))
+    assert [log["step"] for log in history(result.output_dir, 16) if "loss" in log] == list(range(1, 17))
     state = json.loads((result.output_dir / "checkpoint-16" / "run_state.json").read_text())
     assert state["data"]["next_batch"] == 16 + MAX_NOT_FINITE
-    tensors, moments = restored
+    ((tensors, moments),) = restored
     for name, tensor in weights(result.output_dir / "checkpoint-4").items():
         assert torch.equal(tensors[name], tensor), name
     saved = torch.load(result.output_dir / "checkpoint-4" / "optimizer.pt")["state"]

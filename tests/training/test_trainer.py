@@ -36,8 +36,8 @@ def test_a_damaged_best_model_is_not_taken(make_config, monkeypatch):
 
 
 def test_the_best_model_is_found_in_a_folder_that_moved(make_config, tmp_path):
-    training = {"learning_rate": 3.0, "warmup_steps": 4, "max_steps": 6, "load_best_model_at_end": True}
-    training["metric_for_best_model"] = "loss"
+    training: dict[str, object] = {"learning_rate": 3.0, "warmup_steps": 4, "max_steps": 6}
+    training |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
     folder = train(make_config(training=training)).output_dir
     expected = weights(folder)
     moved = tmp_path / "moved"

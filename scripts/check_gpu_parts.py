@@ -1,0 +1,443 @@
+"""The parts of scripts/check_gpu.py: each fills in figures, and raises Failed or NotPossible with the reason.
+
+The first parts need only torch and transformers; those that read data import the rest of the project when they run.
+"""
+
+import argparse
+import copy
+import gc
+import io
+import itertools
+import json
+import os
+import random
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer
+
+from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
+from pipeline.models.modeling_seq2seq import IGNORED
+from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration as Model
+from pipeline.models.transformer_layers import BLOCK
+from scripts.machine import describe_machine, matrix_product_rate, peak_memory, synchronize
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+Figures = dict[str, Any]
+Pair = tuple[list[int], list[int]]
+Batch = dict[str, Tensor]
+
+FIRST_ID, END = 3, 2  # below it are padding, <s> and </s>
+LENGTHS = (4, 30)  # of made pairs, about those of captions
+SMALL = {"d_model": 256, "encoder_layers": 3, "decoder_layers": 3, "attention_heads": 8, "ffn_dim": 1024}
+BASE = {"d_model": 512, "encoder_layers": 6, "decoder_layers": 6, "attention_heads": 8, "ffn_dim": 2048}
+TINY = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "attention_heads": 2, "ffn_dim": 64}
+VOCABULARY = {"small": 8000, "base": 32_000, "tiny": 100}
+GOAL = 3.0  # our training rate beside the stock's, on a GPU
+
+
+class Failed(Exception):
+    """Something does not hold; the message says what."""
+
+
+class NotPossible(Exception):
+    """This machine cannot tell; the message says why."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where to check, how large, on which translations (None: made ones), and a folder for what is written."""
+
+    device: str
+    is_tiny: bool
+    data: Path | None
+    folder: Path
+
+
+def expect(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise Failed(otherwise)
+
+
+def machine(setup: Setup, figures: Figures) -> None:
+    """Name the machine that all figures are of."""
+    figures |= describe_machine(setup.device)
+    if setup.device == "cuda":
+        figures["memory, GB"] = torch.cuda.get_device_properties(0).total_memory / 1e9
+
+
+# ---- losses and gradients: one step on the same weights and pairs, here and on the CPU in float32
+
+
+def float32(setup: Setup, figures: Figures) -> None:
+    """Only rounding may differ, which is some 1e-6; products in TF32 would differ by 1e-3."""
+    model, pairs = make_model(setup), make_pairs(setup)
+    expected = step(model, pad(pairs), "cpu")
+    compare(figures, "padded", step(model, pad(pairs), setup.device), expected, loss=1e-5, gradient=1e-4)
+
+
+def bf16(setup: Setup, figures: Figures) -> None:
+    """A bf16 has 8 bits: each product is off by up to 0.4 %, which averages out in a loss, and less in a gradient."""
+    model, pairs = make_model(setup), make_pairs(setup)
+    expected = step(model, pad(pairs), "cpu")
+    compare(figures, "padded", step(model, pad(pairs), setup.device, True), expected, loss=1e-2, gradient=0.1)
+
+
+def packed(setup: Setup, figures: Figures) -> None:
+    """Pairs in one sequence, kept apart by a mask, give what padded ones give, by the tolerances of each type."""
+    model, pairs = make_model(setup), make_pairs(setup)
+    expected = step(model, pad(pairs), "cpu")
+    for name, is_bf16, loss, gradient in (("float32", False, 1e-5, 1e-4), ("bf16", True, 1e-2, 0.1)):
+        result = step(model, pack(pairs), setup.device, is_bf16)
+        compare(figures, f"{name}, packed", result, expected, loss=loss, gradient=gradient)
+        padded = step(model, pad(pairs), setup.device, is_bf16)
+        compare(figures, f"{name}, packed and padded here", result, padded, loss=loss, gradient=gradient)
+    if setup.device == "cpu":
+        raise NotPossible("FlexAttention has no gradients on a CPU; the figures are those of a dense mask")
+
+
+def step(model: Model, batch: Batch, device: str, is_bf16: bool = False) -> tuple[float, Tensor]:
+    """Return the loss of a training step, and its gradient as one vector on the CPU."""
+    model = copy.deepcopy(model).to(device).train()
+    with torch.autocast(device, torch.bfloat16, enabled=is_bf16):
+        loss = model(**to_device(batch, device)).loss
+    loss.backward()
+    gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    return float(loss), torch.cat(gradients).cpu().double()
+
+
+def compare(
+    figures: Figures, name: str, result: tuple[float, Tensor], expected: tuple[float, Tensor], **tolerances: float
+) -> None:
+    """Compare loss and gradient; the latter by the length of the difference, as parts of it are zero but for rounding.
+
+    Args:
+        tolerances: of `loss` and `gradient`, relative.
+    """
+    differences = {
+        "loss": abs(result[0] - expected[0]) / abs(expected[0]),
+        "gradient": float((result[1] - expected[1]).norm() / expected[1].norm()),
+    }
+    for quantity, difference in differences.items():
+        figures[f"{name}: {quantity} differs by"] = difference
+    for quantity, difference in differences.items():
+        tolerance = tolerances[quantity]
+        expect(difference <= tolerance, f"{name}: the {quantity} differs by {difference:.2g}, more than {tolerance:g}")
+
+
+def compiling(setup: Setup, figures: Figures) -> None:
+    """Packed batches of many sizes are compiled for a few shapes, and for none more once ten were seen.
+
+    The loss is not compiled, so there is a graph before it and one behind. Each is compiled for one size, then for any,
+    and again where both sides are of one size in the first batch but not later. torch gives up at 8 for a function.
+    """
+    from torch._dynamo.utils import counters  # torch has no public count
+
+    tokens = 1200 if setup.is_tiny else 4096
+    model = make_model(setup, dropout=0.1).to(setup.device).train()
+    compiled = torch.compile(model)
+    batches = make_packed_batches(setup, tokens, 20)
+    seconds, graphs = [], []
+    for _ in range(2):  # the second time nothing is left to compile
+        begin = time.perf_counter()
+        for batch in batches:
+            with torch.autocast(setup.device, torch.bfloat16, enabled=setup.device == "cuda"):
+                compiled(**to_device(batch, setup.device)).loss.backward()
+            graphs.append(counters["stats"]["unique_graphs"])
+        synchronize(setup.device)
+        seconds.append(time.perf_counter() - begin)
+    figures["sizes of batches"] = len({(batch["input_ids"].shape, batch["labels"].shape) for batch in batches})
+    figures["compiled graphs"] = graphs[-1]
+    figures["seconds of compiling"] = seconds[0] - seconds[1]
+    figures["seconds a step"] = seconds[1] / len(batches)
+    expect(graphs[-1] <= 8, f"{graphs[-1]} graphs were compiled, more than 8")
+    expect(graphs[-1] == graphs[9], f"{graphs[-1] - graphs[9]} graphs were compiled after the tenth batch")
+
+
+# ---- whole runs
+
+
+def out_of_memory(setup: Setup, figures: Figures) -> None:
+    """An allocator that refuses in step 3 ends the run by one line; the same command goes on from checkpoint 2."""
+    from pipeline import cli
+    from pipeline.training.checkpoints import checkpoint_path, damage
+
+    words = short_run(setup, output := setup.folder / "run")
+    errors = io.StringIO()
+    with redirect_stderr(errors), at_step(3, lambda: torch.empty(2**50, dtype=torch.uint8, device=setup.device)):
+        code = cli.main(["train", *words])
+    message = next((line for line in errors.getvalue().splitlines() if line.startswith("error: ")), errors.getvalue())
+    figures["exit code"], figures["message"] = code, message
+    expect(code == 3, f"the exit code is {code}, not 3")
+    expect("Traceback" not in errors.getvalue(), "there is a traceback")
+    expect("training.gradient_checkpointing=true" in message, "the message names no setting")
+    problem = damage(checkpoint_path(output, 2))
+    expect(problem is None, f"the last checkpoint is damaged: {problem}")
+    expect(cli.main(["train", *words]) == 0, "the same command does not go on")
+
+
+def resume(setup: Setup, figures: Figures, is_deterministic: bool = False) -> None:
+    """A run that SIGTERM ends in step 3 is saved; the same command gives the weights of a run that nothing disturbed.
+
+    Bit by bit where algorithms are deterministic; elsewhere a GPU adds in another order each time, and the figures tell
+    by how much that shows.
+    """
+    from safetensors.torch import load_file
+
+    from pipeline import cli
+
+    def weights(folder: Path) -> dict[str, Tensor]:
+        return load_file(folder / "model.safetensors")
+
+    setting = f"training.full_determinism={str(is_deterministic).lower()}"
+    whole, stopped = setup.folder / "whole", setup.folder / "stopped"
+    expect(cli.main(["train", *short_run(setup, whole), setting]) == 0, "the run does not end")
+    with at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        code = cli.main(["train", *short_run(setup, stopped), setting])
+    expect(code == 75, f"after SIGTERM the exit code is {code}, not 75")
+    expect((stopped / "checkpoint-3").is_dir(), "step 3 was not saved")
+    expect(cli.main(["train", *short_run(setup, stopped), setting]) == 0, "the same command does not go on")
+    expected, resumed = weights(whole), weights(stopped)
+    figures["bit-identical"] = all(torch.equal(tensor, expected[name]) for name, tensor in resumed.items())
+    figures["largest difference of a weight"] = max(
+        float((tensor - expected[name]).abs().max()) for name, tensor in resumed.items()
+    )
+    expect(figures["bit-identical"] or not is_deterministic, "the weights are not those of the whole run")
+
+
+def curves(setup: Setup, figures: Figures) -> None:
+    """200 steps of the Multi30k config in bf16 and in float32: each mean of ten steps is alike within 5 %.
+
+    Weights, batches and their order are the same. Rounding makes the runs drift apart, as two seeds do, which stays
+    far below that.
+    """
+    from scripts import benchmark
+
+    arguments = translation(setup, steps=40 if setup.is_tiny else 200)
+    own = benchmark.prepare(arguments, setup.folder)
+    losses = {}
+    for name in ("float32", "bf16"):
+        output = setup.folder / name
+        settings = ["training.torch_compile=false", "data.packing=false", f"training.output_dir={output}"]
+        settings += [f"training.bf16={str(name == 'bf16').lower()}", "training.disable_tqdm=true"]
+        benchmark.execute([str(benchmark.SCRIPTS / "train.py"), arguments.config, *own, *settings])
+        losses[name] = benchmark.read_logs(output, "loss")
+        figures[f"{name}, last loss"] = losses[name][-1]
+    figures |= losses
+    differences = [abs(low / full - 1) for low, full in zip(losses["bf16"], losses["float32"], strict=True)]
+    figures["largest difference"] = max(differences)
+    expect(losses["float32"][-1] < losses["float32"][0], "the loss does not fall")
+    expect(max(differences) <= 0.05, f"the losses differ by up to {max(differences):.1%}, more than 5 %")
+
+
+def generation(setup: Setup, figures: Figures) -> None:
+    """Our search gives the tokens of `generate`, greedy and with 5 beams, by a model that learned to reverse.
+
+    Batches add in another order than ours, so two tokens that are as probable to six digits may change places: in at
+    most 2 % of the sentences.
+    """
+    from pipeline import load_config, train
+    from scripts.benchmark_cases import generate_ids
+
+    symbols, steps, rows = (8, 60, 20) if setup.is_tiny else (20, 600, 500)
+    data = [f"data.path={write_pairs(setup, symbols, rows)}", "data.options={}", "data.source=en", "data.target=fr"]
+    settings = [*data, *common(setup, setup.folder / "run", steps), "model.pre_norm=false"]  # as Marian is
+    settings += ["data.max_target_length=40", "generation.max_new_tokens=40", "training.warmup_steps=50"]
+    path = str(CONFIGS / "reversal.yaml")
+    checkpoint = train(load_config(path, settings)).output_dir
+    arguments = argparse.Namespace(config=path, overrides=settings, checkpoint=checkpoint, device=setup.device)
+    differing = []
+    for beams in (1, 5):
+        ids = {}
+        for name in ("plain", "ours", "stock"):
+            generate_ids(arguments, name, beams)  # the first time kernels are loaded
+            result = generate_ids(arguments, name, beams)
+            ids[name] = result["ids"]
+            figures[f"{beams} beams, {name}: sentences a second"] = result["sentences a second"]
+        differing.append(sum(ours != plain for ours, plain in zip(ids["ours"], ids["plain"], strict=True)))
+        figures[f"{beams} beams: sentences that differ"] = f"{differing[-1]} of {len(ids['ours'])}"
+    expect(max(differing) <= 0.02 * rows, f"{max(differing)} of {rows} sentences differ, more than 2 %")
+
+
+def rate(setup: Setup, figures: Figures, is_base: bool = False) -> None:
+    """Ours, packed and compiled, trains three times as many target tokens a second as a stock trainer with Marian.
+
+    Both in bf16, on the same pairs. The peak of a step is that of 4,096 target tokens, without weights.
+    """
+    from pipeline import load_config, train
+    from scripts import benchmark, benchmark_cases
+
+    arguments = translation(setup, steps=60, is_base=is_base)
+    arguments.overrides = benchmark.prepare(arguments, setup.folder)
+    runs: dict[str, Callable[[], list[float]]] = {  # stock first: ours leaves settings in the environment
+        "stock": lambda: benchmark_cases.stock(arguments, False)["rates"],
+        "ours": lambda: benchmark.read_logs(
+            train(load_config(arguments.config, arguments.overrides)).output_dir, "items_per_second"
+        )[1:],  # the first log holds the compiling
+    }
+    figures["matrix products, operations a second"] = peak = matrix_product_rate(setup.device)
+    rates = {}
+    for name, run in runs.items():
+        with peak_memory(setup.device) as read_peak:
+            rates[name] = statistics.median(run())
+            figures[f"{name}: peak memory, GB"] = read_peak() / 1e9
+        figures[f"{name}: target tokens a second"] = rates[name]
+        release(setup.device)
+    figures["vocabulary"] = len(AutoTokenizer.from_pretrained(setup.folder / "tokenizer"))
+    padding, operations = benchmark_cases.describe_batches(arguments)
+    figures["ours / stock"] = ratio = rates["ours"] / rates["stock"]
+    figures["share of the matrix-product rate"] = rates["ours"] * operations / peak
+    figures["share of places that hold a token"] = padding
+    needs = {name: benchmark_cases.step_memory(arguments, name) for name in ("stock", "ours")}
+    figures["peak of a step, ours / stock"] = needs["ours"] / needs["stock"]
+    if not setup.is_tiny:
+        expect(ratio >= GOAL, f"ours / stock is {ratio:.2f}, below {GOAL}")
+
+
+# ---- what the parts work on
+
+
+def make_model(setup: Setup, **changes: Any) -> Model:
+    """Make the same small model each time, without dropout."""
+    torch.manual_seed(0)
+    size, vocabulary = (TINY, "tiny") if setup.is_tiny else (SMALL, "small")
+    return Model(Seq2SeqTransformerConfig(**{"vocab_size": VOCABULARY[vocabulary], "dropout": 0.0, **size, **changes}))
+
+
+def make_pairs(setup: Setup, count: int = 32) -> list[Pair]:
+    """Make pairs of ids: sequences, and the reversal of most of each, so that both sides differ in length."""
+    generator = random.Random(0)
+    ids = range(FIRST_ID, VOCABULARY["tiny" if setup.is_tiny else "small"])
+    sources = [generator.choices(ids, k=generator.randint(*LENGTHS)) for _ in range(count)]
+    return [([*source, END], [*reversed(source[generator.randint(0, 3) :]), END]) for source in sources]
+
+
+def pad(pairs: list[Pair]) -> Batch:
+    """Make a batch of a row for each pair; the model finds the padding by its id, 0."""
+    sources, targets = ([torch.tensor(ids) for ids in side] for side in zip(*pairs, strict=True))
+    return {"input_ids": pad_sequence(sources, True, 0), "labels": pad_sequence(targets, True, IGNORED)}
+
+
+def pack(pairs: list[Pair]) -> Batch:
+    """Make a batch of one row a side, as `SequenceToSequence.pack`, which needs packages that may be missing."""
+    batch = {}
+    for name, rows_name, padding, side in (("input_ids", "source_rows", 0, 0), ("labels", "target_rows", IGNORED, 1)):
+        ids = [token for pair in pairs for token in pair[side]]
+        rows = [number for number, pair in enumerate(pairs) for _ in pair[side]]
+        rest = BLOCK - len(ids) % BLOCK
+        batch[name] = torch.tensor([ids + [padding] * rest])
+        batch[rows_name] = torch.tensor([rows + [len(pairs)] * rest])
+    return batch
+
+
+def make_packed_batches(setup: Setup, tokens: int, count: int) -> list[Batch]:
+    """Make batches of between half of `tokens` and all of them, sources and targets together."""
+    generator = random.Random(0)
+    pairs = iter(make_pairs(setup, count * tokens // LENGTHS[0]))
+    batches = []
+    for _ in range(count):
+        room, chosen = generator.randint(tokens // 2, tokens), []
+        while room > 0:
+            chosen.append(next(pairs))
+            room -= sum(map(len, chosen[-1]))
+        batches.append(pack(chosen))
+    return batches
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def write_pairs(setup: Setup, symbols: int, held_out: int = 20) -> Path:
+    """Write number sequences of different lengths and their reversal as JSON lines, in the columns of Multi30k.
+
+    A number n comes as often as 1 / n, as words do, and each at least once in the training split.
+    """
+    folder, generator = setup.folder / "pairs", random.Random(0)
+    folder.mkdir()
+    all_numbers, longest = range(1, symbols + 1), LENGTHS[1]
+    for split, count in (("train", 400 if setup.is_tiny else 20_000), ("validation", held_out), ("test", held_out)):
+        lengths = [generator.randint(*LENGTHS) for _ in range(count)]
+        rows = [[int((symbols + 1) ** generator.random()) for _ in range(length)] for length in lengths]
+        if split == "train":
+            rows += [[*all_numbers[begin : begin + longest]] for begin in range(0, symbols, longest)]
+        texts = [" ".join(map(str, row)) for row in rows]
+        pairs = [{"en": text, "fr": " ".join(reversed(text.split()))} for text in texts]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return folder
+
+
+def translation(setup: Setup, steps: int, is_base: bool = False) -> argparse.Namespace:
+    """Return the arguments by which scripts/benchmark.py prepares a run of the Multi30k config.
+
+    Multi30k has too few words for the vocabulary of the paper's base size, so that takes made pairs.
+    """
+    size = TINY if setup.is_tiny else BASE if is_base else SMALL
+    overrides = ["data.options={}", "data.streaming=false", "training.disable_tqdm=true"]
+    overrides += [f"model.{name}={value}" for name, value in size.items()]
+    if setup.data is not None and not is_base:
+        overrides.append(f"data.path={setup.data}")
+    else:
+        symbols = VOCABULARY["tiny" if setup.is_tiny else "base" if is_base else "small"]
+        overrides += [f"data.path={write_pairs(setup, symbols)}", "tokenizer.kind=word"]
+        overrides.append(f"tokenizer.vocab_size={symbols + FIRST_ID + 1}")
+    if setup.is_tiny:
+        overrides.append("data.batch_tokens=400")
+    overrides += [f"training.output_dir={setup.folder / 'run'}", "evaluation.metrics=[]"]
+    config = str(CONFIGS / "translation_multi30k_en_fr.yaml")
+    return argparse.Namespace(config=config, overrides=overrides, steps=steps, device=setup.device, checkpoint=None)
+
+
+def common(setup: Setup, output: Path, steps: int) -> list[str]:
+    """Return the settings of a run that only trains, and saves at its end."""
+    return [
+        f"training.output_dir={output}",
+        f"training.max_steps={steps}",
+        f"training.save_steps={steps}",
+        "training.eval_strategy=no",
+        "training.load_best_model_at_end=false",
+        "training.report_to=none",
+        "training.disable_tqdm=true",
+        *(["training.use_cpu=true"] if setup.device == "cpu" else []),
+    ]
+
+
+def short_run(setup: Setup, output: Path) -> list[str]:
+    """Return config and settings of a run of eight steps that saves every second one, in bf16 on a GPU."""
+    settings = ["data.options={rows: 500, held_out: 20}", "model.dropout=0.1", "training.warmup_steps=1"]
+    settings += [*common(setup, output, 8), "training.save_steps=2", "training.logging_steps=1"]
+    settings += ["training.save_total_limit=8", *(["training.bf16=true"] if setup.device == "cuda" else [])]
+    return [str(CONFIGS / "reversal.yaml"), *settings]
+
+
+@contextmanager
+def at_step(number: int, action: Callable[[], Any]) -> Iterator[None]:
+    """Do something in the forward pass of a training step, counted from 1."""
+    forward, steps = Model.forward, itertools.count(1)
+
+    @wraps(forward)
+    def counted(self, *args, **kwargs):
+        if self.training and next(steps) == number:
+            action()
+        return forward(self, *args, **kwargs)
+
+    with mock.patch.object(Model, "forward", counted):
+        yield
+
+
+def release(device: str) -> None:
+    """Give back what is no longer used, so that the next peak is its own."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
