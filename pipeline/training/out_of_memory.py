@@ -40,6 +40,8 @@ def out_of_memory_explained(output_dir: Path, changes: Sequence[str], new_run: S
 
 def advice(checkpoint: Path | None, changes: Sequence[str], new_run: Sequence[str]) -> str:
     """Say what to do, where a run can go on and where it cannot."""
+    if not changes and not new_run:
+        new_run = ["a smaller model"]
     if checkpoint is None:
         return f"there is no checkpoint yet; run it again with {either([*changes, *new_run])}"
     goes_on = f"the same command with --accept-changes goes on from {checkpoint}, with {either(changes)}"
@@ -68,4 +70,5 @@ def training_changes(args: TrainingArguments, batch_tokens: int | None) -> tuple
 
 def evaluation_changes(args: TrainingArguments) -> list[str]:
     """Return what makes a batch of an evaluation smaller."""
-    return [f"training.per_device_eval_batch_size below {args.per_device_eval_batch_size}"]
+    rows = args.per_device_eval_batch_size
+    return [f"training.per_device_eval_batch_size below {rows}"] if rows > 1 else []

@@ -112,14 +112,16 @@ def test_results_are_written_as_json_and_as_a_table(tmp_path):
 
 
 def test_results_are_written_after_each_part_until_the_time_is_over(tmp_path, monkeypatch, capsys):
-    clock = iter([0.0, 0.0, 100.0])  # at the beginning, and before each part
+    """A part fails, one gets less than its time and uses it up, and for one no time is left."""
+    clock = iter([0.0, 0.0, 450.0, 500.0])  # at the beginning, and before each part
     monkeypatch.setattr("scripts.check_gpu.time.monotonic", lambda: next(clock))
-    monkeypatch.setattr("scripts.check_gpu.start", lambda *_: Result(FAILED, "a reason"))
+    took = iter([5.0, 30.0])
+    monkeypatch.setattr("scripts.check_gpu.start", lambda *_: Result(FAILED, "a reason", seconds=next(took)))
     output = tmp_path / "new" / "out"
-    assert check_all(["machine", "generation"], [], "cpu", output, 60.0) == 1
+    assert check_all(["machine", "generation", "packed as padded"], [], "cpu", output, MINUTES * 60) == 1
     values = json.loads(output.with_suffix(".json").read_text())
-    assert [value["status"] for value in values.values()] == [FAILED, NOT_POSSIBLE]
-    assert values["generation"]["reason"] == "no time was left; --parts 'generation' runs only this one"
+    assert [value["status"] for value in values.values()] == [FAILED, NOT_POSSIBLE, NOT_POSSIBLE]
+    assert values["generation"]["reason"] == "too little time was left; --parts 'generation' runs only this one"
     assert capsys.readouterr().out.startswith("| machine | failed: a reason |")
 
 
@@ -132,9 +134,9 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_whole_check(tmp_path):
-    command = [sys.executable, "scripts/check_gpu.py", "--device", "cpu", "--minutes", "30"]
+    command = [sys.executable, "scripts/check_gpu.py", "--device", "cpu", "--minutes", "32"]  # four times as long each
     command += ["--output", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2000)
     results = json.loads((tmp_path / "out.json").read_text())
     assert done.returncode == 0, (done.stderr, results)
     assert list(results) == list(PARTS)

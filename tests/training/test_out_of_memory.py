@@ -74,6 +74,7 @@ def test_an_evaluation_has_a_setting_of_its_own(make_config, monkeypatch):
     [
         (["a=1"], ["b=2"], "goes on from run/checkpoint-2, with a=1; only a new run, in another training.output_dir"),
         ([], ["b=2", "c=3"], "only a new run, in another training.output_dir, can have b=2 or c=3"),
+        ([], [], "only a new run, in another training.output_dir, can have a smaller model"),
     ],
 )
 def test_a_new_run_is_told_from_one_that_goes_on(changes, new_run, expected):
