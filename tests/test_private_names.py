@@ -132,7 +132,6 @@ def test_what_a_recorder_of_outputs_takes():
     assert [*inspect.signature(OutputRecorder).parameters][:3] == ["target_class", "index", "layer_name"]
 
 
-@pytest.mark.xfail(strict=True, reason="PreTrainedModel.__init__ sets the attribute anew, by the name of the class")
 def test_a_model_keeps_its_type_of_loss(make_model):
     models = [make_model(), LSTMForCausalLM(LSTMConfig(vocab_size=9, embedding_size=4, hidden_size=4))]
     assert [model.loss_type for model in models] == ["ForMaskedLM"] * 2

@@ -65,4 +65,5 @@ def to_marian(model: Seq2SeqTransformerForConditionalGeneration, positions: int 
         )
     converted = make_marian(model.config, positions).eval()
     converted.load_state_dict(state, strict=True)
+    converted._keys_to_ignore_on_save = None  # Marian leaves its positions out, and would make its own when loaded
     return converted

@@ -74,12 +74,12 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
     """Embedding, stacked LSTM and output projection, with the loss of the next token."""
 
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}
-    # The loss is computed here, with targets that may be shifted already.
-    loss_type = "ForMaskedLM"
     accepts_loss_kwargs = True  # tells Trainer to count the targets of the whole step and pass num_items_in_batch
 
     def __init__(self, config: LSTMConfig):
         super().__init__(config)
+        # The loss is computed here, with targets that may be shifted already; `super` goes by the name of the class.
+        self.loss_type = "ForMaskedLM"
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
         sizes = [config.embedding_size, *config.layer_sizes]
         self.layers = nn.ModuleList(

@@ -195,13 +195,13 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         "decoder.embed_tokens.weight": "encoder.embed_tokens.weight",
         "lm_head.weight": "encoder.embed_tokens.weight",
     }
-    # The loss is computed here. The name would otherwise select ForCausalLMLoss, which shifts the labels again:
-    # https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/loss/loss_utils.py
-    loss_type = "ForMaskedLM"
     accepts_loss_kwargs = True  # tells Trainer to count the targets of the whole step and pass num_items_in_batch
 
     def __init__(self, config: Seq2SeqTransformerConfig):
         super().__init__(config)
+        # The loss is computed here. The name of the class would select ForCausalLMLoss, which shifts the labels again:
+        # https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/loss/loss_utils.py
+        self.loss_type = "ForMaskedLM"
         self.encoder = Seq2SeqTransformerEncoder(config)
         self.decoder = Seq2SeqTransformerDecoder(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)

@@ -8,9 +8,6 @@ from pipeline.errors import ConfigError
 from pipeline.exporting.marian import make_marian, to_marian
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Marian saves no positions, and makes its own when loaded: sines first, then cosines"
-)
 def test_a_saved_marian_needs_no_code_of_ours(make_model, batch, tmp_path):
     model = make_model(pre_norm=False, activation_function="gelu")
     to_marian(model).save_pretrained(tmp_path)
