@@ -41,7 +41,10 @@ def test_a_run_of_an_older_version_goes_on(old_run):
     assert weights.keys() == expected.keys()
     start = load_file(OLD_RUN / "checkpoint-2" / "model.safetensors")
     for name, tensor in weights.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5)
+        # A softmax is blind to what all its scores have in common, so a key's bias has no gradient but rounding, which
+        # Adam blows up to steps of the learning rate.
+        tolerance = 1e-2 if name.endswith("k_proj.bias") else 1e-5
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=tolerance)
     assert any(not torch.allclose(start[name], expected[name], atol=1e-3) for name in start)  # two steps do show
 
 
