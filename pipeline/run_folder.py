@@ -78,7 +78,7 @@ class RunFolder:
         """Keep a second run out of the folder; the system lifts the lock when this process ends, however it ends.
 
         Raises:
-            RunError: when another process holds it.
+            RunError: when another process holds it, or this user may not write there.
         """
         if not PartialState().is_main_process:
             yield
@@ -88,6 +88,10 @@ class RunFolder:
             lock: Any = FileLock(self.path / LOCK_FILE).acquire(timeout=LOCK_PATIENCE)
         except Timeout as error:
             raise RunError(f"{self.path}: another process trains in this folder; stop it first") from error
+        except PermissionError as error:  # somebody else's folder, which must not pass for one that is free
+            raise RunError(
+                f"{self.path} cannot be locked: {error.strerror}; choose another training.output_dir"
+            ) from error
         except (OSError, NotImplementedError):  # a file system without locks
             lock = nullcontext()
         with lock:

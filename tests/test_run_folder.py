@@ -111,6 +111,15 @@ def test_one_run_in_a_folder(tmp_path):
     assert start()[1] == "in"
 
 
+def test_a_folder_that_cannot_be_locked_is_not_taken_for_a_free_one(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pipeline.run_folder.FileLock.acquire", refuse)
+    with pytest.raises(RunError, match="cannot be locked: Permission denied"), RunFolder(tmp_path).locked():
+        pass
+
+
 def hold_on(path, answers) -> None:
     """Lock a folder, and keep it until this process is killed."""
     with RunFolder(path).locked():

@@ -7,6 +7,7 @@
 - `checkpoints.py`: the only file that knows the format of a checkpoint.
 - `ranks.py`: an action that fails on all processes when it fails on one.
 - `unsharded.py`: copies of a model that FSDP2 shards.
+- `arguments.py`: the section `training` as transformers takes it, and what can be refused before anything starts.
 - `schedules.py`: learning-rate schedules that transformers lacks.
 
 No task, model or metric is named here: the trainer knows a task by the methods of `pipeline.tasks.base.Task`. What

@@ -81,11 +81,10 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
             f"evaluation.average_checkpoints: {count} must be kept by training.save_total_limit, and "
             "training.load_best_model_at_end=false"
         )
-    if config.data.packing and not (task.can_pack and config.data.batch_tokens):
-        raise ConfigError(
-            f"data.packing: needs data.batch_tokens, and a task that can pack, which {config.task} "
-            f"{'can' if task.can_pack else 'cannot'}"
-        )
+    if config.data.packing and not task.can_pack:
+        raise ConfigError(f"data.packing: {config.task} cannot pack its rows; leave it out")
+    if config.data.packing and not config.data.batch_tokens:
+        raise ConfigError("data.packing: needs data.batch_tokens")
     if evaluation.metrics and not task.has_metrics:
         raise ConfigError(f"evaluation.metrics: {config.task} is scored by {', '.join(task.scores)} only; give []")
     known = [*task.scores, *evaluation.metrics]
