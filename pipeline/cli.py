@@ -140,6 +140,9 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--accept-changes", action="store_true", help="go on with other settings in a folder that holds a run"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="rehearse on the real rows what the run will do, and report; no training"
+    )
 
 
 def _describe_train() -> str:
@@ -234,6 +237,7 @@ def train(arguments: argparse.Namespace) -> None:
         from transformers.utils import logging as transformers_logging
 
         from pipeline import run
+        from pipeline.rehearsal import raise_errors
         from pipeline.tasks.config_loading import load_config
 
     logging.basicConfig(format="%(message)s")
@@ -241,9 +245,19 @@ def train(arguments: argparse.Namespace) -> None:
     logging.getLogger("pipeline").setLevel(logging.INFO if is_main else logging.ERROR)
     transformers_logging.disable_progress_bar()  # of loading and saving; the training's own stays
     config = load_config(arguments.config, arguments.overrides)
-    result = run.train(config, accept_changes=arguments.accept_changes)
-    if PartialState().is_main_process:
+    result = run.train(config, accept_changes=arguments.accept_changes, dry_run=arguments.dry_run)
+    if PartialState().is_main_process and result.findings:
+        _print_findings(result)
+    elif PartialState().is_main_process:
         _print_result(result)
+    raise_errors(result.findings)
+
+
+def _print_findings(result: "RunResult") -> None:
+    """Print what a rehearsal found, one line each."""
+    print(f"\nRehearsal of the run in {result.output_dir}")
+    for finding in result.findings:
+        print(f"  {finding.status:<7}  {finding.check:<15}  {finding.text}")
 
 
 def _print_result(result: "RunResult") -> None:

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from pipeline.inference.evaluation import Evaluation
 from pipeline.inference.metrics import Metric, load_metric
 from pipeline.publishing import hub
 from pipeline.publishing.card import render_card
+from pipeline.rehearsal import Finding, Scene, SeenRows, raise_errors, rehearse, seen_rows
 from pipeline.run_folder import ResumePoint, RunFolder
 from pipeline.setup.loader_setup import build_loader
 from pipeline.setup.model_factory import build_model, find_pretrained, generation_config, is_own
@@ -42,21 +43,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run leaves: the scores by split, and the predictions of the last split scored."""
+    """What a run leaves: scores by split, predictions of the last split scored, and findings of its rehearsal."""
 
     output_dir: Path
     scores: dict[str, dict[str, Any]]
     last: Evaluation | None = None
     was_finished: bool = False
+    findings: Sequence[Finding] = ()
 
 
-def train(config: Config, *, accept_changes: bool = False) -> RunResult:
+def train(config: Config, *, accept_changes: bool = False, dry_run: bool = False) -> RunResult:
     """Train, score and save; the finished model lies in `training.output_dir`, checkpoints below it.
 
     Called again on its own output folder it goes on from the newest whole checkpoint; a finished run is only reported.
 
     Args:
         accept_changes: go on with this config in a folder that holds a run of another.
+        dry_run: rehearse only, and return what was found, errors among it.
 
     Raises:
         ConfigError, DataError: for whatever cannot work, before the first step where it can be known.
@@ -75,12 +78,19 @@ def train(config: Config, *, accept_changes: bool = False) -> RunResult:
             publish_result(config)  # costs nothing where it is there already
             return RunResult(folder.path, folder.read_scores(), was_finished=True)
         splits = open_splits(config, resume.revision)
-        task, model = build_task_and_model(config, splits, resume, args.seed)
-        validation = encode_opened(config, task, splits.validation, config.data.validation)
-        trainer = build_trainer(config, args, task, model, splits, validation, metrics, resume)
+        seen = seen_rows(get_task(config.task))
+        task, model = build_task_and_model(config, splits, resume, args.seed, seen)
+        held_out = encode_held_out(config, task, splits)
+        trainer = build_trainer(config, args, task, model, splits, held_out["validation"], metrics, resume)
+        if dry_run or resume.checkpoint is None or accept_changes:
+            scene = Scene(config, trainer, folder.path, held_out, seen)
+            findings = from_main_process(lambda: rehearse(scene))
+            if dry_run:
+                return RunResult(folder.path, {}, findings=findings)
+            heed(findings)
         fail_together(lambda: folder.begin(config), main_only=True)
         train_and_push(config, trainer, resume, folder)
-        result = finish(config, trainer, folder, validation, splits)
+        result = finish(config, trainer, folder, held_out)
         publish_result(config)
         return result
 
@@ -129,12 +139,12 @@ def open_splits(config: Config, revision: str | None) -> Splits:
 
 
 def build_task_and_model(
-    config: Config, splits: Splits, resume: ResumePoint, seed: int
+    config: Config, splits: Splits, resume: ResumePoint, seed: int, seen: SeenRows
 ) -> tuple[Task, PreTrainedModel]:
     """Make what is learned and what learns it, new or from a checkpoint: tokenizer, model and task."""
 
     def train_rows() -> Iterator[dict[str, Any]]:
-        return iterate_rows(splits.train, retry_seconds(config.data))
+        return seen.watch(iterate_rows(splits.train, retry_seconds(config.data)))
 
     task_class = get_task(config.task)
     pretrained = None if "from" not in config.model else resume.checkpoint or find_pretrained(config)
@@ -145,6 +155,22 @@ def build_task_and_model(
     if model.can_generate():
         model.generation_config = generation_config(config, model)
     return task_class.from_model(tokenizer, model.config, config), model
+
+
+def encode_held_out(config: Config, task: Task, splits: Splits) -> dict[str, list[Feature]]:
+    """Encode all rows of validation and test, so that a bad one is named before anything is trained."""
+    return {
+        "validation": encode_opened(config, task, splits.validation, config.data.validation),
+        "test": encode_opened(config, task, splits.test, config.data.test),
+    }
+
+
+def heed(findings: Sequence[Finding]) -> None:
+    """Log warnings, and raise the worst error."""
+    for finding in findings:
+        if finding.status == "warning":
+            logger.warning("warning: %s: %s", finding.check, finding.text)
+    raise_errors(findings)
 
 
 def build_trainer(
@@ -211,15 +237,14 @@ def publish_result(config: Config) -> None:
 
 
 def finish(
-    config: Config, trainer: TeacherForcingTrainer, folder: RunFolder, validation: list[Feature], splits: Splits
+    config: Config, trainer: TeacherForcingTrainer, folder: RunFolder, held_out: dict[str, list[Feature]]
 ) -> RunResult:
     """Score the model as it will be used, and save it with its curves, card and metrics."""
     scores: dict[str, dict[str, Any]] = {}
     last, drawn, task = None, [], trainer.task
     if config.evaluation.average_checkpoints is not None:
         trainer.load_average(config.evaluation.average_checkpoints)
-    test = encode_opened(config, task, splits.test, config.data.test)
-    for name, features in (("validation", validation), ("test", test)):
+    for name, features in held_out.items():
         if features:
             drawn = task.to_evaluation(features)
             last = trainer.score(drawn, trainer.model.generation_config if trainer.model.can_generate() else None)

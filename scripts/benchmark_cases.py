@@ -34,7 +34,8 @@ from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import get_task
 from pipeline.tasks.trained_model import load_trained
 from pipeline.training.arguments import training_arguments
-from scripts.machine import describe_machine, matrix_product_rate, peak_memory, synchronize
+from pipeline.training.memory import peak_memory
+from scripts.machine import describe_machine, matrix_product_rate, synchronize
 
 STOCK_ROWS = {"training": 128, "generation": 32}  # of a batch
 MEMORY_VOCABULARY, MEMORY_SHAPE = 32_000, (128, 32)  # 4,096 target tokens
@@ -214,7 +215,7 @@ def step_memory(arguments: argparse.Namespace, name: str) -> int:
     ids = torch.randint(4, MEMORY_VOCABULARY, MEMORY_SHAPE, device=arguments.device)
     needed = 0
     for _ in range(2):
-        with peak_memory(arguments.device) as read_peak:
+        with peak_memory(torch.device(arguments.device)) as read_peak:
             with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.device == "cuda"):
                 loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
             loss.backward()

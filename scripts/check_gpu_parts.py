@@ -31,7 +31,8 @@ from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration as Model
 from pipeline.models.transformer_layers import BLOCK
-from scripts.machine import describe_machine, matrix_product_rate, peak_memory, synchronize
+from pipeline.training.memory import peak_memory
+from scripts.machine import describe_machine, matrix_product_rate, synchronize
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 Figures = dict[str, Any]
@@ -289,7 +290,7 @@ def rate(setup: Setup, figures: Figures, is_base: bool = False) -> None:
     figures["matrix products, operations a second"] = peak = matrix_product_rate(setup.device)
     rates = {}
     for name, run in runs.items():
-        with peak_memory(setup.device) as read_peak:
+        with peak_memory(torch.device(setup.device)) as read_peak:
             rates[name] = statistics.median(run())
             figures[f"{name}: peak memory, GB"] = read_peak() / 1e9
         figures[f"{name}: target tokens a second"] = rates[name]

@@ -1,4 +1,4 @@
-"""What the benchmarks say of the machine: its name, its rate of matrix products, and the memory that something takes.
+"""What the benchmarks say of the machine: its name, and its rate of matrix products.
 
 Needs nothing but torch and transformers.
 """
@@ -7,8 +7,6 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -53,20 +51,3 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-@contextmanager
-def peak_memory(device: str) -> Iterator[Callable[[], int]]:
-    """Give a function that reads the peak, in bytes, since the block began, less what was in use then."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield lambda: torch.cuda.max_memory_allocated() - before
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # makes what is resident now the peak
-        before = _resident("VmRSS")
-        yield lambda: _resident("VmHWM") - before
-
-
-def _resident(field: str) -> int:
-    line = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert line is not None
-    return int(line[1]) * 1024

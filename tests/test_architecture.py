@@ -17,6 +17,7 @@ FLOORS = [
     {"inference", "setup"},
     {"training", "exporting"},
     {"tracing", "publishing", "run_folder"},
+    {"rehearsal"},
     {"run", "reference"},
     {"cli"},
 ]

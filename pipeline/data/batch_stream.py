@@ -261,7 +261,7 @@ class BatchStream(torch.utils.data.IterableDataset):
         elif self.packing and self.batch_tokens is not None:
             batches = pack(features, self.lengths, self.batch_tokens, generator)
         else:
-            batches = group(features, self.lengths, self._room, generator)
+            batches = group(features, self.lengths, self.room, generator)
         return Window(pass_index, batches, len(encoded), bad_rows, end_state)
 
     def _report_bad_rows(self, bad_rows: list[BadRow], position: Position) -> None:
@@ -362,7 +362,7 @@ class BatchStream(torch.utils.data.IterableDataset):
             return np.arange(count)
         return np.random.default_rng((self.seed, position.pass_index)).permutation(count)
 
-    def _room(self, longest: Lengths) -> int:
+    def room(self, longest: Lengths) -> int:
         """Return how many rows a batch may hold when each side is padded to its longest."""
         return self.batch_rows if self.batch_tokens is None else max(1, self.batch_tokens // max(1, sum(longest)))
 

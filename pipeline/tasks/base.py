@@ -147,6 +147,10 @@ class Task(ABC):
     def lengths(self, feature: Feature) -> tuple[int, ...]:
         """Count the tokens on each side that is padded separately."""
 
+    def stretch(self, feature: Feature, limits: DataConfig) -> Feature:
+        """Return a feature as long as the limits allow, made of a real one; needed where rows differ in length."""
+        return feature
+
     @abstractmethod
     def collate(self, features: list[Feature]) -> Batch:
         """Turn features into a batch whose keys are arguments of the model's `forward`."""
@@ -217,6 +221,11 @@ def sums_by_sample(losses: Tensor, counts: Tensor, correct: Tensor, accuracy: st
     """
     numbers = zip(losses.tolist(), counts.tolist(), correct.tolist(), strict=True)
     return [{"items": items, "loss": loss, accuracy: right} for loss, items, right in numbers]
+
+
+def repeat_to(length: int, ids: list[int]) -> list[int]:
+    """Return `ids` again and again, up to a length."""
+    return (ids * (length // len(ids) + 1))[:length]
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], is_target: bool = False) -> list[list[int]]:

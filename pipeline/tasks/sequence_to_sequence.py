@@ -22,7 +22,7 @@ from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_exces
 from pipeline.decoding.search import search_of
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.transformer_layers import BLOCK
-from pipeline.tasks.base import Batch, CardText, Task, sums_by_sample, tokenize
+from pipeline.tasks.base import Batch, CardText, Task, repeat_to, sums_by_sample, tokenize
 
 
 @dataclass
@@ -93,6 +93,12 @@ print(translate("{example}"))""",
 
     def lengths(self, feature: Feature) -> tuple[int, int]:
         return len(feature["input_ids"]), len(feature["labels"])
+
+    def stretch(self, feature: Feature, limits: DataConfig) -> Feature:
+        return feature | {
+            "input_ids": repeat_to(limits.max_source_length, feature["input_ids"]),
+            "labels": repeat_to(limits.max_target_length, feature["labels"]),
+        }
 
     def collate(self, features: list[Feature]) -> Batch:
         """Right-pad each side to its longest row.

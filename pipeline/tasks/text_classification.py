@@ -20,7 +20,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from pipeline.config import Config, DataConfig, Section
 from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_excess_length, find_text_problem
 from pipeline.errors import ConfigError, nearest
-from pipeline.tasks.base import Batch, CardText, Task, sums_by_sample, tokenize
+from pipeline.tasks.base import Batch, CardText, Task, repeat_to, sums_by_sample, tokenize
 
 
 class TextClassificationSettings(Section):
@@ -133,6 +133,9 @@ print(classify("{example}"))""",
 
     def lengths(self, feature: Feature) -> tuple[int, ...]:
         return (len(feature["input_ids"]),)
+
+    def stretch(self, feature: Feature, limits: DataConfig) -> Feature:
+        return feature | {"input_ids": repeat_to(limits.max_source_length, feature["input_ids"])}
 
     def collate(self, features: list[Feature]) -> Batch:
         """Right-pad `input_ids` and `attention_mask` to (B, S), and stack `labels` (B,)."""

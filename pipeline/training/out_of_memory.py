@@ -31,11 +31,15 @@ def out_of_memory_explained(output_dir: Path, changes: Sequence[str], new_run: S
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and CPU_ALLOCATOR not in str(error):
+        if not is_out_of_memory(error):
             raise
         checkpoint = next(iter(list_checkpoints(output_dir)), None)
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"out of memory: {advice(checkpoint, changes, new_run)} (the allocator: {detail})") from error
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or CPU_ALLOCATOR in str(error)
 
 
 def advice(checkpoint: Path | None, changes: Sequence[str], new_run: Sequence[str]) -> str:
