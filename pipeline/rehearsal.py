@@ -52,7 +52,7 @@ class Finding:
     status: Status
     text: str
     check: str = ""
-    exit_code: int = 0
+    error: TeacherForcingError | None = None  # what the run cannot begin with
 
 
 class SeenRows:
@@ -116,7 +116,7 @@ def rehearse(scene: Scene) -> list[Finding]:
             try:
                 results = [*check(scene)]
             except TeacherForcingError as error:
-                results = [Finding("error", str(error), exit_code=error.exit_code)]
+                results = [Finding("error", str(error), error=error)]
             findings += [replace(finding, check=name) for finding in results]
     return findings
 
@@ -125,16 +125,15 @@ def raise_errors(findings: Sequence[Finding]) -> None:
     """Raise what a run must not begin with.
 
     Raises:
-        ConfigError: for the first error, if none is the machine's.
-        RunError: for the first one that is.
+        ConfigError, DataError: the first error, if none is the machine's.
+        RunError: the first one that is.
     """
-    errors = [finding for finding in findings if finding.status == "error"]
+    errors = [finding.error for finding in findings if finding.error is not None]
     if not errors:
         return
-    worst = max(errors, key=lambda finding: finding.exit_code)  # the first of those
+    worst = max(errors, key=lambda error: error.exit_code)  # the first of those
     others = f" ({len(errors) - 1} more: --dry-run lists all)" if len(errors) > 1 else ""
-    error_class = RunError if worst.exit_code == RunError.exit_code else ConfigError
-    raise error_class(f"{worst.text}{others}")
+    raise type(worst)(f"{worst}{others}") from worst
 
 
 @contextmanager
@@ -173,7 +172,7 @@ def check_held_out_rows(scene: Scene) -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 f"{split}: {len(copies):,} of {len(features):,} rows are among the training rows, such as {example!r}: "
-                "its scores will be too good; take them out of the training split",
+                "scores on them say nothing; take them out of the training split",
             )
 
 
@@ -183,7 +182,7 @@ def check_tokens(scene: Scene) -> Iterator[Finding]:
     features = [feature for features in scene.held_out.values() for feature in features]
     if unknown is None or not features:
         return
-    ids = [token for feature in features for name in ("input_ids", "labels") for token in as_ids(feature[name])]
+    ids = [token for feature in features for name in ("input_ids", "labels") for token in as_ids(feature.get(name))]
     share = ids.count(unknown) / max(1, len(ids))
     if share > UNKNOWN_SHARE:
         yield Finding(
@@ -232,7 +231,9 @@ def check_largest_batch(scene: Scene) -> Iterator[Finding]:
         bytes_needed = need(batch)
         size = f"{len(batch):,} rows of {' + '.join(map(str, scene.task.lengths(batch[0])))} tokens"
         if bytes_needed <= room:
-            yield Finding("ok", f"the largest batch, {size}, needs about {bytes_needed / 1e9:,.2f} of {room / 1e9:,.1f} GB")
+            yield Finding(
+                "ok", f"the largest batch, {size}, needs about {bytes_needed / 1e9:,.2f} of {room / 1e9:,.1f} GB"
+            )
             return
         amount = "more memory than there is" if math.isinf(bytes_needed) else f"about {bytes_needed / 1e9:,.1f} GB"
         text = f"a batch of {size} ({when}) needs {amount}, and {room / 1e9:,.1f} GB are free{advice}"

@@ -49,5 +49,3 @@ def synchronize(device: str) -> None:
     """Wait until the device has done what it was given."""
     if device == "cuda":
         torch.cuda.synchronize()
-
-

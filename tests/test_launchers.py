@@ -232,3 +232,24 @@ def test_a_signal_to_the_launcher_stops_and_saves(make_config, tmp_path, launche
             started.kill()
     assert checkpoints.find_newest(folder), log.read_text()
     assert not (folder / "metrics.json").exists()
+
+
+@SLOW
+def test_a_rehearsal_changes_nothing_on_two_processes(make_config, make_pairs, tmp_path, monkeypatch):
+    """Weights, optimizer and position in the data are those of a run that went on from step 0 without one."""
+    pairs = make_pairs(held_out=7)
+    folders = []
+    for name in ("with", "without"):
+        config = sgd_config(make_config, tmp_path / f"{name}.yaml", pairs, save_steps=3)
+        if name == "without":
+            # A run that goes on is not rehearsed; there is no other way to leave it out.
+            code = "import pipeline.run as run; run.rehearse = lambda scene: []; from pipeline.cli import main; "
+            script = tmp_path / "without.py"
+            script.write_text(f"{code}import sys; sys.exit(main(['train', *sys.argv[1:]]))")
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            subprocess.run([*TORCHRUN, str(script), str(config)], cwd=ROOT, env=environment, check=True, timeout=200)
+            folders.append(config.with_suffix(""))
+        else:
+            folders.append(train(config, TORCHRUN))
+    for file in ("model.safetensors", "checkpoint-6/run_state.json", "checkpoint-6/optimizer.pt", "metrics.json"):
+        assert (folders[0] / file).read_bytes() == (folders[1] / file).read_bytes(), file

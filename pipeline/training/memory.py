@@ -10,7 +10,10 @@ import torch
 
 # What a container may take, in bytes, and where its use is told without the page cache, which gives way:
 # https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files, and version 1
-CGROUPS = ((Path("/sys/fs/cgroup/memory.max"), "anon"), (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), "total_rss"))
+CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), "anon"),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), "total_rss"),
+)
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
