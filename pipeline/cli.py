@@ -251,6 +251,7 @@ def train(arguments: argparse.Namespace) -> None:
     elif PartialState().is_main_process:
         _print_result(result)
     raise_errors(result.findings)
+    PartialState().destroy_process_group()  # at the interpreter's end its threads can abort the process
 
 
 def _print_findings(result: "RunResult") -> None:
