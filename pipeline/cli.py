@@ -251,7 +251,10 @@ def train(arguments: argparse.Namespace) -> None:
     elif PartialState().is_main_process:
         _print_result(result)
     raise_errors(result.findings)
-    PartialState().destroy_process_group()  # at the interpreter's end its threads can abort the process
+    if PartialState().num_processes > 1:
+        # Threads of gloo that outlive the interpreter abort the process now and then, after all is done.
+        PartialState().destroy_process_group()
+        gc.collect()  # a wrapped model holds the group in a cycle
 
 
 def _print_findings(result: "RunResult") -> None:
