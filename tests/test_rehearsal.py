@@ -13,9 +13,7 @@ from pipeline import rehearsal, run
 from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.rehearsal import Finding, SeenRows, largest_batches, raise_errors, random_states_kept
 from pipeline.run import train
-from tests.conftest import ROOT, write_config
-
-UNEVALUATED = {"eval_strategy": "no"}
+from tests.conftest import write_config
 
 
 @pytest.fixture
@@ -180,7 +178,7 @@ def test_the_worst_error_decides():
     ok, mine = Finding("ok", "fine"), Finding("error", "a key", error=DataError("a key"))
     machine = Finding("error", "the disk", error=RunError("the disk"))
     raise_errors([ok, Finding("warning", "look")])
-    with pytest.raises(DataError, match="^a key$"):
+    with pytest.raises(DataError, match=r"^a key$"):
         raise_errors([ok, mine])
     with pytest.raises(RunError, match=r"^the disk \(1 more: --dry-run lists all\)$"):
         raise_errors([mine, machine])
