@@ -35,7 +35,7 @@ def out_of_memory_explained(output_dir: Path, changes: Sequence[str], new_run: S
         if not is_out_of_memory(error):
             raise
         checkpoint = next(iter(list_checkpoints(output_dir)), None)
-        detail = textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
+        detail = textwrap.shorten(str(error).partition("\n")[0], 200, placeholder=" ...") or type(error).__name__
         raise RunError(f"out of memory: {advice(checkpoint, changes, new_run)} (the allocator: {detail})") from error
 
 
