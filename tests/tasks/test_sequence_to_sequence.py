@@ -88,7 +88,11 @@ def test_long_rows_are_bad(tokenizer):
     [
         (None, "target is None, where a text is needed"),
         (7, "target is 7, where a text is needed"),
-        (["a"], r"target is ['a'], where a text is needed"),
+        ([], "target is an empty list, where at least one text is needed"),
+        (["a", 7], "target[1] is 7, where a text is needed"),
+        (["a", None], "target[1] is None, where a text is needed"),
+        (["a", " "], "target[1] is empty"),
+        ([["a"]], "target[0] is ['a'], where a text is needed"),
         (" \t", "target is empty"),
         ("a \ufffd", "target holds U+FFFD, the mark of bytes that are not UTF-8"),
     ],
