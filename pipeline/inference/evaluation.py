@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -75,7 +76,10 @@ def evaluate(
         DataError: for a row that cannot be used, a column that is missing, or no rows at all.
         ConfigError: for the name of a metric that is not known.
     """
-    data = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+    try:
+        data = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+    except pyarrow.ArrowException as error:
+        raise DataError(f"rows: the values of a column must have one type, such as text: {error}") from error
     missing = [name for name in task.required_columns if len(data) and name not in data.column_names]
     if missing:
         raise DataError(f"rows: there is no column {missing[0]!r}{nearest(missing[0], data.column_names)}")

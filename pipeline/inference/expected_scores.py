@@ -25,9 +25,9 @@ def score_warnings(config: Config, task: Task, features: Sequence[Feature], metr
     if not sample or not metrics:
         return []
     warnings = []
-    loss = find_lost_text(task, sample, metrics)
-    if loss is not None:
-        warnings.append(str(loss))
+    lost = find_lost_text(task, sample, metrics)
+    if lost is not None:
+        warnings.append(str(lost))
     if "sacrebleu" in config.evaluation.metrics:
         texts = [text for feature in sample for text in answers(feature["target"])]
         advice = find_unread_language(texts, config.evaluation.sacrebleu.tokenize)
@@ -77,7 +77,7 @@ def find_lost_text(task: Task, features: Sequence[Feature], metrics: Sequence[Me
     scores: dict[str, tuple[float, float]] = {}
     for metric in metrics:
         best, whole = _numbers(metric(written, references)), _numbers(metric(texts, references))
-        scores |= {name: (best[name], whole[name]) for name in whole if best[name] != whole[name]}
+        scores |= {name: (best[name], whole[name]) for name in whole if best.get(name, whole[name]) != whole[name]}
     return LostText(*lost[0], len(lost), len(texts), scores) if scores else None
 
 
