@@ -258,7 +258,8 @@ def test_early_stopping_by_itself(make_config):
 @pytest.mark.slow
 def test_a_score_that_rises_stops_nothing_and_cuts_no_rate(make_config):
     """Accuracy on easy data: the rate is cut after each evaluation that is no better than the best, and then only."""
-    training = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0}}
+    training: dict[str, object] = {"lr_scheduler_type": "reduce_lr_on_plateau"}
+    training |= {"lr_scheduler_kwargs": {"patience": 0}}
     training |= {"metric_for_best_model": "token_accuracy", "learning_rate": 0.02, "eval_steps": 10, "max_steps": 80}
     training |= {"logging_steps": 10, "save_steps": 10}
     data = {"validation": "train", "options": {"length": 2, "symbols": 8, "rows": 24, "held_out": 4}}
@@ -319,7 +320,7 @@ def test_several_references(make_config, tmp_path):
             for number in range(count)
         ]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"path": str(tmp_path), "options": {}, "test": None}
+    data: dict[str, object] = {"path": str(tmp_path), "options": {}, "test": None}
     evaluation = {"metrics": ["exact_match", "sacrebleu"]}
     result = train(make_config(data=data, training={"max_steps": 1}, evaluation=evaluation))
     assert result.scores["validation"]["sacrebleu_signature"].startswith("nrefs:var|")

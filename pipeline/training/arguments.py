@@ -52,7 +52,7 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
     except (ValueError, TypeError) as error:
         raise ConfigError(f"training: {error}") from error
     if args.lr_scheduler_type in WATCHING_SCHEDULES:
-        args.lr_scheduler_kwargs = {**(args.lr_scheduler_kwargs or {}), "mode": _mode(args)}
+        args.lr_scheduler_kwargs = _with_mode(args)
     return args
 
 
@@ -71,7 +71,9 @@ def _best_score(config: Config) -> dict[str, Any]:
         or training.get("lr_scheduler_type") in WATCHING_SCHEDULES
         or config.evaluation.early_stopping_patience is not None
     )
-    name = training.get("metric_for_best_model") or ("loss" if is_watched else None)
+    name = training.get("metric_for_best_model")
+    if name is None and is_watched:
+        name = "loss"
     if name is None:
         return {}
     name = name.removeprefix("eval_")
@@ -102,16 +104,17 @@ def _known_scores(config: Config) -> dict[str, Better]:
     return get_task(config.task).scores | metrics
 
 
-def _mode(args: Seq2SeqTrainingArguments) -> str:
-    """Return how a schedule that watches a score calls its direction."""
-    mode = "max" if args.greater_is_better else "min"
-    said = (args.lr_scheduler_kwargs or {}).get("mode", mode)
-    if said != mode:
+def _with_mode(args: Seq2SeqTrainingArguments) -> dict[str, Any]:
+    """Return the arguments of a schedule that watches a score, with which value of it is better."""
+    kwargs, mode = args.lr_scheduler_kwargs or {}, "max" if args.greater_is_better else "min"
+    if not isinstance(kwargs, dict):
+        raise ConfigError(f"training.lr_scheduler_kwargs: {kwargs!r} is not a mapping such as {{patience: 2}}")
+    if kwargs.get("mode", mode) != mode:
         raise ConfigError(
-            f"training.lr_scheduler_kwargs: mode={said} is wrong for {args.metric_for_best_model}, which is watched; "
-            f"leave mode out, as it is known to be {mode}"
+            f"training.lr_scheduler_kwargs: mode={kwargs['mode']} is wrong for {args.metric_for_best_model}, which is "
+            f"watched; leave mode out, as it is known to be {mode}"
         )
-    return mode
+    return {**kwargs, "mode": mode}
 
 
 def with_max_steps(args: Seq2SeqTrainingArguments, count_batches: Callable[[], int]) -> Seq2SeqTrainingArguments:

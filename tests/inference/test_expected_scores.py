@@ -1,9 +1,11 @@
 """What is known of scores before training: the best that a tokenizer can reach, and languages that BLEU cannot cut."""
 
 import re
+from functools import partial
 
 import pytest
 
+from pipeline.data.rows import separate
 from pipeline.inference.expected_scores import find_lost_text, find_unread_language, score_warnings
 from pipeline.inference.metrics import bleu, chrf, exact_match
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
@@ -18,7 +20,8 @@ def features_of(targets, kind="bpe", task_class=SequenceToSequence, **settings):
     """A task whose tokenizer was trained on the targets, and features of rows with them."""
     texts = [text for target in targets for text in ([target] if isinstance(target, str) else target)]
     task = task_class(train(texts * 4, kind, 400, max_length=64, **settings))
-    return task, task.encode({"source": ["a"] * len(targets), "target": targets, "row": list(range(len(targets)))})
+    rows = {"source": ["a"] * len(targets), "target": targets, "row": list(range(len(targets)))}
+    return task, separate(task.encode(rows))[0]
 
 
 def test_what_wordpiece_and_lower_case_lose():
@@ -31,14 +34,14 @@ def test_what_wordpiece_and_lower_case_lose():
     lost = find_lost_text(task, features, [exact_match, bleu])
     assert lost is not None and lost.written == "a plain line of words here" and lost.scores["exact_match"] == (0, 1)
     assert lost.scores["sacrebleu"] == (bleu([lost.written], [lost.reference])["sacrebleu"], pytest.approx(100))
-    assert find_lost_text(task, features, [lambda *texts: bleu(*texts, lowercase=True)]) is None
+    assert find_lost_text(task, features, [partial(bleu, lowercase=True)]) is None
 
 
 def test_what_is_written_as_it_stands_costs_no_scoring():
     task, features = features_of(TARGETS, "bpe")
     assert find_lost_text(task, features, [lambda *_: pytest.fail("a metric was computed")]) is None
     classes = TextClassification(task.tokenizer, ["No", "YES"])
-    rows = classes.encode({"source": ["a", "b"], "target": ["YES", "No"], "row": [0, 1]})
+    rows, _ = separate(classes.encode({"source": ["a", "b"], "target": ["YES", "No"], "row": [0, 1]}))
     assert find_lost_text(classes, rows, [lambda *_: pytest.fail("a class is not written by a tokenizer")]) is None
 
 
@@ -94,5 +97,5 @@ def test_warnings_of_a_run(make_config):
     assert "exact_match 0.5 of 1" in lost and "\n" not in lost
     assert unread.endswith("set it to zh")
     config = make_config(evaluation={"metrics": ["sacrebleu"], "sacrebleu": {"tokenize": "zh", "lowercase": True}})
-    lines = score_warnings(config, task, features, [lambda *texts: bleu(*texts, tokenize="zh", lowercase=True)])
+    lines = score_warnings(config, task, features, [partial(bleu, tokenize="zh", lowercase=True)])
     assert lines == [] == score_warnings(config, task, [], [bleu]) == score_warnings(config, task, features, [])

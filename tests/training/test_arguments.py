@@ -156,6 +156,7 @@ def test_what_watches_a_score_watches_the_loss_by_default(make_config, changes):
             ["sacrebleu"],
             "best_model: 'bleu' is not scored; did you mean sacreb",
         ),
+        ({"metric_for_best_model": ""}, [], "'' is not scored; choose from loss, perplexity, token_accuracy"),
         ({"metric_for_best_model": "perplexty"}, [], "'perplexty' is not scored; did you mean perplexity"),
         ({"metric_for_best_model": "sacrebleu"}, ["chrf"], "'sacrebleu' is not scored; choose from chrf, loss"),
         ({"metric_for_best_model": "rougeL"}, ["rouge"], r"training\.greater_is_better: .* if rouge gives rougeL, set"),
@@ -163,6 +164,11 @@ def test_what_watches_a_score_watches_the_loss_by_default(make_config, changes):
             {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"mode": "max"}},
             [],
             r"training\.lr_scheduler_kwargs: mode=max is wrong for loss",
+        ),
+        (
+            {"lr_scheduler_type": "greedy", "lr_scheduler_kwargs": "patience"},
+            [],
+            r"training\.lr_scheduler_kwargs: 'patience' is not a mapping such as {patience: 2}",
         ),
     ],
 )
