@@ -415,7 +415,7 @@ def score(arguments: argparse.Namespace) -> None:
         from transformers.utils import logging as transformers_logging
 
         from pipeline.inference.evaluation import evaluate_features
-        from pipeline.inference.metrics import load_metric
+        from pipeline.inference.metrics import load_metrics
         from pipeline.run_folder import find_config
         from pipeline.tasks.config_loading import load_config
         from pipeline.tasks.encoding import encode_split
@@ -427,7 +427,7 @@ def score(arguments: argparse.Namespace) -> None:
     if split is None:
         raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
     model, task = load_trained(arguments.checkpoint)
-    metrics = [load_metric(name) for name in config.evaluation.metrics]
+    metrics = load_metrics(config.evaluation)
     features = encode_split(config, task, split)
     with _open_predictions(arguments.predictions) as stream:
         result = evaluate_features(

@@ -37,7 +37,11 @@ class DataConfig(Section):
     source: str = Field(
         "source", description="column with the source text (or the only text); dots select nested columns"
     )
-    target: str = Field("target", description="column of the target text, or of the class")
+    target: str = Field(
+        "target",
+        description="column of the target text, or of the class; of a list of texts, training takes the first, and "
+        "evaluation all",
+    )
     streaming: bool = Field(False, description="read while training instead of downloading first")
     options: dict[str, Any] = Field({}, description="further arguments of the generated set or of load_dataset")
     max_source_length: int = Field(128, ge=2, description="tokens; a longer training row is a bad row")
@@ -86,11 +90,19 @@ class AugmentationConfig(Section):
     bpe_dropout: float = Field(0.0, ge=0, lt=1, description="probability that a merge of a source word is passed over")
 
 
+class SacrebleuConfig(Section):
+    tokenize: Literal[
+        "13a", "intl", "zh", "ja-mecab", "ko-mecab", "char", "flores101", "flores200", "spBLEU-1K", "spm", "none"
+    ] = Field("13a", description="how BLEU cuts texts into words; 13a needs spaces between them")
+    lowercase: bool = Field(False, description="BLEU does not tell upper from lower case")
+
+
 class EvaluationConfig(Section):
     metrics: list[str] = Field(
         default_factory=list,  # `validate` knows the task's
         description="{metrics}, or whatever evaluate.load takes; [] generates nothing; the task's own if left out",
     )
+    sacrebleu: SacrebleuConfig = SacrebleuConfig()
     num_beams: int = Field(1, ge=1, description="beams while training; the last evaluation uses `generation`")
     max_rows: int | None = Field(None, ge=1, description="validation rows used while training; null: all")
     show: int = Field(3, ge=0, description="sample predictions printed at every evaluation")

@@ -84,8 +84,12 @@ def groups() -> Iterator[Group]:
 
 
 def section_keys(name: str, section: Any) -> list[Key]:
-    """List the keys of a pydantic section."""
-    return [_key(f"{name}.{key}", field) for key, field in section.model_fields.items()]
+    """List the keys of a pydantic section, and of the sections in it."""
+    keys: list[Key] = []
+    for key, field in section.model_fields.items():
+        path = f"{name}.{key}"
+        keys += section_keys(path, field.annotation) if _is_section(field) else [_key(path, field)]
+    return keys
 
 
 def model_keys(config: type[PreTrainedConfig]) -> list[Key]:

@@ -28,6 +28,8 @@ from pipeline.data.batch_stream import Position
 from pipeline.data.rows import HOW_TO_FIX, Feature
 from pipeline.errors import ConfigError, DataError, RunError, TeacherForcingError
 from pipeline.inference.batches import batches_by_length
+from pipeline.inference.expected_scores import score_warnings
+from pipeline.inference.metrics import alike
 from pipeline.publishing.secrets import refuse_secrets
 from pipeline.tasks.base import Batch, Task
 from pipeline.training.memory import available_memory, peak_memory
@@ -198,6 +200,15 @@ def as_ids(value: Any) -> list[int]:
     return value if isinstance(value, list) else []
 
 
+def check_scores(scene: Scene) -> Iterator[Finding]:
+    """Look for reasons why the scores will be lower than the predictions deserve."""
+    features = next((features for features in scene.held_out.values() if features), [])
+    warnings = score_warnings(scene.config, scene.task, features, scene.trainer.metrics)
+    yield from (Finding("warning", warning) for warning in warnings)
+    if not warnings and scene.trainer.metrics and features:
+        yield Finding("ok", "a model without mistakes gets the best scores")
+
+
 def check_largest_batch(scene: Scene) -> Iterator[Finding]:
     """Go forward and backward, and see whether the largest batch fits into the memory.
 
@@ -341,7 +352,7 @@ def evaluate_shortly(scene: Scene, features: list[Feature], generation: Generati
                     "num_return_sequences out"
                 )
             for metric in metrics:
-                metric(predictions, [sample["target"] for sample in samples])
+                metric(predictions, alike([sample["target"] for sample in samples]))
 
 
 def check_saving(scene: Scene) -> Iterator[Finding]:
@@ -388,6 +399,7 @@ CHECKS: dict[str, Callable[[Scene], Iterator[Finding]]] = {
     "training rows": check_training_rows,
     "held-out rows": check_held_out_rows,
     "tokens": check_tokens,
+    "scores": check_scores,
     "memory and time": check_largest_batch,
     "evaluation": check_generation,
     "saving": check_saving,

@@ -19,7 +19,7 @@ from pipeline.data.hub_reading import iterate_rows, retry_seconds
 from pipeline.data.splits import Rows, open_split
 from pipeline.errors import ConfigError
 from pipeline.inference.evaluation import Evaluation
-from pipeline.inference.metrics import Metric, load_metric
+from pipeline.inference.metrics import Metric, load_metrics
 from pipeline.publishing import hub
 from pipeline.publishing.card import render_card
 from pipeline.rehearsal import Finding, Scene, SeenRows, raise_errors, rehearse, seen_rows
@@ -31,7 +31,7 @@ from pipeline.signals import is_launched_by_accelerate
 from pipeline.tasks.base import Feature, Task
 from pipeline.tasks.encoding import encode_opened
 from pipeline.tasks.registry import get_task
-from pipeline.training.arguments import check_settings, training_arguments, with_max_steps
+from pipeline.training.arguments import check_best_score, check_settings, training_arguments, with_max_steps
 from pipeline.training.ranks import fail_together, from_main_process
 from pipeline.training.trainer import TeacherForcingTrainer
 
@@ -72,7 +72,8 @@ def train(config: Config, *, accept_changes: bool = False, dry_run: bool = False
     folder = RunFolder(config.output_dir)
     with folder.locked(), folder.storage_errors_explained():
         check_settings(config, args)
-        metrics = [load_metric(name) for name in config.evaluation.metrics]
+        metrics = load_metrics(config.evaluation)
+        check_best_score(config, args, metrics)
         resume = from_main_process(lambda: find_start(config, args, folder, accept_changes))
         if resume.is_finished:
             publish_result(config)  # costs nothing where it is there already

@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from pydantic.fields import FieldInfo
 from transformers import AutoTokenizer
 
 from pipeline import cli
@@ -57,10 +58,13 @@ def test_the_help_of_train_is_the_manual(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     shown = capsys.readouterr().out
-    for section, field in Config.model_fields.items():
-        keys = getattr(field.annotation, "model_fields", {})
-        for name in [f"{section}.{key}" for key in keys] or [section]:
-            assert f"{name}:" in shown
+
+    def names(key: str, field: FieldInfo) -> list[str]:
+        below = getattr(field.annotation, "model_fields", {})
+        return [name for part in below for name in names(f"{key}.{part}", below[part])] or [key]
+
+    keys = [name for section, field in Config.model_fields.items() for name in names(section, field)]
+    assert "evaluation.sacrebleu.tokenize" in keys and all(f"  {key}:" in shown for key in keys)
     for error in (ConfigError, DataError, RunError, NotPublished, Stopped):
         assert f"\n  {error.exit_code} " in shown
     assert "\n  0 " in shown and "\n  130 " in shown

@@ -121,7 +121,7 @@ def test_a_metric_that_fails_is_an_error(make_config, monkeypatch, no_step):
     def broken(predictions, references):
         raise ValueError("it wants\nother texts")
 
-    monkeypatch.setattr(run, "load_metric", lambda name: broken)
+    monkeypatch.setattr(run, "load_metrics", lambda settings: [broken])
     with pytest.raises(ConfigError, match="generation or evaluation as configured fails: it wants other texts"):
         train(make_config(evaluation={"metrics": ["exact_match"]}))
 

@@ -14,6 +14,7 @@ from pipeline.run import train, use_all_cores
 from pipeline.run_folder import RunFolder
 from pipeline.training.checkpoints import list_checkpoints
 from pipeline.training.trainer import TeacherForcingTrainer
+from tests.conftest import small_config
 
 EACH_STEP = {"logging_steps": 1, "save_steps": 100, "eval_strategy": "no"}
 UNSCORED = {"validation": None, "test": None}
@@ -217,13 +218,14 @@ def test_epochs_and_their_strategies(make_config):
     assert state["global_step"] == 16 and state["epoch"] == pytest.approx(2)
 
 
-def test_the_best_model_is_kept(make_config):
+@pytest.mark.parametrize("score", ["perplexity", pytest.param("loss", marks=pytest.mark.slow)])
+def test_the_best_model_is_kept(make_config, score):
     """A learning rate that ruins the model: what is kept is not the last, but the best on validation."""
     training = {
         "learning_rate": 3.0,
         "max_steps": 6,
         "load_best_model_at_end": True,
-        "metric_for_best_model": "loss",
+        "metric_for_best_model": score,
         "warmup_steps": 4,
     }
     folder = train(make_config(training=training)).output_dir
@@ -240,6 +242,91 @@ def test_early_stopping(make_config):
     training = {"learning_rate": 3.0, "max_steps": 40, "load_best_model_at_end": True, "metric_for_best_model": "loss"}
     folder = train(make_config(training=training, evaluation={"early_stopping_patience": 2})).output_dir
     assert max(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")) < 40
+
+
+@pytest.mark.slow
+def test_early_stopping_by_itself(make_config):
+    """It watches the loss: a run whose loss falls goes on to its end, one whose loss rises stops."""
+    for rate, is_stopped in ((1e-3, False), (3.0, True)):
+        training = {"learning_rate": rate, "max_steps": 16, "output_dir": f"{make_config().output_dir}-{rate}"}
+        folder = train(make_config(training=training, evaluation={"early_stopping_patience": 2})).output_dir
+        losses = logged(folder, "eval_loss")
+        assert (len(losses) < 8) == is_stopped
+        assert is_stopped or losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.slow
+def test_a_score_that_rises_stops_nothing_and_cuts_no_rate(make_config):
+    """Accuracy on easy data: the rate is cut after each evaluation that is no better than the best, and then only."""
+    training: dict[str, object] = {"lr_scheduler_type": "reduce_lr_on_plateau"}
+    training |= {"lr_scheduler_kwargs": {"patience": 0}}
+    training |= {"metric_for_best_model": "token_accuracy", "learning_rate": 0.02, "eval_steps": 10, "max_steps": 80}
+    training |= {"logging_steps": 10, "save_steps": 10}
+    data = {"validation": "train", "options": {"length": 2, "symbols": 8, "rows": 24, "held_out": 4}}
+    evaluation = {"early_stopping_patience": 2, "metrics": []}
+    folder = train(make_config(training=training, data=data, evaluation=evaluation)).output_dir
+    best, expected = -1.0, [0.02]
+    accuracies = logged(folder, "eval_token_accuracy")
+    for accuracy in accuracies[:-1]:
+        expected.append(expected[-1] * (1 if accuracy > best * (1 + 1e-4) else 0.1))
+        best = max(best, accuracy)
+    assert logged(folder, "learning_rate") == pytest.approx(expected)
+    assert expected[2] == 0.02 and accuracies[2] > accuracies[0], "nothing has risen, so nothing is tested"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("score", ["mse", "mae"])
+def test_the_best_forecaster_has_the_lowest_error(tmp_path, score):
+    lines = [f"{math.sin(step / 4):.4f}" for step in range(90)]
+    (tmp_path / "train.csv").write_text("\n".join(["load", *lines]))
+    training = {"load_best_model_at_end": True, "metric_for_best_model": score, "learning_rate": 3e-3, "max_steps": 6}
+    config = small_config(
+        tmp_path / "run",
+        "forecasting",
+        data={"path": str(tmp_path), "validation": "train[:40]", "test": None, "options": {}},
+        forecasting={"series": ["load"]},
+        model={"context_length": 12, "prediction_length": 4, "patch_length": 4, "patch_stride": 2, "d_model": 16},
+        training=training,
+    )
+    folder = train(config).output_dir
+    errors = logged(folder, f"eval_{score}")
+    assert min(errors) == errors[-1] < errors[0]
+    expected = load_file(folder / "checkpoint-6" / "model.safetensors")
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_scores_that_cannot_be_reached_are_told_before_training(make_config, no_step, tmp_path, caplog):
+    rows = [{"source": f"{number} a", "target": "A dog" if number else "a dog"} for number in range(4)]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = make_config(
+        data={"path": str(tmp_path), "options": {}, "test": None},
+        tokenizer={"kind": "word", "lowercase": True},
+        evaluation={"metrics": ["exact_match", "sacrebleu"]},
+    )
+    with pytest.raises(AssertionError, match="the training was started"):
+        train(config)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith("tokenizer: 3 of 4 validation targets cannot be written as they stand: 'A dog' becomes")
+    assert "the best scores possible are exact_match 0.25 of 1" in line
+
+
+def test_several_references(make_config, tmp_path):
+    """Of a column with lists of texts all count in evaluation; the first is learned."""
+    for split, count in (("train", 16), ("validation", 4)):
+        rows = [
+            {"source": f"{number} a", "target": [f"a {number}", f"b {number}", "c"][: 1 + number % 3]}
+            for number in range(count)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data: dict[str, object] = {"path": str(tmp_path), "options": {}, "test": None}
+    evaluation = {"metrics": ["exact_match", "sacrebleu"]}
+    result = train(make_config(data=data, training={"max_steps": 1}, evaluation=evaluation))
+    assert result.scores["validation"]["sacrebleu_signature"].startswith("nrefs:var|")
+    assert result.last is not None and result.last.predictions[1].reference == ["a 1", "b 1"]
+    vocabulary = AutoTokenizer.from_pretrained(result.output_dir).get_vocab()
+    assert "a" in vocabulary and "b" not in vocabulary, "the tokenizer is trained on what is learned"
 
 
 def test_real_pairs_streamed(make_config, shared_data, tmp_path):

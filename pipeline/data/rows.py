@@ -92,3 +92,8 @@ def find_text_problem(name: str, text: object) -> str | None:
     if UNDECODABLE in text:
         return f"{name} holds U+FFFD, the mark of bytes that are not UTF-8"
     return None
+
+
+def first_text(value: Any) -> Any:
+    """Return the first text of a field that holds a list of them, which is the one to train on; else the field."""
+    return value[0] if isinstance(value, list) and value else value

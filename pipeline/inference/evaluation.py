@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -12,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from pipeline.errors import DataError, nearest
 from pipeline.inference.batches import batches_by_length
-from pipeline.inference.metrics import Metric, load_metric, perplexity
+from pipeline.inference.metrics import Metric, Reference, alike, answers, load_metric, perplexity
 from pipeline.tasks.base import Feature, Task
 from pipeline.tasks.encoding import encode_rows
 
@@ -21,19 +22,23 @@ Result = tuple[dict[str, float], str | None]  # of one sample: its numbers, and 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One sample's part of an evaluation; `prediction` is None where nothing was generated."""
+    """One sample's part of an evaluation; `prediction` is None where nothing was generated.
+
+    `reference` is as in the data: a text, or a list of texts, each of which is right.
+    """
 
     source: str
-    reference: str
+    reference: Reference
     prediction: str | None
 
     @property
     def is_right(self) -> bool:
-        return self.prediction == self.reference
+        return self.prediction in answers(self.reference)
 
     def __str__(self) -> str:
         mark = "right" if self.is_right else "wrong"
-        return f"  source     {self.source}\n  reference  {self.reference}\n  {mark:<9}  {self.prediction}\n"
+        references = "".join(f"  reference  {text}\n" for text in answers(self.reference))
+        return f"  source     {self.source}\n{references}  {mark:<9}  {self.prediction}\n"
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a trained model on rows, such as `{"source": "1 2 3", "target": "3 2 1"}`.
 
+    A target may be a list of texts, each of which is right; metrics then get lists of references.
+
     Args:
         rows: with the columns of the task: `source` and `target`, only `source` for a language model, and the series by
             their names for a forecaster.
@@ -69,7 +76,10 @@ def evaluate(
         DataError: for a row that cannot be used, a column that is missing, or no rows at all.
         ConfigError: for the name of a metric that is not known.
     """
-    data = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+    try:
+        data = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+    except pyarrow.ArrowException as error:
+        raise DataError(f"rows: the values of a column must have one type, such as text: {error}") from error
     missing = [name for name in task.required_columns if len(data) and name not in data.column_names]
     if missing:
         raise DataError(f"rows: there is no column {missing[0]!r}{nearest(missing[0], data.column_names)}")
@@ -134,6 +144,7 @@ def _summarise(
         for feature, (_, prediction) in zip(features, ordered, strict=True)
     ]
     texts = [prediction.prediction or "" for prediction in predictions]
+    references = alike([prediction.reference for prediction in predictions])
     for metric in metrics:
-        scores |= metric(texts, [prediction.reference for prediction in predictions])
+        scores |= metric(texts, references)
     return Evaluation(scores, predictions)

@@ -48,6 +48,7 @@ def render_card(
         steps=steps,
         data=config.data,
         scores=_score_rows(scores),
+        remarks=task.remarks(scores),
         has_code=has_code,
         license=config.hub.license,
         configuration=config.to_yaml(),

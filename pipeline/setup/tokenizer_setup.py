@@ -9,6 +9,7 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipeline.config import Config
+from pipeline.data.rows import first_text
 from pipeline.data.word_vectors import read_words
 from pipeline.errors import ConfigError
 from pipeline.tasks.registry import get_task
@@ -43,7 +44,8 @@ def prepare_tokenizer(
 
 def _train(config: Config, rows: Iterable[dict[str, Any]]) -> PreTrainedTokenizerBase:
     task = get_task(config.task)
-    texts: Iterable[str] = (row[name] for row in rows for name in task.text_columns if isinstance(row[name], str))
+    fields = (first_text(row[name]) for row in rows for name in task.text_columns)
+    texts: Iterable[str] = (field for field in fields if isinstance(field, str))
     if config.tokenizer.words is not None:
         # Twice, as a word that occurs once is not learned; first, as max_texts would cut them off behind.
         texts = chain((word for word in read_words(config.tokenizer.words) for _ in range(2)), texts)

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +25,7 @@ from pipeline.data.rows import BadRow, Columns, Feature
 from pipeline.data.splits import Rows
 
 Batch = dict[str, Tensor]
+Better: TypeAlias = Literal["higher", "lower"]  # which value of a score is the better one
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Task(ABC):
         auto_class: transformers' class that loads the task's models.
         trains_other_models: whether models of others that `auto_class` loads can be trained as well.
         text_columns: agreed columns whose texts a tokenizer is trained on.
-        scores: names of what every evaluation gives.
+        scores: what every evaluation gives: name -> which value is the better one, "higher" or "lower".
         accuracy: the one among them that is the share of items predicted right, where there is one.
         has_metrics: whether there are predictions to score beyond that.
         default_metrics: `evaluation.metrics` where the config names none.
@@ -84,7 +85,7 @@ class Task(ABC):
     auto_class: ClassVar[Any]
     trains_other_models: ClassVar[bool] = False
     text_columns: ClassVar[tuple[str, ...]] = ("source", "target")
-    scores: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
+    scores: ClassVar[dict[str, Better]] = {"loss": "lower", "perplexity": "lower", "token_accuracy": "higher"}
     accuracy: ClassVar[str | None] = "token_accuracy"
     has_metrics: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ()
@@ -102,6 +103,8 @@ class Task(ABC):
                 missing.append(method)
         if missing:
             raise TypeError(f"{cls.__name__} is not a whole task: it lacks {', '.join(missing)}; see {__name__}.Task")
+        if not isinstance(cls.scores, dict) or not {*cls.scores.values()} <= {*get_args(Better)}:
+            raise TypeError(f'{cls.__name__}.scores: say of each which value is better, as in {{"loss": "lower"}}')
 
     @classmethod
     @abstractmethod
@@ -202,6 +205,19 @@ class Task(ABC):
     @abstractmethod
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[Any]:
         """Return the model's own answer to each sample."""
+
+    def perfect_predictions(self, features: list[Feature]) -> list[str]:
+        """Return what `predict` would if the model made no mistake: all that a tokenizer can write of the targets."""
+        return [feature["target"] for feature in features]
+
+    @classmethod
+    def remarks(cls, scores: dict[str, dict[str, Any]]) -> list[str]:
+        """Return sentences for the card on what the scores mean, such as a model that loses to a trivial one.
+
+        Args:
+            scores: split -> name -> number or signature.
+        """
+        return []
 
     def draw(self, model: PreTrainedModel, features: list[Feature], folder: Path) -> None:
         """Draw pictures of what a finished model predicts, where a picture says something."""

@@ -21,7 +21,7 @@ from pipeline.config import Config, DataConfig, Section
 from pipeline.data.rows import BadRow, Columns, Feature, name_places
 from pipeline.data.splits import Rows
 from pipeline.errors import ConfigError, DataError
-from pipeline.tasks.base import Batch, CardText, Task
+from pipeline.tasks.base import Batch, Better, CardText, Task
 
 DRAWN = 4  # windows, spread over the split
 FORECASTS_FILE = "forecasts.png"
@@ -65,9 +65,8 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
     settings: ClassVar[type[Section]] = ForecastingSettings
     auto_class: ClassVar[Any] = AutoModel
     text_columns: ClassVar[tuple[str, ...]] = ()
-    scores: ClassVar[tuple[str, ...]] = (
-        *("loss", "mse", "mae", "mse_original", "mae_original"),
-        *("repeat_last_mse", "repeat_last_mae"),
+    scores: ClassVar[dict[str, Better]] = dict.fromkeys(
+        ("loss", "mse", "mae", "mse_original", "mae_original", "repeat_last_mse", "repeat_last_mae"), "lower"
     )
     accuracy: ClassVar[str | None] = None
     has_metrics: ClassVar[bool] = False
@@ -176,6 +175,18 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
 
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[Any]:
         return list(model(past_values=batch["past_values"]).prediction_outputs.cpu().numpy())
+
+    @classmethod
+    def remarks(cls, scores: dict[str, dict[str, Any]]) -> list[str]:
+        """Say where repeating the last value of the past forecasts better than the model."""
+        return [
+            f"On {split}, this model is worse than repeating the last known value: its {error.upper()} is "
+            f"{values[error]:.4f}, that of repeating is {values[f'repeat_last_{error}']:.4f}."
+            for split, values in scores.items()
+            for error in ("mse", "mae")
+            # `not <=` rather than `>`, so that an error of NaN is worse as well.
+            if error in values and not values[error] <= values[f"repeat_last_{error}"]
+        ]
 
     @torch.no_grad()
     def draw(self, model: PreTrainedModel, features: list[Feature], folder: Path) -> None:

@@ -18,7 +18,15 @@ from transformers import (
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from pipeline.config import Config, DataConfig
-from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_excess_length, find_text_problem
+from pipeline.data.rows import (
+    BadRow,
+    Columns,
+    Feature,
+    encode_rows,
+    find_excess_length,
+    find_text_problem,
+    first_text,
+)
 from pipeline.decoding.search import search_of
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.transformer_layers import BLOCK
@@ -29,6 +37,7 @@ from pipeline.tasks.base import Batch, CardText, Task, repeat_to, sums_by_sample
 class SequenceToSequence(Task):
     """Pairs of texts over one vocabulary; the columns are `source` and `target`.
 
+    A target may be a list of texts, each of which is right: all of them count in evaluation, the first is learned.
     Limits of length are in tokens, `</s>` included.
     """
 
@@ -72,12 +81,13 @@ print(translate("{example}"))""",
     def _find_problem(self, row: dict[str, Any]) -> str | None:
         if "target" not in row:
             return None
-        return find_text_problem("source", row["source"]) or find_text_problem("target", row["target"])
+        return find_text_problem("source", row["source"]) or _find_target_problem(row["target"])
 
     def _make_features(self, columns: Columns) -> list[Feature]:
         sources, targets = columns["source"], columns.get("target")
         inputs = tokenize(self.tokenizer, sources)
-        labels = [[] for _ in sources] if targets is None else tokenize(self.tokenizer, targets, is_target=True)
+        learned = [first_text(target) for target in targets or []]
+        labels = [[] for _ in sources] if targets is None else tokenize(self.tokenizer, learned, is_target=True)
         rows = zip(columns["row"], sources, targets or [""] * len(sources), inputs, labels, strict=True)
         return [
             {"sample_id": row, "source": source, "target": target, "input_ids": input_ids, "labels": target_ids}
@@ -176,7 +186,23 @@ print(translate("{example}"))""",
             generation_config=generation,
             custom_generate=search_of(model, generation),
         )
+        return self._decode(ids)
+
+    def perfect_predictions(self, features: list[Feature]) -> list[str]:
+        return self._decode([feature["labels"] for feature in features])
+
+    def _decode(self, ids: Tensor | list[list[int]]) -> list[str]:
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def _find_target_problem(target: object) -> str | None:
+    """Say why a target is neither a text nor a list of texts; None where it is one."""
+    if not isinstance(target, list):
+        return find_text_problem("target", target)
+    if not target:
+        return "target is an empty list, where at least one text is needed"
+    problems = (find_text_problem(f"target[{number}]", text) for number, text in enumerate(target))
+    return next((problem for problem in problems if problem), None)
 
 
 def _pad(rows: list[list[int]], value: int) -> Tensor:

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from pipeline.config import Config, DataConfig, Section
 from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_excess_length, find_text_problem
 from pipeline.errors import ConfigError, nearest
-from pipeline.tasks.base import Batch, CardText, Task, repeat_to, sums_by_sample, tokenize
+from pipeline.tasks.base import Batch, Better, CardText, Task, repeat_to, sums_by_sample, tokenize
 
 
 class TextClassificationSettings(Section):
@@ -58,7 +58,7 @@ print(classify("{example}"))""",
     trains_other_models: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
     text_columns: ClassVar[tuple[str, ...]] = ("source",)
-    scores: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+    scores: ClassVar[dict[str, Better]] = {"loss": "lower", "accuracy": "higher"}
     accuracy: ClassVar[str | None] = "accuracy"
 
     @classmethod

@@ -2,16 +2,21 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from accelerate import PartialState
-from transformers import Seq2SeqTrainingArguments
+from transformers import SchedulerType, Seq2SeqTrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError, nearest
+from pipeline.inference.metrics import METRICS, Metric, score_names
+from pipeline.tasks.base import Better
 from pipeline.tasks.registry import get_model, get_task
 from pipeline.training.schedules import noam
+
+WATCHING_SCHEDULES = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)  # act on a score
 
 
 def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
@@ -32,11 +37,12 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
     if values.get("max_steps", -1) <= 0 and config.data.streaming:
         raise ConfigError("training.max_steps: a streamed data set has no length; give the number of steps")
     values.pop("label_smoothing_factor", None)  # the model's own, so that evaluation stays unsmoothed
+    values |= _best_score(config)
     values.setdefault("report_to", "tensorboard")
     values.setdefault("ddp_find_unused_parameters", False)  # there are none, and the search costs a walk over the graph
     values.setdefault("use_cache", True)  # Trainer writes it into the model's config, where False slows generation
     try:
-        return Seq2SeqTrainingArguments(
+        args = Seq2SeqTrainingArguments(
             **values,
             remove_unused_columns=False,
             ignore_data_skip=True,  # the loader goes on where it was, without replaying
@@ -45,6 +51,70 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"training: {error}") from error
+    if args.lr_scheduler_type in WATCHING_SCHEDULES:
+        args.lr_scheduler_kwargs = _with_mode(args)
+    return args
+
+
+def _best_score(config: Config) -> dict[str, Any]:
+    """Return the arguments that tell Trainer which score to watch, if anything does, and which value is better.
+
+    Left to itself, Trainer takes a higher value for the better one unless the name of the score ends in "loss".
+
+    Raises:
+        ConfigError: for a score that the run does not give, whose better value is not known, or is another than said.
+    """
+    training = config.training
+    is_watched = (
+        training.get("load_best_model_at_end")
+        or training.get("save_strategy") == "best"
+        or training.get("lr_scheduler_type") in WATCHING_SCHEDULES
+        or config.evaluation.early_stopping_patience is not None
+    )
+    name = training.get("metric_for_best_model")
+    if name is None and is_watched:
+        name = "loss"
+    if name is None:
+        return {}
+    name = name.removeprefix("eval_")
+    said = training.get("greater_is_better")
+    known = _known_scores(config)
+    if name in known:
+        greater_is_better = known[name] == "higher"
+        if said not in (None, greater_is_better):
+            raise ConfigError(
+                f"training.greater_is_better: a {known[name]} {name} is better; set it to "
+                f"{str(greater_is_better).lower()}, or leave it out"
+            )
+        return {"metric_for_best_model": name, "greater_is_better": greater_is_better}
+    others = [metric for metric in config.evaluation.metrics if metric not in METRICS]
+    if not others:
+        raise ConfigError(f"training.metric_for_best_model: {name!r} is not scored{nearest(name, known)}")
+    if said is None:
+        raise ConfigError(
+            f"training.greater_is_better: whether a higher {name} is better is known of {', '.join(known)} only; if "
+            f"{' or '.join(others)} gives {name}, set it to true or false, else correct training.metric_for_best_model"
+        )
+    return {"metric_for_best_model": name, "greater_is_better": said}
+
+
+def _known_scores(config: Config) -> dict[str, Better]:
+    """Return the scores of the task and of this project's metrics, with which value is better."""
+    metrics = {name: METRICS[name].better for name in config.evaluation.metrics if name in METRICS}
+    return get_task(config.task).scores | metrics
+
+
+def _with_mode(args: Seq2SeqTrainingArguments) -> dict[str, Any]:
+    """Return the arguments of a schedule that watches a score, with which value of it is better."""
+    kwargs, mode = args.lr_scheduler_kwargs or {}, "max" if args.greater_is_better else "min"
+    if not isinstance(kwargs, dict):
+        raise ConfigError(f"training.lr_scheduler_kwargs: {kwargs!r} is not a mapping such as {{patience: 2}}")
+    if kwargs.get("mode", mode) != mode:
+        raise ConfigError(
+            f"training.lr_scheduler_kwargs: mode={kwargs['mode']} is wrong for {args.metric_for_best_model}, which is "
+            f"watched; leave mode out, as it is known to be {mode}"
+        )
+    return {**kwargs, "mode": mode}
 
 
 def with_max_steps(args: Seq2SeqTrainingArguments, count_batches: Callable[[], int]) -> Seq2SeqTrainingArguments:
@@ -65,7 +135,7 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
 
     Raises:
         ConfigError: for an evaluation without data, a logger that is not installed, a mean of checkpoints that are not
-            kept, packing that the task cannot do, or a best metric that is never scored.
+            kept, packing that the task cannot do, or a best checkpoint that no evaluation finds.
     """
     task, evaluation = get_task(config.task), config.evaluation
     if args.eval_strategy != "no" and config.data.validation is None:
@@ -87,7 +157,27 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
         raise ConfigError("data.packing: needs data.batch_tokens")
     if evaluation.metrics and not task.has_metrics:
         raise ConfigError(f"evaluation.metrics: {config.task} is scored by {', '.join(task.scores)} only; give []")
-    known = [*task.scores, *evaluation.metrics]
-    best = config.training.get("metric_for_best_model", "loss").removeprefix("eval_")
-    if best not in known:
-        raise ConfigError(f"training.metric_for_best_model: {best!r} is not scored{nearest(best, known)}")
+    if args.eval_strategy == "no" and evaluation.early_stopping_patience is not None:
+        raise ConfigError(
+            "evaluation.early_stopping_patience: nothing is evaluated while training; set training.eval_strategy to "
+            "steps or epoch"
+        )
+    if args.eval_strategy == "no" and (args.load_best_model_at_end or args.save_strategy == "best"):
+        raise ConfigError(
+            "training.load_best_model_at_end, training.save_strategy: the best checkpoint is found by evaluations; set "
+            "training.eval_strategy to steps or epoch"
+        )
+
+
+def check_best_score(config: Config, args: Seq2SeqTrainingArguments, metrics: Sequence[Metric]) -> None:
+    """Check that a score that is none of this project's is given by the metrics, by calling them once.
+
+    Raises:
+        ConfigError: naming the scores that are given.
+    """
+    best, known = args.metric_for_best_model, _known_scores(config)
+    if best is None or best in known:
+        return
+    names = [*known, *score_names(metrics)]
+    if best not in names:
+        raise ConfigError(f"training.metric_for_best_model: {best!r} is not scored{nearest(best, names)}")

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from pipeline.inference.evaluation import evaluate_features
+from pipeline.errors import DataError
+from pipeline.inference.evaluation import evaluate, evaluate_features
 from pipeline.inference.generation import generate
 from pipeline.inference.metrics import exact_match
 from tests.inference.conftest import TEXTS
@@ -28,6 +29,34 @@ def test_loss_weighs_every_token_alike(make_model, task, features):
         assert scores["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
         assert scores["token_accuracy"] == correct / count
     assert model.training  # as it was
+
+
+def test_several_references(make_model, task, features):
+    """Metrics get lists of texts where one row has a list; the loss and the accuracy are those of the first text."""
+    model, seen = make_model(vocab_size=len(task.tokenizer)), []
+    generation = GenerationConfig(max_new_tokens=5, pad_token_id=0, eos_token_id=2, decoder_start_token_id=1)
+    answer = generate(model, task, TEXTS[1:2], generation)[0]
+
+    def metric(predictions, references):
+        seen.extend(references)
+        return exact_match(predictions, references)
+
+    rows = [{"source": TEXTS[0], "target": ["b a", "c"]}, {"source": TEXTS[1], "target": ["a", answer, "x"]}]
+    result = evaluate(model, task, rows, metrics=[metric], generation=generation)
+    assert seen == [["b a", "c"], ["a", answer, "x"]]
+    assert [prediction.is_right for prediction in result.predictions] == [False, True]
+    assert "reference  c\n" in str(result.predictions[0]) and result.scores["exact_match"] == 0.5
+    firsts = [{"source": row["source"], "target": row["target"][0]} for row in rows]
+    plain = evaluate(model, task, firsts)
+    assert {name: result.scores[name] for name in plain.scores} == plain.scores
+    mixed = task.encode({"source": ["a", "b"], "target": ["c", ["d", "e"]], "row": [0, 1]})
+    seen.clear()
+    evaluate_features(model, task, mixed, batch_size=2, generation=generation, metrics=[metric])
+    assert seen == [["c"], ["d", "e"]]
+    with pytest.raises(DataError, match=r"rows: row 1: target is an empty list"):
+        evaluate(model, task, [rows[0], {"source": "a", "target": []}])
+    with pytest.raises(DataError, match=r"rows: the values of a column must have one type, such as text: "):
+        evaluate(model, task, [{"source": "a", "target": ["b", 3]}])
 
 
 def test_predictions_come_back_in_order(make_model, task, features):

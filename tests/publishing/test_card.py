@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from transformers import TrainerState
 
 from pipeline.publishing.card import render_card
+from pipeline.tasks.forecasting import Forecasting
 from pipeline.tasks.registry import TASKS
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 
@@ -40,6 +41,15 @@ def test_text_from_outside_stays_as_it_is(make_config, make_model, tmp_path):
     assert said == [example.replace("\n", " ")]  # as Python reads the string in the code
     configuration = re.search(r"```yaml\n(.*?)```", text, re.S)
     assert configuration is not None and YAML(typ="safe").load(configuration[1]) == config.model_dump()
+
+
+def test_remarks_on_scores_stand_below_them(make_config, make_model):
+    config = make_config("forecasting", forecasting={"series": ["OT"]})
+    values = {"mse": 0.75, "mae": 0.5, "repeat_last_mse": 0.5, "repeat_last_mae": 0.6}
+    text = render_card(config, Forecasting, make_model(), STATE, {"test": values})  # type: ignore[arg-type]
+    table = text.index("| test | repeat_last_mae | 0.6000 |\n\n**On test, this model is worse than repeating")
+    assert table < text.index("\n\n## Use")
+    assert "worse" not in render_card(config, Forecasting, make_model(), STATE, {"test": values | {"mse": 0.5}})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -80,3 +80,6 @@ def test_a_task_that_lacks_something_is_refused_when_it_is_defined():
     type("Whole", (Task,), whole)
     with pytest.raises(TypeError, match="it lacks loss, pack"):
         type("Packing", (Task,), whole | {"can_pack": True, "trains_other_models": True})
+    for scores in (("loss", "accuracy"), {"loss": "lower", "accuracy": "more"}):
+        with pytest.raises(TypeError, match=r'Silent.scores: say of each which value is better, as in .*"lower"'):
+            type("Silent", (Task,), whole | {"scores": scores})

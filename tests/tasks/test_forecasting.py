@@ -9,6 +9,7 @@ from transformers import AutoModel
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.generation import generate
 from pipeline.run import RunFolder, train
+from pipeline.tasks.forecasting import Forecasting
 from pipeline.tasks.trained_model import load_trained
 
 
@@ -54,6 +55,19 @@ def test_series_that_cannot_be_used(make_task, changes, error, problem):
     section = "forecasting" if "series" in changes else "data"
     with pytest.raises(error, match=problem):
         train(make_task("forecasting", **{section: changes}))
+
+
+def test_the_card_says_where_repeating_is_better():
+    def scores(mse, mae):
+        return {"loss": mse, "mse": mse, "mae": mae, "repeat_last_mse": 0.5, "repeat_last_mae": 0.6}
+
+    assert Forecasting.remarks({"validation": scores(0.4, 0.6), "training": {"skipped_rows": 0}}) == []
+    remarks = Forecasting.remarks({"validation": scores(0.4, 0.6), "test": scores(0.75, 0.5)})
+    assert remarks == [
+        "On test, this model is worse than repeating the last known value: its MSE is 0.7500, that of repeating is "
+        "0.5000."
+    ]
+    assert len(Forecasting.remarks({"test": scores(float("nan"), 0.7)})) == 2
 
 
 def test_a_gap_in_a_series_is_named(make_task, tmp_path):

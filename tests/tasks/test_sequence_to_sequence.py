@@ -4,8 +4,11 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.config import DataConfig
 from pipeline.data.rows import BadRow, Columns, Feature, separate
+from pipeline.errors import DataError
 from pipeline.tasks.base import tokenize
+from pipeline.tasks.encoding import encode_rows
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
+from tests.data.folders import open_folder, write_jsonl, write_parquet
 from tokenizer.training import train
 
 
@@ -88,7 +91,11 @@ def test_long_rows_are_bad(tokenizer):
     [
         (None, "target is None, where a text is needed"),
         (7, "target is 7, where a text is needed"),
-        (["a"], r"target is ['a'], where a text is needed"),
+        ([], "target is an empty list, where at least one text is needed"),
+        (["a", 7], "target[1] is 7, where a text is needed"),
+        (["a", None], "target[1] is None, where a text is needed"),
+        (["a", " "], "target[1] is empty"),
+        ([["a"]], "target[0] is ['a'], where a text is needed"),
         (" \t", "target is empty"),
         ("a \ufffd", "target holds U+FFFD, the mark of bytes that are not UTF-8"),
     ],
@@ -105,3 +112,20 @@ def test_sources_alone(tokenizer):
     """As for prediction: any text goes."""
     features = encode(SequenceToSequence(tokenizer), {"source": ["a \ufffd", "b"], "row": [0, 1]})
     assert [feature["labels"] for feature in features] == [[], []] and len(features[1]["input_ids"]) == 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name, writer", [("train.jsonl", write_jsonl), ("train.parquet", write_parquet)])
+def test_a_column_of_lists(tokenizer, tmp_path, name, writer, streaming):
+    """Of lists of texts the first is learned; all are kept for evaluation. Nested columns as well."""
+    rows = [{"en": "a", "answers": {"fr": ["b", "c d"]}}, {"en": "c", "answers": {"fr": ["d"]}}]
+    writer(tmp_path / name, rows)
+    task = SequenceToSequence(tokenizer)
+    opened = open_folder(tmp_path, streaming=streaming, target="answers.fr")
+    features = encode_rows(task, opened)
+    assert [feature["target"] for feature in features] == [["b", "c d"], ["d"]]
+    assert [tokenizer.decode(feature["labels"]) for feature in features] == ["b </s>", "d </s>"]
+    assert task.perfect_predictions(features) == ["b", "d"]
+    writer(tmp_path / name, [*rows, {"en": "d", "answers": {"fr": ["b", None]}}])
+    with pytest.raises(DataError, match=r"(:3|row 2): target\[1\] is None, where a text is needed"):
+        encode_rows(task, open_folder(tmp_path, streaming=streaming, target="answers.fr"))

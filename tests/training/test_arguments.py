@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.run import train
-from pipeline.training.arguments import check_settings, training_arguments, with_max_steps
+from pipeline.training.arguments import check_best_score, check_settings, training_arguments, with_max_steps
 
 
 def test_what_this_project_decides(make_config):
@@ -69,9 +69,14 @@ def test_epochs_are_counted_in_steps(make_config, epochs, accumulation, steps):
         ({"data": {"validation": None}}, r"training\.eval_strategy: there is nothing to evaluate on"),
         ({"training": {"report_to": ["swanlab"]}}, "training.report_to: swanlab is not installed; pip install swanlab"),
         (
-            {"training": {"metric_for_best_model": "eval_bleu"}},
-            "for_best_model: 'bleu' is not scored; choose from",
+            {"evaluation": {"early_stopping_patience": 2}, "training": {"eval_strategy": "no"}},
+            "evaluation.early_stopping_patience: nothing is evaluated while training; set training.eval_strategy",
         ),
+        (
+            {"training": {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": True}},
+            "training.load_best_model_at_end, .*: the best checkpoint is found by evaluations; set training.eval_str",
+        ),
+        ({"training": {"eval_strategy": "no", "save_strategy": "best"}}, "the best checkpoint is found by evaluat"),
         ({"data": {"packing": True}}, r"data\.packing: needs data\.batch_tokens$"),
         (
             {"task": "text_classification", "data": {"packing": True, "batch_tokens": 64}},
@@ -90,10 +95,106 @@ def test_settings_that_would_fail_later(make_config, changes, message):
         check_settings(config, training_arguments(config))
 
 
-@pytest.mark.parametrize("best", ["loss", "eval_loss", "exact_match", "eval_sacrebleu"])
-def test_a_best_metric_that_is_scored(make_config, best):
-    config = make_config(training={"metric_for_best_model": best}, evaluation={"metrics": ["sacrebleu", "exact_match"]})
-    check_settings(config, training_arguments(config))
+SERIES = {"forecasting": {"series": ["x"]}}
+
+
+@pytest.mark.parametrize(
+    "task, best, greater_is_better",
+    [
+        ("sequence_to_sequence", "loss", False),
+        ("sequence_to_sequence", "eval_perplexity", False),
+        ("sequence_to_sequence", "token_accuracy", True),
+        ("sequence_to_sequence", "sacrebleu", True),
+        ("sequence_to_sequence", "eval_chrf", True),
+        ("sequence_to_sequence", "exact_match", True),
+        ("language_modeling", "perplexity", False),
+        ("text_classification", "accuracy", True),
+        ("text_classification", "macro_f1", True),
+        *(("forecasting", name, False) for name in ("mse", "eval_mae", "mse_original", "mae_original")),
+    ],
+)
+def test_a_score_knows_which_value_is_better(make_config, task, best, greater_is_better):
+    """Whatever watches it: a schedule is told the same."""
+    names = {"sequence_to_sequence": ["sacrebleu", "chrf", "exact_match"], "text_classification": ["macro_f1"]}
+    sections = {"evaluation": {"metrics": names.get(task, [])}, **(SERIES if task == "forecasting" else {})}
+    for schedule in ("reduce_lr_on_plateau", "greedy", "linear"):
+        training = {"metric_for_best_model": best, "lr_scheduler_type": schedule, "load_best_model_at_end": True}
+        args = training_arguments(make_config(task, training=training, **sections))
+        assert (args.metric_for_best_model, args.greater_is_better) == (best.removeprefix("eval_"), greater_is_better)
+        mode = {"mode": "max" if greater_is_better else "min"}
+        assert (args.lr_scheduler_kwargs or {}) == (mode if schedule != "linear" else {})
+    said = training | {"greater_is_better": greater_is_better}
+    assert training_arguments(make_config(task, training=said, **sections)).greater_is_better == greater_is_better
+    said = training | {"greater_is_better": not greater_is_better}
+    with pytest.raises(ConfigError, match=r"training\.greater_is_better: a \w+ \w+ is better; set it to (true|false)"):
+        training_arguments(make_config(task, training=said, **sections))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"evaluation": {"early_stopping_patience": 2}},
+        {"training": {"load_best_model_at_end": True}},
+        {"training": {"save_strategy": "best"}},
+        {"training": {"lr_scheduler_type": "reduce_lr_on_plateau"}},
+        {"training": {"lr_scheduler_type": "greedy", "greater_is_better": False}},
+    ],
+)
+def test_what_watches_a_score_watches_the_loss_by_default(make_config, changes):
+    config = make_config(**changes)
+    args = training_arguments(config)
+    assert (args.metric_for_best_model, args.greater_is_better) == ("loss", False)
+    check_settings(config, args)
+    assert training_arguments(make_config()).metric_for_best_model is None
+
+
+@pytest.mark.parametrize(
+    "training, metrics, message",
+    [
+        (
+            {"metric_for_best_model": "eval_bleu"},
+            ["sacrebleu"],
+            "best_model: 'bleu' is not scored; did you mean sacreb",
+        ),
+        ({"metric_for_best_model": ""}, [], "'' is not scored; choose from loss, perplexity, token_accuracy"),
+        ({"metric_for_best_model": "perplexty"}, [], "'perplexty' is not scored; did you mean perplexity"),
+        ({"metric_for_best_model": "sacrebleu"}, ["chrf"], "'sacrebleu' is not scored; choose from chrf, loss"),
+        ({"metric_for_best_model": "rougeL"}, ["rouge"], r"training\.greater_is_better: .* if rouge gives rougeL, set"),
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"mode": "max"}},
+            [],
+            r"training\.lr_scheduler_kwargs: mode=max is wrong for loss",
+        ),
+        (
+            {"lr_scheduler_type": "greedy", "lr_scheduler_kwargs": "patience"},
+            [],
+            r"training\.lr_scheduler_kwargs: 'patience' is not a mapping such as {patience: 2}",
+        ),
+    ],
+)
+def test_a_score_that_is_not_given_or_not_known(make_config, training, metrics, message):
+    with pytest.raises(ConfigError, match=message):
+        training_arguments(make_config(training=training, evaluation={"metrics": metrics}))
+
+
+def test_arguments_of_a_schedule_stay(make_config):
+    kwargs = {"mode": "max", "patience": 0}
+    training = {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "token_accuracy"}
+    for given in (kwargs, {"patience": 0}, '{"patience": 0}'):
+        args = training_arguments(make_config(training=training | {"lr_scheduler_kwargs": given}))
+        assert args.lr_scheduler_kwargs == kwargs
+
+
+@pytest.mark.parametrize("greater_is_better", [False, True])
+def test_a_score_of_another_metric_is_told_its_better_value(make_config, greater_is_better):
+    training = {"metric_for_best_model": "eval_wer", "greater_is_better": greater_is_better}
+    config = make_config(training=training, evaluation={"metrics": ["their/metrics"]})
+    args = training_arguments(config)
+    assert args.greater_is_better == greater_is_better
+    check_best_score(config, args, [lambda *_: {"wer": 0.5, "wer_signature": "x"}])
+    with pytest.raises(ConfigError, match="for_best_model: 'wer' is not scored; did you mean cer"):
+        check_best_score(config, args, [lambda *_: {"cer": 0.5, "wer": "a text"}])
+    check_best_score(make_config(), training_arguments(make_config()), [lambda *_: pytest.fail("nothing is watched")])
 
 
 @pytest.mark.parametrize("training", [{"save_total_limit": 1}, {"load_best_model_at_end": True}])
