@@ -76,7 +76,7 @@ def test_one_file_has_no_other_split(tmp_path):
 def test_a_file_in_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text("source,target\na,b\n")
     monkeypatch.chdir(tmp_path)
-    assert list(open_folder("a.csv", source="source", target="target")) == [{"source": "a", "target": "b"}]
+    assert texts(open_folder("a.csv", source="source", target="target")) == [{"source": "a", "target": "b"}]
 
 
 def test_parts_of_one_file(tmp_path):

@@ -1,5 +1,6 @@
 import pytest
 
+from pipeline.errors import ConfigError
 from tests.data.folders import EXPECTED, ROWS, open_folder, texts, write_parquet
 
 
@@ -21,7 +22,15 @@ def test_a_column_called_place(tmp_path, streaming):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_options_are_those_of_datasets(tmp_path, streaming):
-    (tmp_path / "train.csv").write_text("un|a\ndeux|b\n")
-    options = {"sep": "|", "names": ["fr", "en"]}
-    rows = open_folder(tmp_path, streaming=streaming, **options)
-    assert list(rows) == [{"source": "a", "target": "un"}, {"source": "b", "target": "deux"}]
+    """Nothing is taken for a number by these either; a misspelled one is named."""
+    (tmp_path / "train.csv").write_text("# a comment\n01|a\n1e0|NA\n|c\n")
+    rows = open_folder(tmp_path, streaming=streaming, sep="|", names=["fr", "en"], skiprows=1)
+    assert list(rows) == [
+        {"source": "a", "target": "01"},
+        {"source": "NA", "target": "1e0"},
+        {"source": "c", "target": ""},
+    ]
+    with pytest.raises(ConfigError, match=r"data.options.skiprow: unknown for data of the kind csv; .* skiprows\?$"):
+        open_folder(tmp_path, streaming=streaming, skiprow=1)
+    with pytest.raises(ConfigError, match=r"data.options.revision: other keys of the section data say this"):
+        open_folder(tmp_path, streaming=streaming, revision="main")

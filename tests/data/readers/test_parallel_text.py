@@ -1,5 +1,6 @@
 import pytest
 
+from pipeline.data.rows import PLACE
 from pipeline.errors import DataError
 from tests.data.folders import open_folder, texts
 
@@ -24,7 +25,7 @@ def test_bytes_that_are_no_text(tmp_path, streaming):
     (tmp_path / "validation.fr").write_bytes(b"b\nd\n")
     rows = list(open_folder(tmp_path, "validation", streaming=streaming))
     assert texts(rows) == [{"source": "a", "target": "b"}, {"source": "\ufffd", "target": "d"}]
-    assert rows[1]["place"] == f"{tmp_path}/validation.en and {tmp_path}/validation.fr:2"
+    assert rows[1][PLACE] == f"{tmp_path}/validation.en and {tmp_path}/validation.fr:2"
 
 
 def test_an_empty_file_is_named(tmp_path):
