@@ -5,6 +5,7 @@ nothing.
 """
 
 import codecs
+import io
 import lzma
 import os
 import zlib
@@ -18,6 +19,7 @@ import fsspec
 from pipeline.errors import DataError
 
 LONGEST_LINE = 10_000_000  # bytes, unpacked; also of a row that spans lines
+BUFFER = 1 << 17  # bytes
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError)  # what unpacking raises, besides OSError
 
@@ -35,7 +37,8 @@ def read_lines(file: str | Path) -> Iterator[bytes]:
     name, compression = str(file), "infer" if Path(file).suffix in COMPRESSED else None
     try:
         with fsspec.open(name, "rb", compression=compression) as stream:
-            yield from bounded_lines(stream, name)
+            # A file of the Hub reads a line of any length itself.
+            yield from bounded_lines(io.BufferedReader(stream, BUFFER) if "://" in name else stream, name)
     except (OSError, *DAMAGED) as error:
         if "://" in name:
             raise

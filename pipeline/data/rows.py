@@ -103,7 +103,10 @@ def find_excess_length(name: str, ids: list[int], bound: int) -> str | None:
 
 def shorten(value: object) -> str:
     """Write a wrong value for a message; a picture or a long list has no room there."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number with thousands of digits
+        return "a number with thousands of digits"
     return text if len(text) <= SHOWN_VALUE else f"{text[:SHOWN_VALUE]}..."
 
 
