@@ -33,7 +33,6 @@ from pipeline.data.rows import (
 from pipeline.errors import ConfigError, nearest
 from pipeline.tasks.base import Batch, CardText, Task, sums_by_sample, tokenize
 
-
 NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?")
 
 
