@@ -20,7 +20,7 @@ from pipeline.errors import DataError
 
 LONGEST_LINE = 10_000_000  # bytes, unpacked; also of a row that spans lines
 BUFFER = 1 << 17  # bytes
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}  # suffix -> name in fsspec
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError)  # what unpacking raises, besides OSError
 
 
@@ -34,7 +34,7 @@ def read_lines(file: str | Path) -> Iterator[bytes]:
         DataError: for a file of this machine that cannot be opened or unpacked; for UTF-16; for a line that is too
             long.
     """
-    name, compression = str(file), "infer" if Path(file).suffix in COMPRESSED else None
+    name, compression = str(file), COMPRESSED.get(Path(file).suffix)
     try:
         with fsspec.open(name, "rb", compression=compression) as stream:
             # A file of the Hub reads a line of any length itself.

@@ -56,18 +56,24 @@ def open_split(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
             return _check_problems(rows, list(iterate_rows(rows.take(FIRST_ROWS), request.patience)), place)
         return _pick_columns(rows, columns, place, request.patience)
     except datasets.exceptions.DatasetGenerationError as error:
-        raise _explain(error.__cause__ or error, data.path, place) from error
-    except (*NOT_REACHED, *UNREADABLE) as error:
-        raise _explain(error, data.path, place) from error
+        raise _explain(error.__cause__ or error, data, place) from error
+    except (*NOT_REACHED, *UNREADABLE, TypeError, LookupError) as error:
+        raise _explain(error, data, place) from error
 
 
-def _explain(error: BaseException, path: str, place: str) -> BaseException:
+def _explain(error: BaseException, data: DataConfig, place: str) -> BaseException:
     """Turn what a library raises while it reads into an error of ours, where it is not the fault of our code."""
+    if isinstance(error, TypeError | LookupError):  # of an option's value, such as an encoding that is unknown
+        return ConfigError(f"data.options: {in_short(error)}") if data.options else error
+    if isinstance(error, datasets.exceptions.DataFilesNotFoundError) and Path(data.path).is_dir():
+        return ConfigError(f"{place}: there is no file of data; there are {_list_files(Path(data.path))}")
+    if "corresponds to no data" in str(error):
+        return DataError(f"{place} is empty: there is no row to read")
     if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
         cache = datasets.config.HF_DATASETS_CACHE
         return RunError(f"{place}: {error.strerror}; make room for the rows in {cache}, or set HF_DATASETS_CACHE")
     if isinstance(error, NOT_REACHED):
-        return ConfigError(f"{place}: {explain_refusal(error, path) or in_short(error)}")
+        return ConfigError(f"{place}: {explain_refusal(error, data.path) or in_short(error)}")
     return DataError(f"{place}: {in_short(error)}") if isinstance(error, UNREADABLE) else error
 
 
@@ -143,13 +149,16 @@ def _check_path(path: str) -> None:
 def _check_files(folder: Path, spec: SplitSpec) -> None:
     files = list(folder.glob(spec.name if spec.is_file else f"{spec.name}.*"))
     if spec.is_file and not files:
-        there = sorted(file.name for file in folder.iterdir() if file.is_file())[:SHOWN_FILES]
-        raise ConfigError(f"data: no file {folder / str(spec)}; there are {', '.join(there) or 'no files'}")
+        raise ConfigError(f"data: no file {folder / str(spec)}; there are {_list_files(folder)}")
     for file in files:
         if spec.is_file and file.is_dir():
             raise ConfigError(f"data: {file} is a folder where a file is needed")
         if file.stat().st_size == 0:
             raise DataError(f"{file}: the file is empty")
+
+
+def _list_files(folder: Path) -> str:
+    return ", ".join(sorted(file.name for file in folder.iterdir() if file.is_file())[:SHOWN_FILES]) or "no files"
 
 
 def _check_problems(rows: Rows, first_rows: list[dict[str, Any]], place: str) -> Rows:

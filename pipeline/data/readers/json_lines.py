@@ -15,6 +15,7 @@ from pipeline.data.rows import PLACE, PROBLEM, Columns
 from pipeline.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson")
+LARGEST_ARRAY = 50_000_000  # bytes of a file that `datasets` must hold in memory as a whole
 
 
 def accepts(request: SplitRequest) -> bool:
@@ -35,6 +36,10 @@ def _is_json_lines(file: str) -> bool:
         return isinstance(json.loads(next(read_lines(file), b"")), dict)
     except (ValueError, RecursionError):
         return False
+    except DataError:
+        if Path(file).stat().st_size > LARGEST_ARRAY:
+            raise
+        return False  # an array is often one line
 
 
 def _parser(columns: dict[str, str]) -> Parse:
