@@ -50,15 +50,15 @@ def _rows(
 
 def _paragraphs(lines: Iterator[tuple[int, bytes]], file: str) -> Iterator[tuple[int, bytes]]:
     """Yield what two newlines end, as `datasets` does, each with the number of its first line."""
-    first, content = 1, b""
+    first, content = 1, bytearray()
     for number, line in lines:
         first = first if content else number
         content += line.removesuffix(b"\r\n") + b"\n" if line.endswith(b"\r\n") else line
         if len(content) > LONGEST_LINE:
             raise DataError(f"{file}:{first}: the paragraph has more than {LONGEST_LINE // 1_000_000} MB; read by line")
         if content.endswith(b"\n\n"):
-            if content != b"\n\n":
-                yield first, content.removesuffix(b"\n\n")
-            content = b""
+            if len(content) > 2:
+                yield first, bytes(content[:-2])
+            content = bytearray()
     if content:
-        yield first, content
+        yield first, bytes(content)
