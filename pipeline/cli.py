@@ -338,9 +338,8 @@ def train_tokenizer(arguments: argparse.Namespace) -> None:
 
 def _read_files(files: list[Path]) -> Iterator[str]:
     for file in files:
-        with _explained(f"--files {file}"), file.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                yield _decode(line, str(file), number)
+        for number, line in enumerate(_lines_of(file, "--files"), start=1):
+            yield _decode(line, str(file), number)
 
 
 def _read_columns(arguments: argparse.Namespace) -> Iterator[str]:
@@ -349,7 +348,7 @@ def _read_columns(arguments: argparse.Namespace) -> Iterator[str]:
 
     data = DataConfig(path=arguments.data, streaming=True)
     for row in open_split(data, arguments.split, {name: name for name in arguments.columns}):
-        yield from (text for text in row.values() if isinstance(text, str))
+        yield from (row[name] for name in arguments.columns if isinstance(row[name], str))
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -402,11 +401,11 @@ def _set_generation(arguments: argparse.Namespace, model: "PreTrainedModel") -> 
 def _read_lines(file: Path | None) -> list[str]:
     if file is None and sys.stdin.isatty():
         print("one source text a line; end with Ctrl-D", file=sys.stderr)
-    with _explained(f"--file {file}"):
-        content = sys.stdin.buffer.read() if file is None else file.read_bytes()
-    text = _decode(content, "standard input" if file is None else str(file))
+    name = "standard input" if file is None else str(file)
+    lines = _lines_of(file, "--file")
     # Only newlines end a line, so that there is one answer for each line that other tools count.
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+    texts = [_decode(line, name, number) for number, line in enumerate(lines, start=1)]
+    return [text.removesuffix("\n").removesuffix("\r") for text in texts]
 
 
 def score(arguments: argparse.Namespace) -> None:
@@ -502,6 +501,17 @@ def _explained(place: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{place}: {error.strerror or error}") from error
+
+
+def _lines_of(file: Path | None, option: str) -> Iterator[bytes]:
+    """Yield the lines of a file that an option names, or of standard input."""
+    from pipeline.data.lines import bounded_lines
+
+    if file is None:
+        yield from bounded_lines(sys.stdin.buffer, "standard input")
+        return
+    with _explained(f"{option} {file}"), file.open("rb") as stream:
+        yield from bounded_lines(stream, str(file))
 
 
 def _check_text(text: str, name: str) -> None:

@@ -307,8 +307,11 @@ def test_scores_that_cannot_be_reached_are_told_before_training(make_config, no_
     )
     with pytest.raises(AssertionError, match="the training was started"):
         train(config)
-    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert line.startswith("tokenizer: 3 of 4 validation targets cannot be written as they stand: 'A dog' becomes")
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    (line,) = [line for line in lines if line.startswith("warning: scores: ")]
+    assert line.startswith(
+        "warning: scores: tokenizer: 3 of 4 validation targets cannot be written as they stand: 'A dog' becomes"
+    )
     assert "the best scores possible are exact_match 0.25 of 1" in line
 
 

@@ -8,13 +8,17 @@
 
 import hashlib
 import logging
+import lzma
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets import Dataset, IterableDataset
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -28,12 +32,17 @@ from huggingface_hub.utils import httpx
 
 from pipeline.config import DataConfig
 from pipeline.data.rows import Columns
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, RunError, TeacherForcingError
 
 TRANSIENT_CODES = {408, 429, 500, 502, 503, 504}  # of HTTP; a later try may not meet them
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".spm")
 LONGEST_WAIT = 30.0  # seconds between two tries
 API_TIMEOUT = 30.0  # seconds for one answer
+# What libraries raise where the Hub gives nothing. ConnectionError is what `datasets` says, and what a client raises
+# that is told to stay offline.
+NOT_REACHED = (HfHubHTTPError, httpx.TransportError, DatasetNotFoundError, ConnectionError)
+# What they raise for files that cannot be read; pyarrow's and pandas' errors are ValueErrors.
+UNREADABLE = (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, DatasetGenerationError)
 
 Result = TypeVar("Result")
 
@@ -114,6 +123,8 @@ def is_transient(error: BaseException) -> bool:
 def explain_refusal(error: BaseException, name: str) -> str | None:
     """Say what is missing where the Hub refuses a repository, and how to fix it; None for other errors."""
     for cause in _chain(error):
+        if isinstance(cause, OfflineModeIsEnabled):
+            return f"{name} is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it; unset that once"
         if isinstance(cause, LocalTokenNotFoundError):
             return "there is no login; log in by `hf auth login`, or set HF_TOKEN"
         if isinstance(cause, GatedRepoError):
@@ -158,12 +169,23 @@ def iterate_stream(
 
 
 def iterate_rows(rows: Dataset | IterableDataset, patience: float) -> Iterator[dict[str, Any]]:
-    """Yield all rows one by one, trying again for `patience` seconds what a stream cannot read."""
+    """Yield all rows one by one, trying again for `patience` seconds what a stream cannot read.
+
+    Raises:
+        DataError: for rows that cannot be read.
+    """
     if isinstance(rows, Dataset):
         yield from rows
-    else:
+        return
+    count = 0
+    try:
         for columns, _ in iterate_stream(rows, 100, patience):
-            yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+            for values in zip(*columns.values(), strict=True):
+                yield dict(zip(columns, values, strict=True))
+                count += 1
+    except (*NOT_REACHED, *UNREADABLE) as error:
+        reason = explain_refusal(error, "the data set") or in_short(error)
+        raise DataError(f"data: the rows behind row {count} cannot be read: {reason}") from error
 
 
 def resolve_commit(name: str, revision: str | None, patience: float, kind: str = "dataset") -> str:
@@ -177,9 +199,17 @@ def resolve_commit(name: str, revision: str | None, patience: float, kind: str =
         info: Any = with_retries(
             lambda: api.repo_info(name, repo_type=kind, revision=revision, timeout=API_TIMEOUT), patience, name
         )
-    except HfHubHTTPError as error:
-        raise ConfigError(explain_refusal(error, name) or f"{name}: {in_short(error)}") from error
+    except NOT_REACHED as error:
+        raise _refused(error, name) from error
     return info.sha
+
+
+def _refused(error: Exception, name: str) -> TeacherForcingError:
+    """Say what to change where the Hub refuses something; that it is not reached is no mistake of the config."""
+    reason = explain_refusal(error, name)
+    if reason is None and not isinstance(error, HfHubHTTPError):
+        return RunError(f"{name}: the Hub is not reached: {in_short(error)}; run the same command again later")
+    return ConfigError(reason or f"{name}: {in_short(error)}")
 
 
 def download_files(name: str, files: list[str], revision: str, patience: float, kind: str = "dataset") -> list[Path]:
@@ -198,8 +228,8 @@ def download_files(name: str, files: list[str], revision: str, patience: float, 
         known = with_retries(lambda: HfApi().get_paths_info(paths=files, **repo), patience, name)
         sums = {info.path: info.lfs.sha256 for info in known if getattr(info, "lfs", None)}
         return [_download_file(file, sums.get(file), repo, patience) for file in files]
-    except HfHubHTTPError as error:
-        raise ConfigError(explain_refusal(error, name) or f"{name}: {in_short(error)}") from error
+    except NOT_REACHED as error:
+        raise _refused(error, name) from error
 
 
 def download_model(name: str, patience: float) -> Path:
@@ -212,7 +242,10 @@ def download_model(name: str, patience: float) -> Path:
         ConfigError: where there is no such model, or no access to it.
     """
     revision = resolve_commit(name, None, patience, kind="model")
-    files = with_retries(lambda: HfApi().list_repo_files(name, revision=revision), patience, name)
+    try:
+        files = with_retries(lambda: HfApi().list_repo_files(name, revision=revision), patience, name)
+    except NOT_REACHED as error:
+        raise _refused(error, name) from error
     wanted = [file for file in files if "/" not in file and file.endswith(MODEL_FILES)]
     if not any(file.endswith(".safetensors") for file in wanted):
         raise ConfigError(f"{name} has no weights in safetensors; others can run code when loaded, and are not")

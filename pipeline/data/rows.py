@@ -1,7 +1,7 @@
 """From rows as they were read to features, or to a `BadRow` that says why a row cannot be used.
 
 Rows travel as columns: agreed name -> one value for each row. "row" holds their numbers in the split. Rows of text
-files also have "place", file and line, and "problem", what is wrong with a line that could not be parsed (else None).
+files also have `PLACE`, file and line, and `PROBLEM`, what is wrong with a line that could not be parsed (else None).
 
     {"source": ["a b", None], "target": ["c", "d"], "row": [0, 1]}
     -> [{"sample_id": 0, "source": "a b", "input_ids": [4, 5, 2], ...}, BadRow("row 1", "source is None, where ...")]
@@ -14,8 +14,26 @@ from typing import Any, TypeAlias
 Columns: TypeAlias = dict[str, list]
 Feature: TypeAlias = dict[str, Any]
 
+PLACE, PROBLEM = "(place)", "(problem)"  # beside the agreed columns; none of those may have such a name
+SHOWN_VALUE = 100  # characters of a wrong value in a message
 UNDECODABLE = "\ufffd"  # what Unicode decoders put in the place of invalid bytes
 HOW_TO_FIX = "fix or remove the row, or set data.on_bad_row=skip"
+
+
+class ClassName(str):
+    """A class of a data set that numbers its classes: its name, beside all names in the order of their numbers."""
+
+    names: list[str]
+
+    @classmethod
+    def of(cls, names: list[str], number: int) -> "ClassName":
+        name = cls(names[number])
+        name.names = names
+        return name
+
+    @property
+    def number(self) -> int:
+        return self.names.index(self)
 
 
 @dataclass(frozen=True)
@@ -47,7 +65,7 @@ def encode_rows(
         For each row, in order, its feature or its `BadRow`.
     """
     places = name_places(columns)
-    parse_problems = columns.get("problem") or [None] * len(places)
+    parse_problems = columns.get(PROBLEM) or [None] * len(places)
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     reasons = [problem or find_problem(row) for problem, row in zip(parse_problems, rows, strict=True)]
     good = [index for index, reason in enumerate(reasons) if reason is None]
@@ -63,7 +81,7 @@ def encode_rows(
 
 def name_places(columns: Columns) -> list[str]:
     """Name each row for a message: by file and line where its reader knows them, else by its number."""
-    return columns.get("place") or [f"row {row}" for row in columns["row"]]
+    return columns.get(PLACE) or [f"row {row}" for row in columns["row"]]
 
 
 def separate(encoded: Iterable[Feature | BadRow]) -> tuple[list[Feature], list[BadRow]]:
@@ -83,10 +101,19 @@ def find_excess_length(name: str, ids: list[int], bound: int) -> str | None:
     return f"{name} has {len(ids)} tokens, where data.max_{name}_length={bound}" if len(ids) > bound else None
 
 
+def shorten(value: object) -> str:
+    """Write a wrong value for a message; a picture or a long list has no room there."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number with thousands of digits
+        return "a number with thousands of digits"
+    return text if len(text) <= SHOWN_VALUE else f"{text[:SHOWN_VALUE]}..."
+
+
 def find_text_problem(name: str, text: object) -> str | None:
     """Say why the field `name` is not a text to train on; None where it is one."""
     if not isinstance(text, str):
-        return f"{name} is {text!r}, where a text is needed"
+        return f"{name} is {shorten(text)}, where a text is needed"
     if not text.strip():
         return f"{name} is empty"
     if UNDECODABLE in text:

@@ -4,23 +4,27 @@ Everything is a `datasets.Dataset` or `datasets.IterableDataset`. Which files ar
 here a split's name is parsed, one of the readers picked, and what it gives checked before anything starts.
 """
 
+import errno
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import Dataset
-from huggingface_hub.errors import HfHubHTTPError
 
 from pipeline.config import DataConfig
-from pipeline.data.hub_reading import explain_refusal, iterate_rows, retry_seconds
+from pipeline.data.hub_reading import NOT_REACHED, UNREADABLE, explain_refusal, in_short, iterate_rows, retry_seconds
 from pipeline.data.readers import READERS
 from pipeline.data.readers.base import Reader, Rows, SplitRequest, SplitSpec
-from pipeline.data.readers.columns import get_column, get_value, top_column
+from pipeline.data.readers.columns import find_class_names, get_column, get_value, name_classes, top_column
 from pipeline.data.readers.generated import GENERATED
-from pipeline.data.rows import Columns
-from pipeline.errors import ConfigError, DataError
+from pipeline.data.rows import PLACE, PROBLEM, Columns
+from pipeline.errors import ConfigError, DataError, RunError
 
 FIRST_ROWS = 100  # are looked at before anything starts
+SHOWN_FILES = 10  # of a folder, in a message
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def open_split(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
@@ -32,30 +36,45 @@ def open_split(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
         columns: agreed name -> name in the data, where dots reach into nested columns.
 
     Returns:
-        Rows with exactly the agreed columns. Rows of text files also have "place", file and line, and "problem", what
-        is wrong with a line from which they could not be read.
+        Rows with exactly the agreed columns. Rows of text files also have `PLACE`, file and line, and `PROBLEM`, what
+        is wrong with a line from which they could not be read. A class of a data set that numbers its classes is a
+        `ClassName`.
 
     Raises:
         ConfigError: for a path, split or option that does not exist.
         DataError: for a missing column, an empty file, or one that cannot be read, naming it.
+        RunError: where there is no room for the rows on this machine.
     """
+    if reserved := {PLACE, PROBLEM} & set(columns):
+        raise ConfigError(f"data: a column cannot be called {min(reserved)}; rename it")
     place = f"data.path: {data.path} ({split})"
     try:
         request = make_request(data, split, columns)
         reader = find_reader(request)
         rows = reader.read(request)
-        first_rows = list(iterate_rows(rows.take(FIRST_ROWS), request.patience))
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, HfHubHTTPError) as error:
-        raise ConfigError(f"{place}: {explain_refusal(error, data.path) or error}") from error
-    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
-        raise DataError(f"{place}: {error.__cause__ or error}") from error
-    if not first_rows:
-        raise DataError(f"{place} is empty: there is no row to read")
-    if reader.names_places:
-        if all(row["problem"] for row in first_rows):
-            raise DataError(f"{first_rows[0]['place']}: {first_rows[0]['problem']}")
-        return rows
-    return _pick_columns(rows, first_rows[0], columns, place)
+        if reader.names_places:
+            return _check_problems(rows, list(iterate_rows(rows.take(FIRST_ROWS), request.patience)), place)
+        return _pick_columns(rows, columns, place, request.patience)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise _explain(error.__cause__ or error, data, place) from error
+    except (*NOT_REACHED, *UNREADABLE, TypeError, LookupError) as error:
+        raise _explain(error, data, place) from error
+
+
+def _explain(error: BaseException, data: DataConfig, place: str) -> BaseException:
+    """Turn what a library raises while it reads into an error of ours, where it is not the fault of our code."""
+    if isinstance(error, TypeError | LookupError):  # of an option's value, such as an encoding that is unknown
+        return ConfigError(f"data.options: {in_short(error)}") if data.options else error
+    if isinstance(error, datasets.exceptions.DataFilesNotFoundError) and Path(data.path).is_dir():
+        return ConfigError(f"{place}: there is no file of data; there are {_list_files(Path(data.path))}")
+    if "corresponds to no data" in str(error):
+        return DataError(f"{place} is empty: there is no row to read")
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+        cache = datasets.config.HF_DATASETS_CACHE
+        return RunError(f"{place}: {error.strerror}; make room for the rows in {cache}, or set HF_DATASETS_CACHE")
+    if isinstance(error, NOT_REACHED):
+        return ConfigError(f"{place}: {explain_refusal(error, data.path) or in_short(error)}")
+    return DataError(f"{place}: {in_short(error)}") if isinstance(error, UNREADABLE) else error
 
 
 def make_request(data: DataConfig, split: str, columns: dict[str, str]) -> SplitRequest:
@@ -67,6 +86,11 @@ def make_request(data: DataConfig, split: str, columns: dict[str, str]) -> Split
     """
     path, spec = data.path, SplitSpec.parse(split)
     if path not in GENERATED:  # which has the name before a file of this machine
+        if spec.slice and data.streaming:
+            raise ConfigError(
+                f"data: a stream has no part {split!r}; set data.streaming=false, or name the whole split"
+            )
+        _check_path(path)
         if Path(path).is_file():
             path, spec = _folder_of_file(Path(path), spec)
         if Path(path).is_dir():
@@ -107,27 +131,63 @@ def _folder_of_file(file: Path, spec: SplitSpec) -> tuple[str, SplitSpec]:
     )
 
 
+def _check_path(path: str) -> None:
+    """Refuse what lies on this machine and is neither a file nor a folder, or cannot be opened."""
+    try:
+        mode = Path(path).stat().st_mode
+        if stat.S_ISDIR(mode):
+            os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # perhaps a name on the Hub
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise ConfigError(f"data.path: {path[:200]!r}: {reason}") from error
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise ConfigError(f"data.path: {path} is a device or a pipe; name a file or a folder")
+
+
 def _check_files(folder: Path, spec: SplitSpec) -> None:
     files = list(folder.glob(spec.name if spec.is_file else f"{spec.name}.*"))
     if spec.is_file and not files:
-        raise ConfigError(f"data: no file {folder / str(spec)}")
+        raise ConfigError(f"data: no file {folder / str(spec)}; there are {_list_files(folder)}")
     for file in files:
+        if spec.is_file and file.is_dir():
+            raise ConfigError(f"data: {file} is a folder where a file is needed")
         if file.stat().st_size == 0:
             raise DataError(f"{file}: the file is empty")
 
 
-def _pick_columns(rows: Rows, first_row: dict[str, Any], columns: dict[str, str], place: str) -> Rows:
-    """Give rows exactly the agreed columns, where the first row has them."""
-    for name in columns.values():
-        try:
-            get_value(first_row, name)
-        except DataError as error:
-            raise DataError(f"{place}: {error}") from error
+def _list_files(folder: Path) -> str:
+    return ", ".join(sorted(file.name for file in folder.iterdir() if file.is_file())[:SHOWN_FILES]) or "no files"
+
+
+def _check_problems(rows: Rows, first_rows: list[dict[str, Any]], place: str) -> Rows:
+    """Return rows that know their places, unless there are none, or the first of them are all bad."""
+    if not first_rows:
+        raise DataError(f"{place} is empty: there is no row to read")
+    if all(row[PROBLEM] for row in first_rows):
+        raise DataError(f"{first_rows[0][PLACE]}: {first_rows[0][PROBLEM]}")
+    return rows
+
+
+def _pick_columns(rows: Rows, columns: dict[str, str], place: str, patience: float) -> Rows:
+    """Give rows exactly the agreed columns; others are never decoded, where they are known before the first row."""
+    features = rows.features or {}
+    try:
+        needed = sorted({top_column(features, name) for name in columns.values()}) if features else []
+        first_rows = list(iterate_rows((rows.select_columns(needed) if needed else rows).take(FIRST_ROWS), patience))
+        for name in columns.values() if first_rows else ():
+            get_value(first_rows[0], name)
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
+    if not first_rows:
+        raise DataError(f"{place} is empty: there is no row to read")
+    classes = {agreed: find_class_names(features, name) for agreed, name in columns.items()}
 
     def pick(batch: Columns) -> Columns:
-        return {agreed: get_column(batch, name) for agreed, name in columns.items()}
+        return {agreed: name_classes(get_column(batch, name), classes[agreed]) for agreed, name in columns.items()}
 
-    if isinstance(rows, Dataset):
-        needed = sorted({top_column(first_row, name) for name in columns.values()})
-        return rows.select_columns(needed).with_transform(pick)
-    return rows.map(pick, batched=True, remove_columns=list(first_row))
+    selected = rows.select_columns(needed) if needed else rows
+    if isinstance(selected, Dataset):
+        return selected.with_transform(pick)
+    return selected.map(pick, batched=True, remove_columns=needed or list(first_rows[0]))

@@ -76,25 +76,29 @@ class TransformerForecaster(PreTrainedModel):
         """Forecast the `prediction_length` steps that follow the past.
 
         Args:
-            past_values: (B, L or longer, C), in the units of the data; the last L count.
+            past_values: (B, L or longer, C), in the units of the data; the last L count. In float64 where the series
+                vary little beside their level: float32 knows 8 steps between 1e8 and 1e8 + 64.
             future_values: (B, H, C), likewise; without them there is no loss.
             num_items_in_batch: divides the summed loss: the values to forecast in the whole optimizer step; those of
                 this batch when left out.
 
         Returns:
-            `prediction_outputs` (B, H, C) in the units of the data, and the loss of standardised values.
+            `prediction_outputs` (B, H, C) in the units of the data, in float64 if the past is, and the loss of
+            standardised values.
 
         Raises:
             ValueError: for too short a past, another number of series, a future of another shape, or a past value that
                 is not finite, naming its place.
         """
         self._check(past_values, future_values)
-        # In float32 whatever the weights are: half precision would round the values before their mean is taken away.
+        # Before the mean is taken away nothing may be rounded: not to the half precision of the weights, and not to
+        # float32 where the values come in float64, which a small wave on a high level needs.
+        dtype = torch.promote_types(past_values.dtype, torch.float32)
         means, stds = (
-            torch.tensor(statistics, device=past_values.device, dtype=torch.float32)
+            torch.tensor(statistics, device=past_values.device, dtype=dtype)
             for statistics in (self.config.means, self.config.stds)
         )
-        past = (past_values[:, -self.config.context_length :].float() - means) / stds  # (B, L, C)
+        past = ((past_values[:, -self.config.context_length :].to(dtype) - means) / stds).float()  # (B, L, C)
         series = past.transpose(1, 2)  # (B, C, L)
         if self.config.instance_norm:
             centre = series.mean(-1, keepdim=True)
@@ -112,9 +116,10 @@ class TransformerForecaster(PreTrainedModel):
         loss = losses = None
         if future_values is not None:
             judged = forecasts if self.training else forecast[None]
-            losses = (judged - (future_values.float() - means) / stds).square().mean(0)  # (B, H, C)
+            future = ((future_values.to(dtype) - means) / stds).float()
+            losses = (judged - future).square().mean(0)  # (B, H, C)
             loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
-        result = ForecasterOutput(loss=loss, prediction_outputs=forecast * stds + means, losses=losses)
+        result = ForecasterOutput(loss=loss, prediction_outputs=forecast.to(dtype) * stds + means, losses=losses)
         return result.to_tuple() if return_dict is False else result
 
     def _forecast(self, series: Tensor) -> Tensor:

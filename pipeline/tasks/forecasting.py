@@ -3,8 +3,11 @@
 Shapes: B windows, L steps of the past, H steps of the future, C series.
 """
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,13 +21,15 @@ from transformers.utils import ModelOutput
 
 from pipeline import plots
 from pipeline.config import Config, DataConfig, Section
-from pipeline.data.rows import BadRow, Columns, Feature, name_places
+from pipeline.data.rows import HOW_TO_FIX, PLACE, PROBLEM, BadRow, Columns, Feature, name_places, shorten
 from pipeline.data.splits import Rows
 from pipeline.errors import ConfigError, DataError
 from pipeline.tasks.base import Batch, Better, CardText, Task
 
 DRAWN = 4  # windows, spread over the split
 FORECASTS_FILE = "forecasts.png"
+TIME = "(time)"  # the agreed column of `forecasting.time`, beside those that have the names of the series
+MONTH = re.compile(r"[0-9]{4}-[0-9]{2}")
 
 
 class ForecastingSettings(Section):
@@ -32,6 +37,11 @@ class ForecastingSettings(Section):
         min_length=1,
         description="columns of the series to forecast, such as [OT]",
         json_schema_extra={"formerly": "data.series"},
+    )
+    time: str | None = Field(
+        None,
+        description="column of numbers or ISO dates by which the rows of a split must be in order, each later than the "
+        "one before; null: the order of the rows is trusted",
     )
 
 
@@ -81,7 +91,8 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
 
     @classmethod
     def columns(cls, config: Config) -> dict[str, str]:
-        return {name: name for name in config.task_settings.series}
+        settings = config.task_settings
+        return {name: name for name in settings.series} | ({} if settings.time is None else {TIME: settings.time})
 
     @classmethod
     def model_settings(cls, config: Config, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -89,27 +100,36 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
 
         Raises:
             ConfigError: for a stream, whose steps would have no known order.
-            DataError: for a series that never changes.
+            DataError: for a series that never changes; for a value that is not finite, unless bad rows are skipped.
         """
         series = config.task_settings.series
         if config.data.streaming:
             raise ConfigError("data.streaming: windows of series are cut from a whole split; set it to false")
-        values = _values(list(rows), series)
-        means, stds = np.nanmean(values, 0), np.nanstd(values, 0)
-        for name, std in zip(series, stds, strict=True):
-            if not std > 0:
+        steps = list(rows)
+        values = _values(steps, series)
+        if config.data.on_bad_row == "error" and (problem := _find_gap(steps, values, series)):
+            raise DataError(f"{problem}; {HOW_TO_FIX}")
+        means, stds = [], []
+        for name, column in zip(series, values.T, strict=True):
+            finite = column[np.isfinite(column)]
+            if not finite.size or finite.min() == finite.max():
                 raise DataError(
                     f"forecasting.series: {name} is the same in all rows of {config.data.train}; leave it out"
                 )
-        return {"series": series, "means": means.tolist(), "stds": stds.tolist()}
+            means.append(float(finite.mean()))
+            stds.append(float(finite.std()))
+        return {"series": series, "means": means, "stds": stds}
 
     def to_samples(self, rows: Rows) -> Rows:
         """Cut the rows into windows, each of which knows the row with which it begins.
 
         Raises:
-            DataError: for fewer rows than a window has, or a value that is not a number.
+            DataError: for fewer rows than a window has, a value that is not a number, or rows that are not in the
+                order of `forecasting.time`.
         """
-        values = _values([*rows], self.series)
+        steps = [*rows]
+        _check_order(steps)
+        values = _values(steps, self.series)
         length = self.context_length + self.prediction_length
         if len(values) < length:
             raise DataError(
@@ -128,7 +148,7 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
         return [self._encode_window(*window) for window in windows]
 
     def _encode_window(self, place: str, row: int, start: int, values: np.ndarray) -> Feature | BadRow:
-        values = np.asarray(values, dtype=np.float32)  # (L + H, C)
+        values = np.asarray(values, dtype=np.float64)  # (L + H, C)
         if not np.isfinite(values).all():
             step, series = np.argwhere(~np.isfinite(values))[0]
             name, value = self.series[series], values[step, series]
@@ -140,7 +160,7 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
         return (self.context_length,)
 
     def collate(self, features: list[Feature]) -> Batch:
-        """Stack `past_values` (B, L, C) and `future_values` (B, H, C)."""
+        """Stack `past_values` (B, L, C) and `future_values` (B, H, C), in float64: the model standardises them."""
         return {
             name: torch.from_numpy(np.stack([feature[name] for feature in features]))
             for name in ("past_values", "future_values")
@@ -206,14 +226,84 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
 
 
 def _values(rows: list[dict[str, Any]], series: list[str]) -> np.ndarray:
-    """Return the values of all rows, (N, C); null and empty ones are NaN, which `encode` reports."""
+    """Return the values of all rows, (N, C); those of null, empty and unreadable ones are NaN.
+
+    Raises:
+        DataError: for a value that is not a number.
+    """
     values = np.empty((len(rows), len(series)))
     for number, name in enumerate(series):
         for step, row in enumerate(rows):
             try:
-                values[step, number] = np.nan if row[name] in (None, "") else row[name]
-            except (TypeError, ValueError) as error:
+                values[step, number] = _to_number(row[name])
+            except (TypeError, ValueError, OverflowError) as error:
                 raise DataError(
-                    f"forecasting.series: {name} is {row[name]!r} in row {step} of the split, not a number"
+                    f"forecasting.series: {name} is {shorten(row[name])} in row {step} of the split, not a number"
+                    f"{_name_place(rows, step)}"
                 ) from error
     return values
+
+
+def _to_number(value: Any) -> float:
+    if isinstance(value, str):
+        text = value.strip()
+        if "_" in text:  # Python takes 1_000 for a number
+            raise ValueError(text)
+        return float(text or "nan")
+    return math.nan if value is None else float(value)
+
+
+def _find_gap(rows: list[dict[str, Any]], values: np.ndarray, series: list[str]) -> str | None:
+    """Name the first value that is not finite, and its row; None where there is none."""
+    gaps = np.argwhere(~np.isfinite(values))
+    if not len(gaps):
+        return None
+    step, number = gaps[0]
+    reason = f"{series[number]} is {values[step, number]} in row {step} of the split, which is not finite"
+    return (rows[step].get(PROBLEM) or reason) + _name_place(rows, step)
+
+
+def _name_place(rows: list[dict[str, Any]], step: int) -> str:
+    """Name file and line of a row behind a message, where they are known."""
+    return f" ({rows[step][PLACE]})" if PLACE in rows[step] else ""
+
+
+def _check_order(rows: list[dict[str, Any]]) -> None:
+    """Raise DataError where a row is not later than the one before it, if `forecasting.time` names a column."""
+    before: Any = None
+    for step, row in enumerate(rows):
+        if TIME not in row:
+            return
+        if row.get(PROBLEM):
+            continue  # a bad row, which has no time
+        given, place = f"forecasting.time: {shorten(row[TIME])} in row {step} of the split", _name_place(rows, step)
+        try:
+            now = _to_moment(row[TIME])
+            is_later = before is None or now > before
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(
+                f"{given} is not a number or an ISO date (2024-01-31 13:00) like those before it{place}"
+            ) from error
+        if not is_later:
+            raise DataError(
+                f"{given} is not later than {shorten(rows[step - 1][TIME])} before it{place}; sort the rows, and "
+                "remove those that are there twice"
+            )
+        before = now
+
+
+def _to_moment(value: Any) -> Any:
+    """Return a number or a date of a kind that can be compared; a date without a time zone is taken for UTC."""
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            value = float(text) if "." in text or "e" in text.lower() else int(text)
+        except ValueError:
+            value = datetime.fromisoformat(f"{text}-01" if MONTH.fullmatch(text) else text)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if isinstance(value, datetime):
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+    if not math.isfinite(value):
+        raise ValueError(value)
+    return value

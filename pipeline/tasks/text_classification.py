@@ -1,5 +1,7 @@
 """Text to one of several classes; the columns are `source`, the text, and `target`, the class."""
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +20,20 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pipeline.config import Config, DataConfig, Section
-from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_excess_length, find_text_problem
+from pipeline.data.rows import (
+    BadRow,
+    ClassName,
+    Columns,
+    Feature,
+    encode_rows,
+    find_excess_length,
+    find_text_problem,
+    shorten,
+)
 from pipeline.errors import ConfigError, nearest
 from pipeline.tasks.base import Batch, Better, CardText, Task, repeat_to, sums_by_sample, tokenize
+
+NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?")
 
 
 class TextClassificationSettings(Section):
@@ -79,8 +92,7 @@ print(classify("{example}"))""",
             raise ConfigError(
                 "text_classification.labels: name the classes, as a stream is not read to its end to find them"
             )
-        seen = {_name(row["target"]) for row in rows} if labels is None else set()
-        names = labels or sorted((name for name in seen if name is not None), key=_in_order)
+        names = labels or _class_names(row["target"] for row in rows)
         if len({*names}) < 2:
             raise ConfigError(f"data.target: there must be at least two classes; found: {', '.join(names) or 'none'}")
         return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
@@ -100,7 +112,7 @@ print(classify("{example}"))""",
 
     def _find_class_problem(self, target: object) -> str | None:
         if (name := _name(target)) is None:
-            return f"target is {target!r}, where the name or number of a class is needed"
+            return f"target is {shorten(target)}, where the name or number of a class is needed"
         if self._number(target) is None:
             return f"target {name!r} is not a class of the training split{nearest(name, self.labels)}"
         return None
@@ -128,8 +140,10 @@ print(classify("{example}"))""",
         name = _name(target)
         if name in self.labels:
             return self.labels.index(name)
-        is_number = isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(self.labels)
-        return int(str(target)) if is_number else None
+        if name is None or any(map(NUMBER.fullmatch, self.labels)):  # numbers that are names mean no other
+            return None
+        number = target.number if isinstance(target, ClassName) else int(target) if isinstance(target, bool) else name
+        return next((index for index in range(len(self.labels)) if str(number) in (str(index), f"{index}.0")), None)
 
     def lengths(self, feature: Feature) -> tuple[int, ...]:
         return (len(feature["input_ids"]),)
@@ -178,13 +192,27 @@ print(classify("{example}"))""",
         return [self.labels[number] for number in logits.argmax(-1).tolist()]
 
 
+def _class_names(targets: Iterable[object]) -> list[str]:
+    """Return the names of all classes, those of a data set that numbers them in the order of their numbers."""
+    seen: set[str] = set()
+    for target in targets:
+        if isinstance(target, ClassName):
+            return [name.strip() for name in target.names]
+        if (name := _name(target)) is not None:
+            seen.add(name)
+    return sorted(seen, key=_in_order)
+
+
 def _name(target: object) -> str | None:
-    """Return the name of a class as text, a number as its digits; None for what cannot be a name."""
-    if isinstance(target, bool) or not isinstance(target, int | str):
+    """Return the name of a class as text, as a number or a bool is written; None for what cannot be a name."""
+    if not isinstance(target, int | float | str) or (isinstance(target, float) and not math.isfinite(target)):
         return None
-    return str(target).strip() or None
+    try:
+        return str(target).strip() or None
+    except ValueError:  # a whole number with thousands of digits
+        return None
 
 
-def _in_order(name: str) -> tuple[int, int, str]:
+def _in_order(name: str) -> tuple[int, float, str]:
     """Return a key that sorts numbers by their value, before names."""
-    return (0, int(name), name) if name.isdecimal() else (1, 0, name)
+    return (0, float(name), name) if NUMBER.fullmatch(name) else (1, 0, name)

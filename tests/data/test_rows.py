@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.data.rows import BadRow, Columns, encode_rows, find_text_problem, name_places, separate
+from pipeline.data.rows import PLACE, PROBLEM, BadRow, Columns, encode_rows, find_text_problem, name_places, separate
 
 COLUMNS: Columns = {"source": ["a", None, "a b c", "d"], "row": [3, 4, 5, 6]}
 
@@ -29,8 +29,8 @@ def test_rows_are_features_or_bad_rows_in_their_order():
 
 
 def test_what_the_reader_of_a_file_knows_comes_first():
-    places: Columns = {"place": [f"train.jsonl:{number}" for number in range(1, 5)]}
-    problems: Columns = {"problem": [None, "the line is not JSON", None, None]}
+    places: Columns = {PLACE: [f"train.jsonl:{number}" for number in range(1, 5)]}
+    problems: Columns = {PROBLEM: [None, "the line is not JSON", None, None]}
     _, broken, long, _ = encode_rows({**COLUMNS, **places, **problems}, find_problem, make_features, find_fault)
     assert str(broken) == "train.jsonl:2: the line is not JSON" and str(long) == "train.jsonl:3: too long"
 

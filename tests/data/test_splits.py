@@ -1,3 +1,4 @@
+import errno
 import textwrap
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from pipeline.config import DataConfig
 from pipeline.data import readers
 from pipeline.data.readers.base import Reader
 from pipeline.data.splits import open_split
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, RunError
 from tests.data.folders import (
     EXPECTED,
     ROWS,
@@ -76,7 +77,7 @@ def test_one_file_has_no_other_split(tmp_path):
 def test_a_file_in_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text("source,target\na,b\n")
     monkeypatch.chdir(tmp_path)
-    assert list(open_folder("a.csv", source="source", target="target")) == [{"source": "a", "target": "b"}]
+    assert texts(open_folder("a.csv", source="source", target="target")) == [{"source": "a", "target": "b"}]
 
 
 def test_parts_of_one_file(tmp_path):
@@ -109,3 +110,65 @@ def test_a_shape_of_files_is_a_reader_and_a_line_in_the_table(tmp_path, monkeypa
     assert texts(open_folder(tmp_path / "others", streaming=streaming)) == EXPECTED
     with pytest.raises(DataError, match=r"there is no column 'de'; choose from en, fr"):
         open_folder(tmp_path, source="de", streaming=streaming)
+
+
+def test_a_path_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for path, reason in (
+        ("/dev/zero", "is a device or a pipe; name a file or a folder"),
+        (tmp_path / "loop", "Too many levels of symbolic links"),
+        ("x" * 300, "File name too long"),
+        ("a\0b", "embedded null byte"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^data.path: .*{reason}"):
+            open_folder(path)
+    (tmp_path / "train.jsonl").mkdir()
+    (tmp_path / "notes.md").write_text("no data")
+    with pytest.raises(ConfigError, match=r"train.jsonl is a folder where a file is needed"):
+        open_folder(tmp_path, "train.jsonl")
+    with pytest.raises(ConfigError, match=r"there is no file of data; there are notes.md"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["train.parquet", "train.zip", "train.jsonl.zip", "train.json"])
+def test_files_that_are_not_what_they_seem(tmp_path, streaming, name):
+    (tmp_path / name).write_bytes(b"\x80 neither of these")
+    with pytest.raises(DataError, match=r"^data.path: .* \(train\): "):
+        open_folder(tmp_path, streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_file_that_holds_only_names_is_empty(tmp_path, streaming):
+    (tmp_path / "train.csv").write_text("en,fr\n\n")
+    with pytest.raises(DataError, match=r"\(train\) is empty: there is no row to read"):
+        open_folder(tmp_path, streaming=streaming)
+
+
+def test_values_of_options_are_checked(tmp_path):
+    write_csv(tmp_path / "train.csv", ROWS)
+    for options in ({"sep": 5}, {"quotechar": "ab"}, {"encoding": "nonsense"}):
+        with pytest.raises(ConfigError, match=r"^data.options: "):
+            open_folder(tmp_path, **options)
+
+
+def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "train.jsonl", ROWS)
+    monkeypatch.setattr("pipeline.data.readers.text_lines.read_lines", lambda file: iter([None.nothing]))
+    with pytest.raises(AttributeError):
+        open_folder(tmp_path)
+
+
+def test_no_room_is_not_the_fault_of_the_data(tmp_path, monkeypatch):
+    def fail(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_jsonl(tmp_path / "train.jsonl", ROWS)
+    monkeypatch.setattr("pipeline.data.readers.text_lines.read_lines", fail)
+    with pytest.raises(RunError, match=r"No space left on device; make room for the rows in "):
+        open_folder(tmp_path)
+
+
+def test_names_that_are_taken():
+    with pytest.raises(ConfigError, match=r"a column cannot be called \(place\)"):
+        open_split(DataConfig(path="reversal"), "train", {"(place)": "source"})

@@ -1,5 +1,8 @@
 """Forecasting as a task: windows of series, scores in both units, errors that name row and series."""
 
+from contextlib import nullcontext
+from datetime import date, datetime
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +10,25 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.inference.evaluation import evaluate
 from pipeline.inference.generation import generate
+from pipeline.models.configuration_forecaster import TransformerForecasterConfig
+from pipeline.models.modeling_forecaster import TransformerForecaster
 from pipeline.run import RunFolder, train
+from pipeline.tasks.config_loading import parse_config
 from pipeline.tasks.forecasting import Forecasting
 from pipeline.tasks.trained_model import load_trained
+
+SMALL = {
+    **{"context_length": 12, "prediction_length": 4, "patch_length": 4, "patch_stride": 2},
+    **{"d_model": 16, "encoder_layers": 1, "attention_heads": 2, "ffn_dim": 16},
+}
+
+
+def make_config(time=None, **data):
+    return parse_config(
+        {"task": "forecasting", "data": {"path": "x", **data}, "forecasting": {"series": ["load"], "time": time}}
+    )
 
 
 def test_forecasting(finished):
@@ -68,6 +86,71 @@ def test_the_card_says_where_repeating_is_better():
         "0.5000."
     ]
     assert len(Forecasting.remarks({"test": scores(float("nan"), 0.7)})) == 2
+
+
+@pytest.mark.parametrize("offset", [0, 1e8])
+def test_a_level_does_not_change_the_scores(offset):
+    """A small wave on a level of 1e8 is lost in float32; it must score as the same wave on 0."""
+    wave = np.sin(np.arange(60) / 3)
+    settings = Forecasting.model_settings(make_config(), [{"load": value + offset} for value in wave])
+    torch.manual_seed(0)
+    model = TransformerForecaster(TransformerForecasterConfig(**SMALL, **settings)).eval()
+    scores = evaluate(model, Forecasting.from_model(None, model.config), [{"load": value + offset} for value in wave])
+    torch.manual_seed(0)
+    low = Forecasting.model_settings(make_config(), [{"load": value} for value in wave])
+    model = TransformerForecaster(TransformerForecasterConfig(**SMALL, **low)).eval()
+    expected = evaluate(model, Forecasting.from_model(None, model.config), [{"load": value} for value in wave])
+    assert scores.numbers == pytest.approx(expected.numbers, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "values, problem",
+    [
+        (["1", "inf"], "load is inf in row 1 of the split, which is not finite; fix or remove the row"),
+        ([None, 2.0], "load is nan in row 0 of the split, which is not finite"),
+        (["1", "1_000"], "forecasting.series: load is '1_000' in row 1 of the split, not a number"),
+        ([1, 10**400], "forecasting.series: load is 1.* in row 1 of the split, not a number"),
+        ([1e8 + 0.1] * 7, "forecasting.series: load is the same in all rows of train; leave it out"),
+    ],
+)
+def test_values_that_are_not_numbers(values, problem):
+    with pytest.raises(DataError, match=problem):
+        Forecasting.model_settings(make_config(), [{"load": value} for value in values])
+
+
+def test_skipped_values_count_in_no_mean():
+    rows = [{"load": value} for value in ("1", "inf", "3", "")]
+    settings = Forecasting.model_settings(make_config(on_bad_row="skip"), rows)
+    assert settings == {"series": ["load"], "means": [2.0], "stds": [1.0]}
+
+
+@pytest.mark.parametrize(
+    "times, problem",
+    [
+        (["9", "10", "11.5"], None),
+        (["2024-01-31 23:00", "2024-02-01", "2024-02-01T00:00:00.5Z"], None),
+        (["2024-01", "2024-02", "2024-10"], None),
+        ([date(2024, 1, 31), datetime(2024, 2, 1), datetime(2024, 2, 1, 1)], None),
+        (["2024-01-02", "2024-01-01", "2024-01-03"], "'2024-01-01' in row 1 .* is not later than '2024-01-02' before"),
+        ([1, 2, 2], "2 in row 2 of the split is not later than 2 before it"),
+        (["1", "2", "13/01/2024"], "'13/01/2024' in row 2 of the split is not a number or an ISO date"),
+        (["1", "2", "2024-01-01"], "'2024-01-01' in row 2 of the split is not a number or an ISO date"),
+        ([1.0, float("nan"), 2.0], "nan in row 1 of the split is not a number or an ISO date"),
+    ],
+)
+def test_the_order_of_time(times, problem):
+    task = Forecasting(2, 1, ["load"], [1.0])
+    rows = [
+        {"load": step, Forecasting.columns(make_config(time="date")).popitem()[0]: t} for step, t in enumerate(times)
+    ]
+    with nullcontext() if problem is None else pytest.raises(DataError, match=f"forecasting.time: {problem}"):
+        assert len(task.to_samples(rows)) == 1
+
+
+def test_the_column_of_time_is_read(make_task):
+    """Of the validation first, which is encoded before a batch of training rows is made."""
+    with pytest.raises(DataError, match=r"forecasting.time: 't68' in row 0 of the split is not .*power.csv:70\)"):
+        train(make_task("forecasting", forecasting={"time": "date"}))
 
 
 def test_a_gap_in_a_series_is_named(make_task, tmp_path):

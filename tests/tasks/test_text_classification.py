@@ -7,7 +7,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pipeline.config import DataConfig
-from pipeline.data.rows import BadRow
+from pipeline.data.rows import BadRow, ClassName
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.generation import generate
 from pipeline.run import train
@@ -49,13 +49,47 @@ def test_names_and_numbers_of_classes(task):
         (-1, "target '-1' is not a class of the training split; choose from negative, positive"),
         (2, "target '2' is not a class of the training split; choose from negative, positive"),
         (None, "target is None, where the name or number of a class is needed"),
-        (0.5, "target is 0.5, where the name or number of a class is needed"),
+        (0.5, "target '0.5' is not a class of the training split; choose from negative, positive"),
+        (float("nan"), "target is nan, where the name or number of a class is needed"),
+        (b"x" * 1000, f"target is {str(b'x' * 1000)[:100]}..., where the name or number of a class is needed"),
+        ([1], "target is [1], where the name or number of a class is needed"),
         ("", "target is '', where the name or number of a class is needed"),
     ],
 )
 def test_a_class_that_was_never_seen(task, target, problem):
     good, bad = encode(task, "positive", target)
     assert bad == BadRow("row 1", problem) and good["labels"] == 1
+
+
+@pytest.mark.parametrize(
+    "targets, names",
+    [
+        ([True, False, True], ["False", "True"]),
+        ([0.5, 10.0, 2.0], ["0.5", "2.0", "10.0"]),
+        (["01", "1", "A1", "1e0", "nan", "10"], ["01", "1", "10", "1e0", "A1", "nan"]),
+        ([ClassName.of(["pos", "neg", "none"], 1), ClassName.of(["pos", "neg", "none"], 0)], ["pos", "neg", "none"]),
+    ],
+)
+def test_kinds_of_names(task, targets, names):
+    """A bool, a fraction or text is a class as it is written; a data set that numbers its classes has their order."""
+    model = TextClassification.model_settings(config(), [{"target": target} for target in targets])
+    assert list(model["label2id"]) == names
+    task.labels = names
+    assert [feature["target"] for feature in encode(task, *targets)] == [str(target) for target in targets]
+
+
+def test_a_number_that_python_does_not_write(task):
+    (bad,) = encode(task, 10**5000)
+    assert bad.reason == "target is a number with thousands of digits, where the name or number of a class is needed"
+
+
+def test_a_number_is_a_place_only_where_classes_have_other_names(task):
+    classes = [ClassName.of(["bad", "good"], number) for number in (0, 1)]
+    features = encode(task, "1", 0, True, 1.0, *classes)
+    assert [feature["labels"] for feature in features] == [1, 0, 1, 1, 0, 1]
+    task.labels = ["1", "2", "3"]
+    first, bad = encode(task, 1, 0)
+    assert first["labels"] == 0 and bad.reason.startswith("target '0' is not a class of the training split")
 
 
 def test_long_and_empty_texts(task):

@@ -18,12 +18,14 @@ A reader gives rows with the names that the data have; `open_split` checks and p
 their agreed names. A reader that knows file and line of each row gives the agreed columns itself (`names_places`).
 """
 
-from pipeline.data.readers import generated, hf_datasets, json_lines, parallel_text
+from pipeline.data.readers import delimited_text, generated, hf_datasets, json_lines, parallel_text, plain_text
 from pipeline.data.readers.base import Reader
 
 READERS = [
     Reader(generated.accepts, generated.read),
     Reader(parallel_text.accepts, parallel_text.read, names_places=True),
     Reader(json_lines.accepts, json_lines.read, names_places=True),
+    Reader(delimited_text.accepts, delimited_text.read, names_places=True),
+    Reader(plain_text.accepts, plain_text.read, names_places=True),
     Reader(hf_datasets.accepts, hf_datasets.read),  # last, as it accepts every folder and every data set of the Hub
 ]

@@ -1,8 +1,10 @@
 """What a reader is asked for, and what it gives."""
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote
@@ -10,9 +12,12 @@ from urllib.parse import unquote
 import datasets
 from datasets import Dataset, DatasetBuilder, IterableDataset
 
-from pipeline.data.hub_reading import download_files, is_on_hub, with_retries
+from pipeline.data.hub_reading import download_files, in_short, is_on_hub, with_retries
+from pipeline.errors import ConfigError, nearest
 
 Rows: TypeAlias = Dataset | IterableDataset
+
+RESERVED_OPTIONS = {"path", "name", "revision", "split", "streaming", "config_name"}  # are other keys of `data`
 
 
 @dataclass(frozen=True)
@@ -96,12 +101,36 @@ class SplitRequest:
 
     @cached_property
     def builder(self) -> DatasetBuilder:
-        """What `datasets` makes of the path; it asks the Hub, so it is made once for all readers."""
+        """What `datasets` makes of the path; it asks the Hub, so it is made once for all readers.
+
+        Raises:
+            ConfigError: for options that it does not take, naming those that it does.
+        """
+
+        if taken := set(self.options) & RESERVED_OPTIONS:
+            raise ConfigError(f"data.options.{min(taken)}: other keys of the section data say this; leave it out")
 
         def make() -> DatasetBuilder:
             return datasets.load_dataset_builder(self.dataset_path, **self.dataset_arguments)
 
-        return with_retries(make, self.patience, self.path)
+        try:
+            return with_retries(make, self.patience, self.path)
+        except (ValueError, TypeError) as error:
+            if not self.options:
+                raise
+            self._check_options()
+            raise ConfigError(f"data.options: {in_short(error)}") from error
+
+    def _check_options(self) -> None:
+        """Raise ConfigError for an option that `datasets` does not know for these data."""
+        common = {*signature(datasets.load_dataset_builder).parameters} - RESERVED_OPTIONS - {"config_kwargs"}
+        plain = replace(self, options={name: value for name, value in self.options.items() if name in common})
+        own = {field.name for field in dataclasses.fields(plain.builder.config)} - RESERVED_OPTIONS - {"version"}
+        for name in self.options:
+            if name not in common | own:
+                raise ConfigError(
+                    f"data.options.{name}: unknown for data of the kind {plain.builder.name}{nearest(name, own)}"
+                )
 
     @property
     def files(self) -> list[str]:
@@ -125,7 +154,7 @@ class Reader:
     Attributes:
         accepts: whether the data of a request have the shape that this reader reads.
         read: opens them.
-        names_places: whether the rows come with the agreed columns, and with "place" and "problem" of `data.rows`.
+        names_places: whether the rows come with the agreed columns, and with `PLACE` and `PROBLEM` of `data.rows`.
     """
 
     accepts: Callable[[SplitRequest], bool]

@@ -4,9 +4,12 @@
 {"text.en": "a"}                text.en -> "a"
 """
 
+from collections.abc import Iterable
 from typing import Any
 
-from pipeline.data.rows import Columns
+from datasets import ClassLabel
+
+from pipeline.data.rows import ClassName, Columns
 from pipeline.errors import DataError, nearest
 
 
@@ -38,6 +41,31 @@ def get_column(columns: Columns, name: str) -> list:
     return values
 
 
-def top_column(row: dict[str, Any], name: str) -> str:
-    """Return the name of the column of the data set that holds column `name`."""
-    return name if name in row else name.split(".")[0]
+def top_column(names: Iterable[str], name: str) -> str:
+    """Return the one of a data set's columns that holds column `name`.
+
+    Raises:
+        DataError: where there is none, with the nearest right name.
+    """
+    names = [*names]
+    top = name if name in names else name.split(".")[0]
+    if top not in names:
+        raise DataError(f"there is no column {name!r}{nearest(top, names)}")
+    return top
+
+
+def find_class_names(features: Any, name: str) -> list[str] | None:
+    """Return the names of the classes that a column numbers, where it does."""
+    feature = features.get(name)
+    if feature is None:
+        feature = features
+        for key in name.split("."):
+            feature = feature.get(key) if isinstance(feature, dict) else None
+    return feature.names if isinstance(feature, ClassLabel) else None
+
+
+def name_classes(values: list, names: list[str] | None) -> list:
+    """Replace the numbers of classes by their names; -1, which means that there is none, by None."""
+    if names is None:
+        return values
+    return [None if value is None or value < 0 else ClassName.of(names, value) for value in values]

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from inspect import signature
 
 from datasets import Dataset
 
@@ -19,10 +20,14 @@ def read(request: SplitRequest) -> Rows:
     Raises:
         ConfigError: for a split or an option that the set does not have.
     """
-    try:
-        rows = GENERATED[request.path](str(request.split), **request.options)
-    except TypeError as error:
-        raise ConfigError(f"data.options: {error}") from error
+    make = GENERATED[request.path]
+    known = [*signature(make).parameters][1:]  # behind the split
+    for name, value in request.options.items():
+        if name not in known:
+            raise ConfigError(f"data.options.{name}: unknown for {request.path}{nearest(name, known)}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ConfigError(f"data.options.{name}: {value!r} is not a whole number of at least 0")
+    rows = make(str(request.split), **request.options)
     return rows.to_iterable_dataset() if request.streaming else rows
 
 
@@ -61,4 +66,4 @@ def reversal(
     )
 
 
-GENERATED: dict[str, Callable[..., Dataset]] = {"reversal": reversal}
+GENERATED: dict[str, Callable[..., Dataset]] = {"reversal": reversal}  # its options are whole numbers

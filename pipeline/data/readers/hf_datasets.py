@@ -1,9 +1,14 @@
-"""Whatever `datasets.load_dataset` reads: CSV, Parquet, text and more in a folder, and data sets of the Hub."""
+"""Whatever `datasets.load_dataset` reads: Parquet, JSON arrays, archives and more, and data sets of the Hub."""
+
+import csv
+from typing import Any
 
 import datasets
+from datasets import Features, Value
 
 from pipeline.data.hub_reading import with_retries
 from pipeline.data.readers.base import Rows, SplitRequest
+from pipeline.data.readers.delimited_text import has_quotes
 
 
 def accepts(request: SplitRequest) -> bool:
@@ -12,18 +17,28 @@ def accepts(request: SplitRequest) -> bool:
 
 def read(request: SplitRequest) -> Rows:
     path, arguments = request.dataset_path, request.dataset_arguments
-    if request.builder.name == "csv":
-        # A text may be "NA", and bytes that are not UTF-8 make a bad row rather than an end.
-        arguments = {"keep_default_na": False, "encoding_errors": "replace"} | arguments
+    features = request.builder.info.features
     if request.files and request.is_downloaded:
         # What was downloaded and checked is read in place of the Hub's: by its own format, with the Hub's features.
         path = request.builder.name
         arguments = {name: value for name, value in arguments.items() if name not in ("name", "revision", "data_dir")}
         arguments["data_files"] = {request.dataset_split.name: request.fetch_files()}
-        arguments["features"] = request.builder.info.features
+        arguments["features"] = features
 
-    def load() -> Rows:
+    def load(**more: Any) -> Rows:
         split = str(request.dataset_split)
-        return datasets.load_dataset(path, split=split, streaming=request.streaming, **arguments)
+        return datasets.load_dataset(path, split=split, **{"streaming": request.streaming, **arguments, **more})
 
+    if request.builder.name == "csv":
+        # Bytes that are not UTF-8 make a bad row rather than an end.
+        arguments = {"keep_default_na": False, "encoding_errors": "replace"} | arguments
+        if not has_quotes(request):
+            arguments["quoting"] = csv.QUOTE_NONE
+        if features is None:  # or pandas would guess them, chunk by chunk
+            names = with_retries(lambda: _first_names(load(streaming=True)), request.patience, request.path)
+            arguments["features"] = Features({name: Value("string") for name in names})
     return with_retries(load, request.patience, request.path)
+
+
+def _first_names(rows: datasets.IterableDataset) -> list[str]:
+    return list(next(iter(rows), {}))

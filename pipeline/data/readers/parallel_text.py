@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from pipeline.data.lines import decode, find_line_problem
 from pipeline.data.readers.base import Rows, SplitRequest
-from pipeline.data.readers.text_lines import Parse, read_lines
-from pipeline.data.rows import Columns
+from pipeline.data.readers.text_lines import LINES, Parse, open_lines
+from pipeline.data.rows import PLACE, PROBLEM, Columns
 from pipeline.errors import DataError
 
 
@@ -22,22 +23,18 @@ def read(request: SplitRequest) -> Rows:
     for file in files:
         if file.stat().st_size == 0:
             raise DataError(f"{file}: the file is empty")
-    return read_lines([[str(file) for file in files]], _parser(list(request.columns)), request.streaming)
+    return open_lines(request, [[str(file) for file in files]], _parser(list(request.columns)))
 
 
 def _files(request: SplitRequest) -> list[Path]:
-    return [Path(request.path) / f"{request.split}.{column}" for column in request.columns.values()]
+    return [Path(request.path) / f"{request.split.name}.{column}" for column in request.columns.values()]
 
 
 def _parser(names: list[str]) -> Parse:
     def parse(batch: Columns) -> Columns:
-        texts = [[_decode(line) for line in lines] for lines in batch["lines"]]
+        texts = [[decode(line) for line in lines] for lines in batch[LINES]]
         columns = dict(zip(names, map(list, zip(*texts, strict=True)), strict=True))
-        return {**columns, "place": batch["place"], "problem": [None] * len(texts)}
+        problems = [next(filter(None, map(find_line_problem, lines)), None) for lines in batch[LINES]]
+        return {**columns, PLACE: batch[PLACE], PROBLEM: problems}
 
     return parse
-
-
-def _decode(line: bytes) -> str:
-    """Decode a line without its end; invalid bytes become U+FFFD, which tasks refuse."""
-    return line.decode("utf-8", "replace").removesuffix("\n").removesuffix("\r")

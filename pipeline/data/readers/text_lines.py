@@ -1,55 +1,82 @@
-"""Files read by the line, each row with its place; the readers of parallel text and of JSON lines stand on this.
+"""Rows made of files that are read by the line, each row with its place; all readers of text stand on this.
 
-The readers of `datasets` end at the first line that is invalid JSON or invalid UTF-8, without its number. Here lines
-are kept as bytes and parsed where they are used, so that a bad one ends nothing.
+The readers of `datasets` end at the first line that is invalid JSON or invalid UTF-8, without its number, and take
+chunks of a file for a measure of its types. Here lines are parsed one by one, so that a bad one ends nothing.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import fsspec
 from datasets import Dataset, Features, IterableDataset, List, Value
+from datasets.arrow_reader import ReadInstruction
 
-from pipeline.data.readers.base import Rows
-from pipeline.data.rows import Columns
+from pipeline.data.lines import COMPRESSED, read_lines
+from pipeline.data.readers.base import Rows, SplitRequest
+from pipeline.data.rows import PLACE, Columns
 from pipeline.errors import DataError
 
 Parse: TypeAlias = Callable[[Columns], Columns]
+MakeRows: TypeAlias = Callable[..., Iterator[dict[str, Any]]]
+
+LINES = "(lines)"
 
 
-def read_lines(shards: list[list[str]], parse: Parse, streaming: bool) -> Rows:
-    """Open text files as rows.
+def has_suffix(file: str, suffixes: tuple[str, ...]) -> bool:
+    """Tell whether a file has one of these suffixes, before that of a compression."""
+    path = Path(file)
+    return (path.with_suffix("") if path.suffix in COMPRESSED else path).suffix in suffixes
+
+
+def is_plain(request: SplitRequest) -> bool:
+    """Tell whether a split is one name with at most one slice; sums of splits are left to `datasets`."""
+    return request.is_folder_or_on_hub and "+" not in str(request.split)
+
+
+def open_lines(request: SplitRequest, shards: list[list[str]], parse: Parse) -> Rows:
+    """Open text files as rows that are kept as bytes, and parsed where they are used.
 
     Args:
         shards: a shard is one file, or several whose n-th lines belong together.
-        parse: from columns "lines" (one line of each file of the shard, as bytes) and "place" to the columns of a row.
+        parse: from columns `LINES` (one line of each file of the shard, as bytes) and `PLACE` to the columns of a row.
+    """
+    features = Features({LINES: List(Value("binary")), PLACE: Value("string")})
+    rows = open_files(request, shards, _lines, features)
+    if isinstance(rows, Dataset):
+        return rows.with_transform(parse)
+    return rows.map(parse, batched=True, remove_columns=[LINES, PLACE])
+
+
+def open_files(
+    request: SplitRequest, shards: list[list[str]], make_rows: MakeRows, features: Features, **settings: Any
+) -> Rows:
+    """Open files as the rows that a function makes of them, cut to the slice that the request names.
+
+    Args:
+        shards: files, or groups of files.
+        make_rows: a generator function of shards and settings.
+        features: types of its rows.
+        settings: further arguments, no lists among them, as `datasets` takes those for shards.
     """
     # The time of change is an argument so that the cache of `from_generator` does not outlive the files.
     changed = [[Path(file).stat().st_mtime_ns if Path(file).is_file() else 0 for file in shard] for shard in shards]
-    arguments = {"shards": shards, "changed": changed}
-    if streaming:
-        return IterableDataset.from_generator(_lines, gen_kwargs=arguments).map(
-            parse, batched=True, remove_columns=["lines", "place"]
-        )
-    features = Features({"lines": List(Value("binary")), "place": Value("string")})
-    return Dataset.from_generator(_lines, gen_kwargs=arguments, features=features).with_transform(parse)
+    arguments = {"shards": shards, "changed": changed, **settings}
+    if request.streaming:
+        return IterableDataset.from_generator(make_rows, gen_kwargs=arguments)
+    rows = Dataset.from_generator(make_rows, gen_kwargs=arguments, features=features)
+    if not request.split.slice:
+        return rows
+    (part,) = ReadInstruction.from_spec(f"train{request.split.slice}").to_absolute({"train": len(rows)})
+    return rows.select(range(part.from_, part.to))
 
 
 def _lines(shards: list[list[str]], changed: list[list[int]]) -> Iterator[dict[str, Any]]:
-    """Yield the lines of each shard.
-
-    A line ends only at a newline byte, so that U+2028 and the like misalign nothing. Blank lines of a single file are
-    left out.
-    """
+    """Yield the lines of each shard. Blank lines of a single file are left out."""
     for files in shards:
-        with ExitStack() as stack:
-            streams = [stack.enter_context(fsspec.open(file, "rb", compression="infer")) for file in files]
-            for number, lines in enumerate(zip_longest(*streams), start=1):
-                if None in lines:
-                    short = files[lines.index(None)]
-                    raise DataError(f"{short} has no line {number}, but its parallel file has; make them equally long")
-                if len(files) > 1 or lines[0].strip():
-                    yield {"lines": list(lines), "place": f"{' and '.join(files)}:{number}"}
+        for number, lines in enumerate(zip_longest(*map(read_lines, files)), start=1):
+            if None in lines:
+                short = files[lines.index(None)]
+                raise DataError(f"{short} has no line {number}, but its parallel file has; make them equally long")
+            if len(files) > 1 or lines[0].strip():
+                yield {LINES: list(lines), PLACE: f"{' and '.join(files)}:{number}"}

@@ -19,7 +19,10 @@ def test_reversal_is_split_without_overlap():
 
 def test_reversal_options_are_checked():
     data = DataConfig(path="reversal", options={"lenth": 3})
-    with pytest.raises(ConfigError, match=r"data.options: .*lenth"):
+    with pytest.raises(ConfigError, match=r"data.options.lenth: unknown for reversal; did you mean length\?"):
+        open_split(data, "train", data.columns)
+    data = DataConfig(path="reversal", options={"rows": -3})
+    with pytest.raises(ConfigError, match=r"data.options.rows: -3 is not a whole number of at least 0"):
         open_split(data, "train", data.columns)
     with pytest.raises(ConfigError, match="too few different sequences"):
         reversal("train", length=2, symbols=3)

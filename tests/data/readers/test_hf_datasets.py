@@ -1,5 +1,9 @@
-import pytest
+import pickle
 
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, Value
+
+from pipeline.errors import ConfigError, DataError
 from tests.data.folders import EXPECTED, ROWS, open_folder, texts, write_parquet
 
 
@@ -21,7 +25,38 @@ def test_a_column_called_place(tmp_path, streaming):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_options_are_those_of_datasets(tmp_path, streaming):
-    (tmp_path / "train.csv").write_text("un|a\ndeux|b\n")
-    options = {"sep": "|", "names": ["fr", "en"]}
-    rows = open_folder(tmp_path, streaming=streaming, **options)
-    assert list(rows) == [{"source": "a", "target": "un"}, {"source": "b", "target": "deux"}]
+    """Nothing is taken for a number by these either; a misspelled one is named."""
+    (tmp_path / "train.csv").write_text("# a comment\n01|a\n1e0|NA\n|c\n")
+    rows = open_folder(tmp_path, streaming=streaming, sep="|", names=["fr", "en"], skiprows=1)
+    assert list(rows) == [
+        {"source": "a", "target": "01"},
+        {"source": "NA", "target": "1e0"},
+        {"source": "c", "target": ""},
+    ]
+    with pytest.raises(ConfigError, match=r"data.options.skiprow: unknown for data of the kind csv; .* skiprows\?$"):
+        open_folder(tmp_path, streaming=streaming, skiprow=1)
+    with pytest.raises(ConfigError, match=r"data.options.revision: other keys of the section data say this"):
+        open_folder(tmp_path, streaming=streaming, revision="main")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_that_nobody_asked_for_are_not_decoded(tmp_path, streaming):
+    """What says it is a picture, and is not, hurts nobody."""
+    features = Features({"en": Value("string"), "fr": Value("string"), "picture": Image()})
+    pictures = [{"bytes": b"not a picture", "path": None}] * len(ROWS)
+    table = {name: [row[name] for row in ROWS] for name in ("en", "fr")}
+    Dataset.from_dict({**table, "picture": pictures}, features=features).to_parquet(tmp_path / "train.parquet")
+    assert list(open_folder(tmp_path, streaming=streaming)) == EXPECTED
+    with pytest.raises(DataError, match=r"there is no column 'de'; choose from en, fr, picture"):
+        open_folder(tmp_path, streaming=streaming, source="de")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_have_the_names_of_their_data_set(tmp_path, streaming):
+    features = Features({"text": Value("string"), "meta": {"label": ClassLabel(names=["pos", "neg", "none"])}})
+    rows = [{"text": "a", "meta": {"label": number}} for number in (1, 0, -1)]
+    Dataset.from_list(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    rows = list(open_folder(tmp_path, streaming=streaming, source="text", target="meta.label"))
+    assert [row["target"] for row in rows] == ["neg", "pos", None]
+    assert rows[0]["target"].names == ["pos", "neg", "none"] and rows[0]["target"].number == 1
+    assert pickle.loads(pickle.dumps(rows[0]["target"])).number == 1  # on its way to a loader worker
