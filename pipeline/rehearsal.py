@@ -29,7 +29,7 @@ from pipeline.data.rows import HOW_TO_FIX, Feature
 from pipeline.errors import ConfigError, DataError, RunError, TeacherForcingError
 from pipeline.inference.batches import batches_by_length
 from pipeline.inference.expected_scores import score_warnings
-from pipeline.inference.metrics import alike
+from pipeline.inference.metrics import alike, exact_match
 from pipeline.publishing.secrets import refuse_secrets
 from pipeline.tasks.base import Batch, Task
 from pipeline.training.memory import available_memory, peak_memory
@@ -202,10 +202,14 @@ def as_ids(value: Any) -> list[int]:
 
 def check_scores(scene: Scene) -> Iterator[Finding]:
     """Look for reasons why the scores will be lower than the predictions deserve."""
-    features = next((features for features in scene.held_out.values() if features), [])
-    warnings = score_warnings(scene.config, scene.task, features, scene.trainer.metrics)
+    if not scene.task.has_metrics:
+        return
+    read = [feature for batch in scene.batches for feature in batch]
+    features = next((features for features in scene.held_out.values() if features), read)
+    metrics = scene.trainer.metrics or [exact_match]  # what cannot be written is lost without a score as well
+    warnings = score_warnings(scene.config, scene.task, features, metrics)
     yield from (Finding("warning", warning) for warning in warnings)
-    if not warnings and scene.trainer.metrics and features:
+    if not warnings:
         yield Finding("ok", "a model without mistakes gets the best scores")
 
 

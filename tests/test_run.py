@@ -310,7 +310,7 @@ def test_scores_that_cannot_be_reached_are_told_before_training(make_config, no_
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     (line,) = [line for line in lines if line.startswith("warning: scores: ")]
     assert line.startswith(
-        "warning: scores: tokenizer: 3 of 4 validation targets cannot be written as they stand: 'A dog' becomes"
+        "warning: scores: tokenizer: 3 of 4 targets cannot be written as they stand: 'A dog' becomes"
     )
     assert "the best scores possible are exact_match 0.25 of 1" in line
 

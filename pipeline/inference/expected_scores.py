@@ -56,7 +56,7 @@ class LostText:
     def __str__(self) -> str:
         scores = ", ".join(f"{name} {best:.4g} of {whole:.4g}" for name, (best, whole) in self.scores.items())
         return (
-            f"tokenizer: {self.count} of {self.rows} validation targets cannot be written as they stand: "
+            f"tokenizer: {self.count} of {self.rows} targets cannot be written as they stand: "
             f"{self.reference!r} becomes {self.written!r}; the best scores possible are {scores}; tokenizer.kind=bpe "
             "with tokenizer.lowercase=false writes any text exactly"
         )
@@ -141,7 +141,7 @@ def find_unread_language(texts: Sequence[str], tokenize: str) -> str | None:
     if len(rows) < MIN_SHARE * len(texts) or letters <= language.word_length * sum(len(row.split()) for row in rows):
         return None
     return (
-        f"evaluation.sacrebleu.tokenize: {tokenize} cuts texts at spaces, but {len(rows)} of {len(texts)} validation "
+        f"evaluation.sacrebleu.tokenize: {tokenize} cuts texts at spaces, but {len(rows)} of {len(texts)} "
         f"targets look {language.name}, where BLEU then compares whole phrases; set it to {language.tokenize}"
     )
 

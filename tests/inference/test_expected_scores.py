@@ -67,7 +67,7 @@ def test_languages_that_are_not_cut_at_spaces(text, advice):
     for tokenize in ("13a", "intl", "none"):
         warning = find_unread_language([text, "an English line"], tokenize)
         assert warning is not None and warning.startswith(f"evaluation.sacrebleu.tokenize: {tokenize} cuts texts")
-        assert "1 of 2 validation targets" in warning
+        assert "1 of 2 targets" in warning
         assert re.search(advice, warning)
     for tokenize in ("zh", "ja-mecab", "ko-mecab", "char", "flores200"):
         assert find_unread_language([text], tokenize) is None
@@ -93,7 +93,7 @@ def test_warnings_of_a_run(make_config):
     task, features = features_of([CHINESE, "Zwei Wörter"], lowercase=True)
     config = make_config(evaluation={"metrics": ["sacrebleu", "exact_match"]})
     lost, unread = score_warnings(config, task, features, [bleu, exact_match])
-    assert lost.startswith("tokenizer: 1 of 2 validation targets cannot be written as they stand: 'Zwei Wörter'")
+    assert lost.startswith("tokenizer: 1 of 2 targets cannot be written as they stand: 'Zwei Wörter'")
     assert "exact_match 0.5 of 1" in lost and "\n" not in lost
     assert unread.endswith("set it to zh")
     config = make_config(evaluation={"metrics": ["sacrebleu"], "sacrebleu": {"tokenize": "zh", "lowercase": True}})
