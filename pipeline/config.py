@@ -38,6 +38,10 @@ class DataConfig(Section):
         "source", description="column with the source text (or the only text); dots select nested columns"
     )
     target: str = Field("target", description="column of the target text, or of the class")
+    source_lang: str | None = Field(
+        None, description="language of the sources, for a tokenizer that marks it (mBART, M2M100, NLLB): en_XX"
+    )
+    target_lang: str | None = Field(None, description="likewise of the targets, in training and generation: fr_XX")
     streaming: bool = Field(False, description="read while training instead of downloading first")
     options: dict[str, Any] = Field({}, description="further arguments of the generated set or of load_dataset")
     max_source_length: int = Field(128, ge=2, description="tokens; a longer training row is a bad row")
