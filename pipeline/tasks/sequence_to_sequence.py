@@ -202,6 +202,8 @@ def count_positions(model: PreTrainedConfig) -> tuple[int | None, int | None]:
         window = max(model.attention_window) if isinstance(model.attention_window, list) else model.attention_window
         return model.max_encoder_position_embeddings // window * window, model.max_decoder_position_embeddings
     positions = _count_table(model)
+    if model.model_type == "prophetnet" and positions is not None:
+        return positions, positions - 1  # its decoder looks one further ahead
     if model.model_type == "bigbird_pegasus" and positions is not None and model.attention_type == "block_sparse":
         return positions // model.block_size * model.block_size, positions
     return positions, positions

@@ -22,32 +22,8 @@ from pipeline.run import train
 from pipeline.setup.generation_setup import evaluation_generation, generation_config
 from pipeline.setup.tokenizer_setup import _set_languages
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
+from tests.families import BART, FAMILIES, make_model
 from tokenizer.training import train as train_tokenizer
-
-BART = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
-BART |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 64}
-T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
-BERT = {"vocab_size": 320, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-BERT |= {"intermediate_size": 32, "max_position_embeddings": 64}
-FAMILIES: dict[str, dict] = {
-    **dict.fromkeys(("bart", "mbart", "marian", "pegasus", "blenderbot", "blenderbot-small", "plbart", "mvp"), BART),
-    **dict.fromkeys(("m2m_100", "pegasus_x", "bigbird_pegasus"), BART),
-    "nllb-moe": {**BART, "num_experts": 2, "expert_capacity": 8},
-    "led": {
-        **BART,
-        "attention_window": 8,
-        "max_encoder_position_embeddings": 64,
-        "max_decoder_position_embeddings": 64,
-    },
-    "prophetnet": {"hidden_size": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64}
-    | {f"num_{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("layers", "attention_heads")},
-    **dict.fromkeys(("t5", "mt5", "umt5", "longt5"), T5),
-    "switch_transformers": {**T5, "num_experts": 2},
-    "encoder-decoder": {
-        "encoder": {"model_type": "bert", **BERT},
-        "decoder": {"model_type": "bert", **BERT, "is_decoder": True, "add_cross_attention": True},
-    },
-}
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +44,6 @@ def pieces(tmp_path_factory):
     names = ["<s>", "<pad>", "</s>", "<unk>", *(name for name in names if name not in ("<s>", "</s>", "<unk>"))]
     (folder / "vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
     return folder
-
-
-def make_model(family: str, size: int, **ids):
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        family, **{"vocab_size": size, **FAMILIES[family], **ids, "tie_word_embeddings": True}
-    )
-    model = AutoModelForSeq2SeqLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # far from uniform, so that another start gives other tokens
-            parameter.normal_(std=0.5)
-    return model
 
 
 def asked(**generation):
@@ -251,7 +215,12 @@ def test_what_was_learned_is_generated(make_config, pieces, tmp_path, name):
         "max_source_length": 60,
         "max_target_length": 60,
     }
-    training = {"max_steps": 250, "per_device_train_batch_size": 16, "learning_rate": 4e-3, "eval_strategy": "no"}
-    run = make_config(data={**data, "source_lang": source, "target_lang": target}, training=training, generation={})
+    training: dict[str, object] = {"max_steps": 250, "per_device_train_batch_size": 16, "learning_rate": 4e-3}
+    training |= {"eval_strategy": "no", "save_steps": 250}
+    run = make_config(
+        data={**data, "source_lang": source, "target_lang": target},
+        training=training,
+        generation={"max_new_tokens": 60},
+    )
     result = train(run.model_copy(update={"model": {"from": str(tmp_path / "model")}}))
     assert result.scores["validation"]["exact_match"] == result.scores["validation"]["token_accuracy"] == 1
