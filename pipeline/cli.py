@@ -353,19 +353,14 @@ def generate(arguments: argparse.Namespace) -> None:
 def _set_generation(arguments: argparse.Namespace, model: "PreTrainedModel") -> None:
     """Change the model's generation config by `--set`, and check the whole of it."""
     from pipeline.config import parse_overrides
+    from pipeline.setup.generation_setup import changed_generation
 
     if not model.can_generate():
         if arguments.set:
             raise ConfigError("--set: this model generates no text; there is nothing to set")
         return
-    try:
-        unknown = model.generation_config.update(**parse_overrides(arguments.set))
-        model.generation_config.validate(strict=True)
-    except (ValueError, TypeError) as error:
-        place = "--set" if arguments.set else f"{arguments.checkpoint}: generation_config.json"
-        raise ConfigError(f"{place}: {error}") from error
-    if unknown:
-        raise ConfigError(f"--set: {', '.join(unknown)}: no such key in GenerationConfig")
+    place = "--set" if arguments.set else f"{arguments.checkpoint}: generation_config.json"
+    model.generation_config = changed_generation(model.generation_config, parse_overrides(arguments.set), place)
 
 
 def _read_lines(file: Path | None) -> list[str]:

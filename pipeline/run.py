@@ -23,7 +23,7 @@ from pipeline.inference.metrics import Metric, load_metric
 from pipeline.publishing import hub
 from pipeline.publishing.card import render_card
 from pipeline.run_folder import ResumePoint, RunFolder
-from pipeline.setup.generation_setup import evaluation_generation, generation_config
+from pipeline.setup.generation_setup import changed_generation, generation_config
 from pipeline.setup.loader_setup import build_loader
 from pipeline.setup.model_factory import build_model, find_pretrained, is_own
 from pipeline.setup.tokenizer_setup import check_tokenizer, prepare_tokenizer
@@ -176,7 +176,9 @@ def build_trainer(
     patience = config.evaluation.early_stopping_patience
     generation = None
     if model.can_generate():
-        generation = evaluation_generation(model.generation_config, config.evaluation.num_beams)
+        beams = config.evaluation.num_beams
+        place = f"evaluation.num_beams={beams} with generation"
+        generation = changed_generation(model.generation_config, {"num_beams": beams}, place)
     trainer = TeacherForcingTrainer(
         model=model,
         args=with_max_steps(args, loader.stream.count_batches),

@@ -52,25 +52,33 @@ def generation_config(config: Config, model: PreTrainedModel, task: Task) -> Gen
     settings = {
         **{name: getattr(model.config, name, None) for name in SPECIAL_TOKENS},
         **(_own_settings(model, given) if "from" in config.model else {}),
-        **({} if given.get("max_length") else {"max_new_tokens": config.data.max_target_length}),
         **given,
     }
+    if settings.get("max_new_tokens") is None and settings.get("max_length") is None:
+        settings["max_new_tokens"] = config.data.max_target_length
     _check_lengths(settings, given, task.max_positions[1])
     if model.config.is_encoder_decoder and task.tokenizer is not None:
         settings |= _bounds_of_training(settings, given, model, task, task.tokenizer)
     return _make(settings, "generation")
 
 
-def evaluation_generation(generation: GenerationConfig, num_beams: int) -> GenerationConfig:
-    """Return the generation config of evaluations while training: that of the model, with another number of beams.
+def changed_generation(generation: GenerationConfig, changes: dict[str, Any], place: str) -> GenerationConfig:
+    """Return a generation config with some settings changed, and without those that the changes make useless.
+
+    Args:
+        place: where the changes were given, for messages.
 
     Raises:
-        ConfigError: for settings that cannot go with so few beams.
+        ConfigError: for an unknown key, or settings that cannot go together.
     """
-    settings = {name: value for name, value in vars(copy.deepcopy(generation)).items() if not name.startswith("_")}
-    if num_beams == 1:
-        settings = {name: value for name, value in settings.items() if name not in BEAM_ONLY}
-    return _make({**settings, "num_beams": num_beams}, f"evaluation.num_beams={num_beams} with generation")
+    known = vars(GenerationConfig())
+    for name in changes:
+        if name not in known:
+            raise ConfigError(f"{place}: {name}: no such key in GenerationConfig{nearest(name, known)}")
+    _check_pairs(changes, place)
+    stored = {name: value for name, value in vars(copy.deepcopy(generation)).items() if not name.startswith("_")}
+    useless = _useless_settings(stored, changes)
+    return _make({**{name: value for name, value in stored.items() if name not in useless}, **changes}, place)
 
 
 def _make(settings: dict[str, Any], place: str) -> GenerationConfig:
@@ -86,28 +94,39 @@ def _own_settings(model: PreTrainedModel, given: dict[str, Any]) -> dict[str, An
     """Return the settings that a pretrained model was published with, but none that those of the config rule out."""
     stored = model.generation_config.to_diff_dict()
     left_out = {"transformers_version", "_from_model_config", "max_length", "max_new_tokens"}
-    for length, new_tokens in LENGTHS:
-        left_out |= {length, new_tokens} if given.get(length) or given.get(new_tokens) else set()
-    together = stored | given
-    if (together.get("num_beams") or 1) == 1:
-        left_out |= {*BEAM_ONLY}
-    if not together.get("do_sample"):
-        left_out |= {*SAMPLING_ONLY}
+    left_out |= _useless_settings(stored, given)
     return {name: value for name, value in stored.items() if name not in left_out}
 
 
-def _check_lengths(settings: dict[str, Any], given: dict[str, Any], positions: int | None) -> None:
+def _useless_settings(stored: dict[str, Any], given: dict[str, Any]) -> set[str]:
+    """Name those stored settings that do nothing beside the given ones, or that would win over them."""
+    together = stored | given
+    useless: set[str] = set()
+    for pair in LENGTHS:
+        useless |= {*pair} if any(given.get(name) for name in pair) else set()
+    if (together.get("num_beams") or 1) == 1:
+        useless |= {*BEAM_ONLY}
+    if not together.get("do_sample"):
+        useless |= {*SAMPLING_ONLY}
+    return useless
+
+
+def _check_pairs(given: dict[str, Any], place: str) -> None:
     for length, new_tokens in LENGTHS:
         if given.get(length) and given.get(new_tokens):
             raise ConfigError(
-                f"generation.{length} and generation.{new_tokens}: give only one of the two, as the second would win; "
-                f"{length} counts the start token too"
+                f"{place}: {length} and {new_tokens} are given, and the second would win; give only one of them "
+                f"({length} counts the start token too)"
             )
+
+
+def _check_lengths(settings: dict[str, Any], given: dict[str, Any], positions: int | None) -> None:
+    _check_pairs(given, "generation")
     most = settings.get("max_new_tokens") or (settings.get("max_length") or 0) - 1
     least = settings.get("min_new_tokens") or (settings.get("min_length") or 0) - 1
     if not isinstance(most, int) or not isinstance(least, int):
         return  # which transformers' own check of types names
-    key = "max_length" if given.get("max_length") else "max_new_tokens"
+    key = "max_new_tokens" if settings.get("max_new_tokens") else "max_length"
     if positions is not None and most > positions:
         raise ConfigError(
             f"generation.{key}: {settings[key]} is more than the {positions} positions of the model's decoder"

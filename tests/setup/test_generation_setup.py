@@ -19,7 +19,7 @@ from transformers import (
 
 from pipeline.errors import ConfigError
 from pipeline.run import train
-from pipeline.setup.generation_setup import evaluation_generation, generation_config
+from pipeline.setup.generation_setup import changed_generation, generation_config
 from pipeline.setup.tokenizer_setup import _set_languages
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from tests.families import BART, FAMILIES, make_model
@@ -150,10 +150,10 @@ def test_settings_of_a_published_model_stay(words):
     assert (full.num_beams, full.length_penalty, full.early_stopping, full.min_length) == (4, 2.0, True, 5)
     assert (full.max_new_tokens, full.max_length, full.temperature) == (12, None, None)
     assert (full.forced_bos_token_id, full.forced_eos_token_id) == (None, 2)  # targets begin with no <s> here
-    single = evaluation_generation(full, 1)
+    single = changed_generation(full, {"num_beams": 1}, "x")
     assert (single.num_beams, single.length_penalty, single.early_stopping) == (1, None, None)
     assert (single.no_repeat_ngram_size, single.max_new_tokens, single.min_length) == (3, 12, 5)
-    assert (full.num_beams, evaluation_generation(full, 2).length_penalty) == (4, 2.0)
+    assert (full.num_beams, changed_generation(full, {"num_beams": 2}, "x").length_penalty) == (4, 2.0)
     greedy = generation_config(asked(num_beams=1, min_new_tokens=2), model, task)  # type: ignore[arg-type]
     assert (greedy.early_stopping, greedy.min_length, greedy.min_new_tokens) == (None, None, 2)
 
@@ -169,8 +169,14 @@ def test_settings_of_a_published_model_stay(words):
         ({"forced_eos_token_id": 5}, "generation.forced_eos_token_id: 5 is given, where training has nothing; leave"),
         ({"pad_token_id": 5}, r"generation.pad_token_id: 5 is given, where training has 0 \('<pad>'\)"),
         ({"eos_token_id": 300}, "generation.eos_token_id: targets are encoded as .*, without an end token"),
-        ({"max_length": 6, "max_new_tokens": 6}, "generation.max_length and generation.max_new_tokens: give only one"),
-        ({"min_length": 6, "min_new_tokens": 6}, "generation.min_length and generation.min_new_tokens: give only one"),
+        (
+            {"max_length": 6, "max_new_tokens": 6},
+            "generation: max_length and max_new_tokens are given, and the second would win; give only one",
+        ),
+        (
+            {"min_length": 6, "min_new_tokens": 6},
+            "generation: min_length and min_new_tokens are given, and the second would win; give only one",
+        ),
         ({"min_new_tokens": 13}, "generation.min_new_tokens: 13 is more than generation.max_new_tokens, which is 12"),
         ({"max_new_tokens": 65}, "generation.max_new_tokens: 65 is more than the 64 positions of the model's decoder"),
         ({"length_penalty": 2.0}, "^generation: [^\n]*length_penalty[^\n]*$"),
@@ -188,6 +194,18 @@ def test_a_maximum_length_is_obeyed(make_config, make_model, words):
     model.generation_config = generation_config(config, model, SequenceToSequence(words))
     assert model.generation_config.max_new_tokens is None
     assert model.generate(torch.tensor([[5, 6, 2]]), bad_words_ids=[[2]]).shape == (1, 6)
+
+
+def test_a_change_wins_over_what_is_stored():
+    stored = GenerationConfig(max_new_tokens=12, do_sample=True, top_k=5)
+    changed = changed_generation(stored, {"max_length": 6, "do_sample": False}, "--set")
+    assert (changed.max_length, changed.max_new_tokens, changed.top_k) == (6, None, None)
+    for changes, message in (
+        ({"max_lenght": 6}, "--set: max_lenght: no such key in .*max_length"),
+        ({"top_k": 6}, "--set: "),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            changed_generation(GenerationConfig(), changes, "--set")
 
 
 @pytest.mark.slow  # trains
