@@ -41,7 +41,7 @@ def test_help_lists_the_subcommands(capsys):
         ("generate", "do_sample=true top_k=10"),
         ("score", "--predictions"),
         ("trace", "--output"),
-        ("publish", "--private"),
+        ("publish", "--public"),
     ],
 )
 def test_help_of_a_subcommand(capsys, name, text):
@@ -273,7 +273,7 @@ def test_tokenizer_names_what_is_wrong(command, tmp_path):
 
 def test_publish(command, checkpoint, hub):
     """A finished model and a checkpoint; again costs no commit; what is not a model is refused."""
-    done = command("publish", checkpoint, "team/published", "--private")
+    done = command("publish", checkpoint, "team/published")
     assert done.returncode == 0 and "is published as team/published" in done.stdout, done.stderr
     assert command("publish", checkpoint / "checkpoint-2", "me/half-way").returncode == 0
     assert len(hub.commits("me/half-way")) == len(hub.commits("team/published")) == 2
