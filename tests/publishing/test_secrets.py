@@ -96,9 +96,7 @@ def test_what_a_run_leaves_is_free_of_them(finished_run):
     refuse_secrets([path for path in finished_run.rglob("*") if path.is_file() and hub.is_published(path.name)])
 
 
-@pytest.mark.parametrize(
-    "content", ["hf_" * 90_000, "eyJ-" * 90_000, "sk-" * 90_000, "a://" * 90_000, "\\" * 10**6]
-)
+@pytest.mark.parametrize("content", ["hf_" * 90_000, "eyJ-" * 90_000, "sk-" * 90_000, "a://" * 90_000, "\\" * 10**6])
 def test_the_search_takes_no_longer_than_the_file_is_long(tmp_path, content):
     (tmp_path / "README.md").write_text(content)
     started = time.monotonic()
