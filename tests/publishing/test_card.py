@@ -64,7 +64,7 @@ def test_text_from_outside_is_shown_and_nothing_else(make_config, make_model, ho
     assert {token.type for token in inner} <= {"text", "code_inline", "softbreak", "image", "text_special"}
     assert [token.attrs["src"] for token in inner if token.type == "image"] == ["training_curves.png"]
     *codes, configuration = [block.content for block in blocks if block.type == "fence"]
-    said: list[str] = []
+    said: list[object] = []
     for code in codes:
         compile(code, "card", "exec")
         said += [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
