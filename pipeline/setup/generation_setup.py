@@ -75,7 +75,7 @@ def changed_generation(generation: GenerationConfig, changes: dict[str, Any], pl
     for name in changes:
         if name not in known:
             raise ConfigError(f"{place}: {name}: no such key in GenerationConfig{nearest(name, known)}")
-    _check_pairs(changes, place)
+    _check_pairs(changes, f"{place} ")
     stored = {name: value for name, value in vars(copy.deepcopy(generation)).items() if not name.startswith("_")}
     useless = _useless_settings(stored, changes)
     return _make({**{name: value for name, value in stored.items() if name not in useless}, **changes}, place)
@@ -111,17 +111,17 @@ def _useless_settings(stored: dict[str, Any], given: dict[str, Any]) -> set[str]
     return useless
 
 
-def _check_pairs(given: dict[str, Any], place: str) -> None:
+def _check_pairs(given: dict[str, Any], prefix: str) -> None:
     for length, new_tokens in LENGTHS:
         if given.get(length) and given.get(new_tokens):
             raise ConfigError(
-                f"{place}: {length} and {new_tokens} are given, and the second would win; give only one of them "
-                f"({length} counts the start token too)"
+                f"{prefix}{length} and {prefix}{new_tokens}: the second would win, so give only one of them; "
+                f"{length} counts the start token too"
             )
 
 
 def _check_lengths(settings: dict[str, Any], given: dict[str, Any], positions: int | None) -> None:
-    _check_pairs(given, "generation")
+    _check_pairs(given, "generation.")
     most = settings.get("max_new_tokens") or (settings.get("max_length") or 0) - 1
     least = settings.get("min_new_tokens") or (settings.get("min_length") or 0) - 1
     if not isinstance(most, int) or not isinstance(least, int):

@@ -171,11 +171,11 @@ def test_settings_of_a_published_model_stay(words):
         ({"eos_token_id": 300}, "generation.eos_token_id: targets are encoded as .*, without an end token"),
         (
             {"max_length": 6, "max_new_tokens": 6},
-            "generation: max_length and max_new_tokens are given, and the second would win; give only one",
+            "generation.max_length and generation.max_new_tokens: the second would win, so give only one",
         ),
         (
             {"min_length": 6, "min_new_tokens": 6},
-            "generation: min_length and min_new_tokens are given, and the second would win; give only one",
+            "generation.min_length and generation.min_new_tokens: the second would win, so give only one",
         ),
         ({"min_new_tokens": 13}, "generation.min_new_tokens: 13 is more than generation.max_new_tokens, which is 12"),
         ({"max_new_tokens": 65}, "generation.max_new_tokens: 65 is more than the 64 positions of the model's decoder"),
