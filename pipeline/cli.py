@@ -214,6 +214,11 @@ def _add_score(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"], help="(default: test)")
     parser.add_argument("--config", type=Path, help="another config than the one found beside the checkpoint")
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows at a time (default: 32)")
+    parser.add_argument(
+        "--allow-metric-code",
+        action="store_true",
+        help="run metrics that are not built in: code, which the config found beside a checkpoint may name",
+    )
     parser.add_argument("--predictions", type=Path, help="write one JSON line a sample: source, reference, prediction")
 
 
@@ -232,7 +237,7 @@ def _add_publish(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("checkpoint", type=Path, help="folder of a trained model, or a checkpoint-N below one")
     parser.add_argument("name", help="owner/name of the repository, which is created if it does not exist")
     parser.add_argument(
-        "--private", action="store_true", help="only its owner sees it, where it is created (default: public)"
+        "--public", action="store_true", help="everybody sees it, where it is created (default: only its owner does)"
     )
 
 
@@ -383,19 +388,14 @@ def generate(arguments: argparse.Namespace) -> None:
 def _set_generation(arguments: argparse.Namespace, model: "PreTrainedModel") -> None:
     """Change the model's generation config by `--set`, and check the whole of it."""
     from pipeline.config import parse_overrides
+    from pipeline.setup.generation_setup import changed_generation
 
     if not model.can_generate():
         if arguments.set:
             raise ConfigError("--set: this model generates no text; there is nothing to set")
         return
-    try:
-        unknown = model.generation_config.update(**parse_overrides(arguments.set))
-        model.generation_config.validate(strict=True)
-    except (ValueError, TypeError) as error:
-        place = "--set" if arguments.set else f"{arguments.checkpoint}: generation_config.json"
-        raise ConfigError(f"{place}: {error}") from error
-    if unknown:
-        raise ConfigError(f"--set: {', '.join(unknown)}: no such key in GenerationConfig")
+    place = "--set" if arguments.set else f"{arguments.checkpoint}: generation_config.json"
+    model.generation_config = changed_generation(model.generation_config, parse_overrides(arguments.set), place)
 
 
 def _read_lines(file: Path | None) -> list[str]:
@@ -414,7 +414,7 @@ def score(arguments: argparse.Namespace) -> None:
         from transformers.utils import logging as transformers_logging
 
         from pipeline.inference.evaluation import evaluate_features
-        from pipeline.inference.metrics import load_metrics
+        from pipeline.inference.metrics import load_metrics, refuse_metric_code
         from pipeline.run_folder import find_config
         from pipeline.tasks.config_loading import load_config
         from pipeline.tasks.encoding import encode_split
@@ -425,6 +425,8 @@ def score(arguments: argparse.Namespace) -> None:
     split = getattr(config.data, arguments.split)
     if split is None:
         raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
+    if not arguments.allow_metric_code:
+        refuse_metric_code(config.evaluation.metrics)
     model, task = load_trained(arguments.checkpoint)
     metrics = load_metrics(config.evaluation)
     features = encode_split(config, task, split)
@@ -487,7 +489,7 @@ def publish(arguments: argparse.Namespace) -> None:
     with quick_imports():
         from pipeline.publishing import hub
 
-    hub.publish(arguments.checkpoint, arguments.name, private=arguments.private)
+    hub.publish(arguments.checkpoint, arguments.name, private=not arguments.public)
     print(f"{arguments.checkpoint} is published as {arguments.name}")
 
 

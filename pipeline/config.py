@@ -42,6 +42,10 @@ class DataConfig(Section):
         description="column of the target text, or of the class; of a list of texts, training takes the first, and "
         "evaluation all",
     )
+    source_lang: str | None = Field(
+        None, description="language of the sources, for a tokenizer that marks it (mBART, M2M100, NLLB): en_XX"
+    )
+    target_lang: str | None = Field(None, description="likewise of the targets, in training and generation: fr_XX")
     streaming: bool = Field(False, description="read while training instead of downloading first")
     options: dict[str, Any] = Field({}, description="further arguments of the generated set or of load_dataset")
     max_source_length: int = Field(128, ge=2, description="tokens; a longer training row is a bad row")
@@ -152,6 +156,16 @@ class Config(Section):
         return stream.getvalue()
 
 
+# No key of a config may hold a secret: run.yaml, which has all of them, is published.
+SECRET_KEYS = {
+    *("token", "hub_token", "push_to_hub_token", "use_auth_token", "auth_token", "hf_token", "access_token"),
+    *("api_key", "access_key", "secret_key", "secret", "password", "passwd"),
+}
+NO_SECRETS = (
+    "a config is saved and published, so it holds no tokens or passwords; set HF_TOKEN in the environment, or log in "
+    "with `hf auth login`, and remove this key"
+)
+
 # Set by this project itself, under another key where there is one.
 RESERVED_TRAINING_KEYS = {
     "push_to_hub": "hub.push",
@@ -225,6 +239,7 @@ def validate(source: Source, section: type[Section], default_metrics: Sequence[s
     Raises:
         ConfigError: for the first unknown key or wrong value.
     """
+    _refuse_secrets(source.values, (), source)
     values = dict(source.values)
     task = values.setdefault("task", Config.model_fields["task"].default)
     name = source.path.stem if source.path else task
@@ -266,6 +281,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 def _apply(override: str, values: dict, origins: dict[Location, str]) -> None:
     key, equals, text = override.partition("=")
     location = tuple(key.split("."))
+    if location[-1].lower() in SECRET_KEYS:
+        raise ConfigError(f"override {key}=...: {NO_SECRETS}")
     if not equals or not all(location):
         raise ConfigError(f"override {override!r}: write section.key=value")
     try:
@@ -310,6 +327,16 @@ def _explain(error: ValidationError, schema: type[Config], source: Source) -> st
     if problem["type"] == "missing":
         return f"{source.place(location)}{key} is missing; give it in the file or as {key}=..."
     return f"{source.place(location)}{key}: {problem['msg']} (given: {problem['input']!r})"
+
+
+def _refuse_secrets(values: Any, location: Location, source: Source) -> None:
+    """Raise ConfigError for a key that is there to hold a secret, and never say its value."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for name, value in items:
+        key = (*location, str(name))
+        if str(name).lower() in SECRET_KEYS and isinstance(value, str):
+            raise ConfigError(f"{source.place(key)}{'.'.join(key)}: {NO_SECRETS}")
+        _refuse_secrets(value, key, source)
 
 
 def _check_training(values: dict[str, Any], source: Source) -> None:

@@ -24,8 +24,9 @@ from pipeline.publishing import hub
 from pipeline.publishing.card import render_card
 from pipeline.rehearsal import Finding, Scene, SeenRows, raise_errors, rehearse, seen_rows
 from pipeline.run_folder import ResumePoint, RunFolder
+from pipeline.setup.generation_setup import changed_generation, generation_config
 from pipeline.setup.loader_setup import build_loader
-from pipeline.setup.model_factory import build_model, find_pretrained, generation_config, is_own
+from pipeline.setup.model_factory import build_model, find_pretrained, is_own
 from pipeline.setup.tokenizer_setup import check_tokenizer, prepare_tokenizer
 from pipeline.signals import is_launched_by_accelerate
 from pipeline.tasks.base import Feature, Task
@@ -153,9 +154,10 @@ def build_task_and_model(
     tokenizer = prepare_tokenizer(config, train_rows(), path)
     data_settings = task_class.model_settings(config, train_rows())
     model = build_model(config, tokenizer, seed, data_settings, pretrained, is_new=resume.checkpoint is None)
+    task = task_class.from_model(tokenizer, model.config, config)
     if model.can_generate():
-        model.generation_config = generation_config(config, model)
-    return task_class.from_model(tokenizer, model.config, config), model
+        model.generation_config = generation_config(config, model, task)
+    return task, model
 
 
 def encode_held_out(config: Config, task: Task, splits: Splits) -> dict[str, list[Feature]]:
@@ -199,14 +201,18 @@ def build_trainer(
         check_tokenizer(config, task.tokenizer, [feature["source"] for feature in shown[:CHECKED_TEXTS]])
     loader = build_loader(config, args, task, splits.train)
     patience = config.evaluation.early_stopping_patience
-    generation = generation_config(config, model, num_beams=config.evaluation.num_beams)
+    generation = None
+    if model.can_generate():
+        beams = config.evaluation.num_beams
+        place = f"evaluation.num_beams={beams} with generation"
+        generation = changed_generation(model.generation_config, {"num_beams": beams}, place)
     trainer = TeacherForcingTrainer(
         model=model,
         args=with_max_steps(args, loader.stream.count_batches),
         task=task,
         loader=loader,
         validation=shown,
-        generation=generation if model.can_generate() else None,
+        generation=generation,
         metrics=metrics,
         show=config.evaluation.show,
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],

@@ -17,6 +17,21 @@ from pipeline.errors import ConfigError, DataError, NotPublished, RunError, Stop
 from pipeline.run import train
 from tests.conftest import ROOT, write_config
 
+METRIC = """
+import datasets
+import evaluate
+import pathlib
+
+pathlib.Path({!r}).touch()
+
+class Own(evaluate.Metric):
+    def _info(self):
+        texts = {{"predictions": datasets.Value("string"), "references": datasets.Value("string")}}
+        return evaluate.MetricInfo(description="", citation="", features=datasets.Features(texts))
+
+    def _compute(self, predictions, references):
+        return {{"own": len(predictions)}}
+"""
 SUBCOMMANDS = ["train", "tokenizer", "generate", "score", "trace", "publish"]
 
 
@@ -42,7 +57,7 @@ def test_help_lists_the_subcommands(capsys):
         ("generate", "do_sample=true top_k=10"),
         ("score", "--predictions"),
         ("trace", "--output"),
-        ("publish", "--private"),
+        ("publish", "--public"),
     ],
 )
 def test_help_of_a_subcommand(capsys, name, text):
@@ -237,6 +252,20 @@ def test_score_gives_the_runs_own_numbers(command, checkpoint, tmp_path):
     assert done.returncode == 2 and done.stderr == f"error: --predictions {file}: No such file or directory\n"
 
 
+def test_metrics_that_a_checkpoint_names_are_not_run_unasked(command, checkpoint, tmp_path):
+    code = tmp_path / "own" / "own.py"
+    code.parent.mkdir()
+    code.write_text(METRIC.format(str(code.with_name("was_run"))))
+    config = checkpoint / "run.yaml"  # as somebody else may have published it
+    config.write_text(config.read_text().replace("- exact_match", f"- {code.parent}"))
+    done = command("score", checkpoint)
+    assert done.returncode == 2 and "would run code; if you trust it, add --allow-metric-code" in done.stderr
+    assert not code.with_name("was_run").exists()
+    done = command("score", checkpoint, "--allow-metric-code")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["own"] == 8 and code.with_name("was_run").exists()
+
+
 def test_tokenizer(command, make_pairs, tmp_path):
     pairs = make_pairs()
     done = command("tokenizer", tmp_path / "a", "--data", pairs, "--kind", "word", "--vocab-size", 50)
@@ -277,7 +306,7 @@ def test_tokenizer_names_what_is_wrong(command, tmp_path):
 
 def test_publish(command, checkpoint, hub):
     """A finished model and a checkpoint; again costs no commit; what is not a model is refused."""
-    done = command("publish", checkpoint, "team/published", "--private")
+    done = command("publish", checkpoint, "team/published")
     assert done.returncode == 0 and "is published as team/published" in done.stdout, done.stderr
     assert command("publish", checkpoint / "checkpoint-2", "me/half-way").returncode == 0
     assert len(hub.commits("me/half-way")) == len(hub.commits("team/published")) == 2

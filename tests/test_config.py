@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 
 
 def write(tmp_path, text: str):
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / "run.yaml"
     path.write_text(text, encoding="utf-8")
     return path
@@ -104,3 +105,27 @@ def test_the_config_that_is_written_is_the_config_that_is_read(tmp_path):
     config = load_config(write(tmp_path, "data:\n  path: reversal\n  options: {rows: 5}\n"), ["training.max_steps=3"])
     (tmp_path / "run.yaml").write_text(config.to_yaml())
     assert load_config(tmp_path / "run.yaml") == config
+
+
+@pytest.mark.parametrize(
+    "key", ["training.hub_token", "training.push_to_hub_token", "data.options.token", "hub.api_key"]
+)
+def test_a_config_holds_no_secrets(tmp_path, key):
+    """A token is refused under any name, and no message repeats it."""
+    names = key.split(".")
+    nested = "".join(
+        f"{'  ' * depth}{name}:{'' if name != names[-1] else ' '}" + "\n" * (name != names[-1])
+        for depth, name in enumerate(names)
+    )
+    text = write(tmp_path, f"{nested}hidden\n" + ("" if names[0] == "data" else "data: {path: reversal}\n"))
+    plain = "data:\n  path: reversal\n"
+    for path, overrides in (
+        (text, []),
+        (write(tmp_path / "plain", plain), [f"{key}=hidden"]),
+        (write(tmp_path / "plain", plain), [f"{names[0]}={{x: {{{names[-1]}: hidden}}}}"]),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"holds no tokens or passwords; set HF_TOKEN .* or log in with `hf"
+        ) as caught:
+            load_config(path, overrides)
+        assert "hidden" not in str(caught.value) and names[-1] in str(caught.value)

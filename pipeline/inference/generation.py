@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from pipeline.data.rows import separate
-from pipeline.errors import ConfigError
+from pipeline.data.rows import BadRow, separate
+from pipeline.errors import ConfigError, DataError
 from pipeline.inference.batches import batches_by_length
 from pipeline.tasks.base import Task
 
@@ -25,6 +25,7 @@ def generate(
 
     Raises:
         ConfigError: for a blank prompt that a text is to go on from, or a task without texts.
+        DataError: for a text that is longer than the model has positions for.
     """
     if not task.text_columns:
         raise ConfigError("this model takes no texts; call it from Python, as its card shows")
@@ -32,7 +33,11 @@ def generate(
         if not text.strip() and not task.answers_empty:
             raise ConfigError(f"prompt {number} is empty: give a word at least to go on from")
     numbers = [number for number, text in enumerate(texts) if text.strip()]
-    features, _ = separate(task.encode({"source": [texts[number] for number in numbers], "row": numbers}))
+    encoded = task.encode({"source": [texts[number] for number in numbers], "row": numbers})
+    for number, row in zip(numbers, encoded, strict=True):
+        if isinstance(row, BadRow):
+            raise DataError(f"text {number + 1}: {row.reason}; shorten it")
+    features, _ = separate(encoded)
     answers = [""] * len(texts)
     for samples, batch in batches_by_length(model, task, features, batch_size):
         predictions = task.predict(model, batch, generation or getattr(model, "generation_config", None))

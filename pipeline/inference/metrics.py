@@ -163,6 +163,20 @@ def score_names(metrics: Sequence[Metric]) -> list[str]:
     return [name for metric in metrics for name, value in metric(texts, texts).items() if not isinstance(value, str)]
 
 
+def refuse_metric_code(names: Sequence[str]) -> None:
+    """Refuse metrics that are code, which `load_metric` would fetch and run, where nobody here has chosen them.
+
+    Raises:
+        ConfigError: for the first that is not built in.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(
+                f"evaluation.metrics: {name!r} is not built in ({', '.join(METRICS)}), so it would run code; "
+                "if you trust it, add --allow-metric-code, or name others: evaluation.metrics=[]"
+            )
+
+
 def perplexity(loss: float) -> float:
     """Return exp(cross-entropy per token in nats); infinite where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf

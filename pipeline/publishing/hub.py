@@ -86,7 +86,7 @@ def publish(folder: str | Path, name: str, *, private: bool = True) -> None:
 
     Args:
         name: owner/name of the repository, which is created if it does not exist.
-        private: whether only its owner sees it, where it is created; `teacher-forcing publish` asks for --private.
+        private: whether only its owner sees it, where it is created.
 
     Raises:
         ConfigError: when the folder holds no model, or the Hub refuses it or cannot be reached.
@@ -112,10 +112,14 @@ def upload(
         is_outdated: asked before each try; True gives up without an error.
 
     Raises:
-        ConfigError: when there are no weights, or a file holds what looks like an access token.
+        ConfigError: when there are no weights, a file is a link, or one holds what looks like an access token.
         HfHubHTTPError, and others: the last fault, when patience runs out.
     """
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and is_published(path.name)]
+    named = [path for path in sorted(folder.iterdir()) if is_published(path.name)]
+    for path in named:
+        if path.is_symlink():  # which could lead to any file of this machine
+            raise ConfigError(f"{path} is a link; only files of the folder itself are published: put a copy there")
+    files = [path for path in named if path.is_file()]
     if not any(fnmatch(path.name, pattern) for path in files for pattern in WEIGHTS):
         raise ConfigError(f"{folder}: there are no weights to publish")
     refuse_secrets(files)
@@ -161,11 +165,16 @@ class Publisher(TrainerCallback):
 
     Args:
         describe: writes card and curves of the model so far into a folder.
+
+    Raises:
+        ConfigError: when the outbox is a link, through which files would land elsewhere.
     """
 
     def __init__(self, settings: HubConfig, output_dir: Path, describe: Callable[[Path], None]):
         self.settings, self.describe = settings, describe
         self.outbox = output_dir / OUTBOX
+        if self.outbox.is_symlink():
+            raise ConfigError(f"{self.outbox} is a link; remove it")
         shutil.rmtree(self.outbox, ignore_errors=True)
         self.changed = threading.Condition()
         self.waiting: Path | None = None
@@ -180,7 +189,7 @@ class Publisher(TrainerCallback):
         try:
             parcel = self.outbox / f"step-{state.global_step}"
             shutil.rmtree(parcel, ignore_errors=True)
-            shutil.copytree(checkpoint, parcel, copy_function=_link, ignore=_unpublished)
+            shutil.copytree(checkpoint, parcel, symlinks=True, copy_function=_link, ignore=_unpublished)
             self.describe(parcel)
         except OSError as error:
             logger.warning("hub: step %d is not pushed: %s", state.global_step, error)

@@ -1,4 +1,4 @@
-"""The model of a config and its generation config, new or from a checkpoint that exists."""
+"""The model of a config, new or from a checkpoint that exists."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import download_model
@@ -17,7 +17,6 @@ from pipeline.tasks.registry import MODELS, get_model, get_task
 OWN_KEYS = ("type", "from", "embeddings")  # of the section `model`; the others are fields of the model's config
 BOTH = "both"  # word vectors that are kept, beside others that are learned
 LEARNED_BESIDE = 0.3  # how large those begin, of their usual size
-SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
 def find_pretrained(config: Config) -> Path | None:
@@ -164,10 +163,6 @@ def _load_model(
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < len(tokenizer):
         raise ConfigError(f"tokenizer.path: its {len(tokenizer)} tokens are too many for the {rows} of model.from")
-    for name in ("max_source_length", "max_target_length"):
-        positions, bound = known.get("max_position_embeddings"), getattr(config.data, name)
-        if positions is not None and bound > positions:
-            raise ConfigError(f"data.{name}: {bound} is more than the {positions} positions of model.from")
     return model
 
 
@@ -175,31 +170,3 @@ def _check_names(settings: dict[str, Any], config: type[transformers.PreTrainedC
     for name in settings:
         if name not in known:
             raise ConfigError(f"model.{name}: {config.__name__} has no such field{nearest(name, known)}")
-
-
-def generation_config(config: Config, model: PreTrainedModel, **changes: Any) -> GenerationConfig:
-    """Make an explicit GenerationConfig, as transformers' own defaults (20 tokens, top_k of 50) surprise.
-
-    A pretrained model's own settings stay where the config says nothing else.
-
-    Raises:
-        ConfigError: for an unknown key, or a combination that transformers would refuse to save.
-    """
-    known = vars(GenerationConfig())
-    for name in config.generation:
-        if name not in known:
-            raise ConfigError(f"generation.{name} is not one of GenerationConfig{nearest(name, known)}")
-    own = model.generation_config.to_diff_dict() if "from" in config.model and model.can_generate() else {}
-    settings = {
-        **{name: getattr(model.config, name, None) for name in SPECIAL_TOKENS},
-        **{name: value for name, value in own.items() if name not in ("transformers_version", "max_length")},
-        "max_new_tokens": config.data.max_target_length,
-        **config.generation,
-        **changes,
-    }
-    try:
-        generation = GenerationConfig(**settings)
-        generation.validate(strict=True)
-    except ValueError as error:
-        raise ConfigError(f"generation: {error}") from error
-    return generation

@@ -61,6 +61,7 @@ class Task(ABC):
 
     Attributes:
         tokenizer: None where the data hold no text.
+        max_positions: tokens that the model can read at most, as source and as target; None where there is no bound.
         settings: keys of the task's own section of a config, which is named after the task.
         auto_class: transformers' class that loads the task's models.
         trains_other_models: whether models of others that `auto_class` loads can be trained as well.
@@ -81,6 +82,7 @@ class Task(ABC):
     pictures: ClassVar[dict[str, str]] = {}
     drawn_score: ClassVar[str | None] = "token_accuracy"
     tokenizer: PreTrainedTokenizerBase | None
+    max_positions: tuple[int | None, int | None] = (None, None)
     settings: ClassVar[type[Section]] = Section
     auto_class: ClassVar[Any]
     trains_other_models: ClassVar[bool] = False

@@ -28,9 +28,14 @@ from pipeline.data.rows import (
     first_text,
 )
 from pipeline.decoding.search import search_of
+from pipeline.errors import ConfigError
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.transformer_layers import BLOCK
 from pipeline.tasks.base import Batch, CardText, Task, repeat_to, sums_by_sample, tokenize
+
+# Sinusoids that grow with the text, though `max_position_embeddings` stands in the config.
+ENDLESS_POSITIONS = ("fsmt", "m2m_100", "nllb-moe", "pegasus_x", "seamless_m4t", "seamless_m4t_v2")
+POSITIONS_BEHIND_PADDING = ("camembert", "prophetnet", "roberta", "xlm-roberta")
 
 
 @dataclass
@@ -63,17 +68,25 @@ print(translate("{example}"))""",
     default_metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
 
     tokenizer: PreTrainedTokenizerBase
+    max_positions: tuple[int | None, int | None] = (None, None)
 
     @classmethod
     def from_model(
         cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedConfig, config: Config | None = None
     ) -> "SequenceToSequence":
-        return cls(tokenizer)
+        """Raise ConfigError where `data` allows longer texts than the model has positions for."""
+        positions = count_positions(model)
+        for name, bound in zip(("max_source_length", "max_target_length"), positions, strict=True):
+            length = getattr(config.data, name) if config else 0
+            if bound is not None and length > bound:
+                raise ConfigError(f"data.{name}: {length} is more than the {bound} positions of model.from")
+        return cls(tokenizer, positions)
 
     def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | BadRow]:
         """Encode texts as ids, each ending in `</s>`.
 
-        Without a target column, as for prediction, any text goes, and labels are empty.
+        Without a target column, as for prediction, any text goes, and labels are empty. A text that is longer than the
+        model has positions for is a bad row, with or without limits.
         """
         find_fault = partial(self._find_excess_length, limits)
         return encode_rows(columns, self._find_problem, self._make_features, find_fault)
@@ -95,11 +108,13 @@ print(translate("{example}"))""",
         ]
 
     def _find_excess_length(self, limits: DataConfig | None, feature: Feature) -> str | None:
-        if limits is None:
-            return None
-        return find_excess_length("source", feature["input_ids"], limits.max_source_length) or find_excess_length(
-            "target", feature["labels"], limits.max_target_length
-        )
+        for name, ids, positions in zip(
+            ("source", "target"), (feature["input_ids"], feature["labels"]), self.max_positions, strict=True
+        ):
+            bound = None if limits is None else getattr(limits, f"max_{name}_length")
+            if fault := find_excess_length(name, ids, bound, positions):
+                return fault
+        return None
 
     def lengths(self, feature: Feature) -> tuple[int, int]:
         return len(feature["input_ids"]), len(feature["labels"])
@@ -203,6 +218,34 @@ def _find_target_problem(target: object) -> str | None:
         return "target is an empty list, where at least one text is needed"
     problems = (find_text_problem(f"target[{number}]", text) for number, text in enumerate(target))
     return next((problem for problem in problems if problem), None)
+
+
+def count_positions(model: PreTrainedConfig) -> tuple[int | None, int | None]:
+    """Return how many tokens a model can read as source and as target; None where its positions have no end.
+
+    BART and its kin add two rows to their tables in front of `max_position_embeddings`; RoBERTa's and ProphetNet's
+    count from behind the padding, within them. LED and BigBird pad a source to a multiple of a block.
+    """
+    if model.model_type in ENDLESS_POSITIONS:
+        return None, None
+    if model.model_type == "encoder-decoder":
+        return _count_table(model.encoder), _count_table(model.decoder)
+    if model.model_type == "led":
+        window = max(model.attention_window) if isinstance(model.attention_window, list) else model.attention_window
+        return model.max_encoder_position_embeddings // window * window, model.max_decoder_position_embeddings
+    positions = _count_table(model)
+    if model.model_type == "prophetnet" and positions is not None:
+        return positions, positions - 1  # its decoder looks one further ahead
+    if model.model_type == "bigbird_pegasus" and positions is not None and model.attention_type == "block_sparse":
+        return positions // model.block_size * model.block_size, positions
+    return positions, positions
+
+
+def _count_table(model: PreTrainedConfig) -> int | None:
+    rows = getattr(model, "max_position_embeddings", None)
+    if rows is None or model.model_type not in POSITIONS_BEHIND_PADDING:
+        return rows
+    return rows - model.pad_token_id - 1
 
 
 def _pad(rows: list[list[int]], value: int) -> Tensor:

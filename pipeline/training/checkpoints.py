@@ -131,6 +131,8 @@ def commit(staging: Path, checkpoint: Path) -> None:
     rename, and the rename before this returns, so that no crash of the machine leaves the new name with old content.
     A rename is atomic: whoever looks sees no checkpoint, or all of it.
     """
+    for path in staging.rglob("*"):
+        _refuse_link(path)
     files = sorted(path for path in staging.rglob("*") if path.is_file())
     manifest = {
         str(path.relative_to(staging)): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files
@@ -232,7 +234,14 @@ def average(checkpoints: list[Path]) -> dict[str, torch.Tensor]:
     return {name: mean.float() for name, mean in means.items()}
 
 
+def _refuse_link(path: Path) -> None:
+    """Raise RunError for a link, through which a checkpoint would be written, or read, somewhere else."""
+    if path.is_symlink():
+        raise RunError(f"{path} is a link; remove it, as what is saved must lie in the run's own folder")
+
+
 def _make_empty(folder: Path) -> None:
+    _refuse_link(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 

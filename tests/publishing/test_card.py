@@ -1,10 +1,13 @@
 """The model card: true, complete, and read by huggingface_hub."""
 
+import ast
 import re
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from ruamel.yaml import YAML
 from transformers import TrainerState
 
@@ -29,18 +32,46 @@ def test_the_card_is_true_and_parses(make_config, make_model):
     assert "fine-tuned" not in text and r'translate("say \"x\"")' in text
 
 
-def test_text_from_outside_stays_as_it_is(make_config, make_model, tmp_path):
-    """A card is Markdown: nothing is escaped for HTML, and nothing in it is taken for a template."""
-    example = "a <b> & {name} {{ name }} {% raw %} 'é' \\ \n end"
-    config = make_config(training={"output_dir": str(tmp_path / "<x> & y")})
-    text = render_card(config, SequenceToSequence(None), make_model(), STATE, {}, example)
-    assert "# <x> & y\n" in text and "&lt;" not in text and "&amp;" not in text
-    codes = re.findall(r"```python\n(.*?)```", text, re.S)
-    said: list[str] = []
-    exec(codes[0].partition("\n\n")[2], {"pipeline": lambda *_, **__: said.append, "print": lambda _: None})
-    assert said == [example.replace("\n", " ")]  # as Python reads the string in the code
-    configuration = re.search(r"```yaml\n(.*?)```", text, re.S)
-    assert configuration is not None and YAML(typ="safe").load(configuration[1]) == config.model_dump()
+def render_markdown(text: str) -> list[Token]:
+    """Return the blocks of a card behind its front matter, as a Markdown reader sees them."""
+    return MarkdownIt("commonmark").enable("table").parse(ModelCard(text).text)
+
+
+HOSTILE = [
+    "a <b> & {name} {{ name }} {% raw %} 'é' \\ \n end",
+    "\r\n```\r# Owned\r\r<script>alert(1)</script>",
+    "```\n````\n# Owned",
+    '"); print("owned") #',
+    "x\n---\nlicense: mit\n---\n# Owned",
+    "](javascript:alert(1)) [a](javascript:alert(1)) | <img src=x onerror=alert(1)> |",
+    "`` ` ``` <!-- \u2028 # Owned \u202e \x0b",
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_text_from_outside_is_shown_and_nothing_else(make_config, make_model, hostile):
+    """In names, scores and samples: no block, tag or link comes of it, and code stays the code that it is."""
+    names = {"path": hostile, "train": hostile, "source": hostile, "target": hostile, "revision": hostile}
+    config = make_config(data=names, hub={"model_id": f"me/{hostile}", "license": hostile})
+    scores = {hostile: {hostile: 0.5, "signature": hostile}}
+    plain = {"path": "p", "train": "t", "source": "s", "target": "t", "revision": "r"}
+    expected = make_config(data=plain, hub={"model_id": "me/x", "license": "mit"})
+    task, model = SequenceToSequence(None), make_model()  # type: ignore[arg-type]
+    text = render_card(config, task, model, STATE, scores, hostile)
+    blocks = render_markdown(text)
+    usual = render_markdown(render_card(expected, task, model, STATE, {"test": {"loss": 0.5, "signature": "x"}}, "x"))
+    assert [block.type for block in blocks] == [block.type for block in usual]
+    inner = [token for block in blocks for token in block.children or []]
+    assert {token.type for token in inner} <= {"text", "code_inline", "softbreak", "image", "text_special"}
+    assert [token.attrs["src"] for token in inner if token.type == "image"] == ["training_curves.png"]
+    *codes, configuration = [block.content for block in blocks if block.type == "fence"]
+    said: list[object] = []
+    for code in codes:
+        compile(code, "card", "exec")
+        said += [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+    assert hostile in said  # as Python reads the string in the code
+    assert YAML(typ="safe").load(configuration) == config.model_dump()
+    assert ModelCard(text).data.license == hostile
 
 
 def test_remarks_on_scores_stand_below_them(make_config, make_model):

@@ -144,6 +144,33 @@ def test_only_named_files_are_published():
         assert not hub.is_published(name), name
 
 
+def test_links_are_not_followed(finished_folder, hub_name, tmp_path):
+    """Neither one that has the name of a file of a model, nor that of the folder for what waits."""
+    hub.prepare(HubConfig(push=True, model_id=hub_name))
+    (tmp_path / "private.txt").write_text("private")
+    (finished_folder / "merges.txt").symlink_to(tmp_path / "private.txt")
+    with pytest.raises(ConfigError, match=r"run/merges.txt is a link; only files of the folder itself are published"):
+        hub.upload(finished_folder, hub_name, "x", 0)
+    assert len(HUB.commits(hub_name)) == 1
+    (finished_folder / ".outbox").symlink_to(tmp_path)
+    with pytest.raises(ConfigError, match=r"run/.outbox is a link; remove it"):
+        hub.Publisher(HubConfig(push=True, model_id=hub_name), finished_folder, lambda parcel: None)
+
+
+def test_a_link_in_a_checkpoint_stays_at_home(make_config, finished_folder, hub_name, tmp_path, caplog):
+    (tmp_path / "private.txt").write_text("private")
+    (finished_folder / "checkpoint-4" / "merges.txt").symlink_to(tmp_path / "private.txt")
+    settings = HubConfig(push=True, model_id=hub_name)
+    hub.prepare(settings)
+    publisher = hub.Publisher(settings, finished_folder, lambda parcel: None)
+    publisher.on_save(SimpleNamespace(output_dir=finished_folder), SimpleNamespace(global_step=4), None)
+    deadline = time.monotonic() + 60
+    while "is a link" not in caplog.text and time.monotonic() < deadline:
+        REAL_SLEEP(0.01)
+    publisher.finish()
+    assert "merges.txt is a link" in caplog.text and len(HUB.commits(hub_name)) == 1
+
+
 def test_every_save_is_published_and_loads(make_config, hub_name):
     """Each intermediate commit holds all that loading needs; the last is the finished model."""
     config = push_config(make_config, hub_name, training={"max_steps": 6, "save_steps": 2}, every_save=True)

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from pipeline.config import HubConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.publishing import hub
 from pipeline.run import train
 from tests.conftest import HUB
@@ -152,4 +152,20 @@ def test_settings_of_a_pretrained_model_are_checked(make_other, pretrained):
         train(config)
     config = make_other({"from": source}, data={"max_source_length": 128})
     with pytest.raises(ConfigError, match=r"data.max_source_length: 128 is more than the 64 positions of model.from"):
+        train(config)
+
+
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_a_row_longer_than_the_positions_ends_before_the_first_step(
+    make_other, make_pairs, pretrained, no_step, evaluates
+):
+    """Of validation, whose rows may be longer than those of training."""
+    pairs = make_pairs()
+    with (pairs / "validation.jsonl").open("a") as stream:
+        stream.write(json.dumps({"source": "a " * 70, "target": "b"}) + "\n")
+    data: dict[str, object] = {"path": str(pairs), "options": {}, "max_source_length": 60, "max_target_length": 60}
+    training = {"eval_strategy": "steps" if evaluates else "no"}
+    config = make_other({"from": str(pretrained("marian"))}, data=data, training=training)
+    message = r"validation.jsonl:7: source has 71 tokens, and the model has positions for 64; fix or remove the row"
+    with pytest.raises(DataError, match=message):
         train(config)

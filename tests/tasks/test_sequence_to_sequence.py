@@ -1,14 +1,16 @@
 import pytest
+import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from pipeline.config import DataConfig
 from pipeline.data.rows import BadRow, Columns, Feature, separate
 from pipeline.errors import DataError
 from pipeline.tasks.base import tokenize
 from pipeline.tasks.encoding import encode_rows
-from pipeline.tasks.sequence_to_sequence import SequenceToSequence
+from pipeline.tasks.sequence_to_sequence import SequenceToSequence, count_positions
 from tests.data.folders import open_folder, write_jsonl, write_parquet
+from tests.families import FAMILIES, make_model
 from tokenizer.training import train
 
 
@@ -129,3 +131,31 @@ def test_a_column_of_lists(tokenizer, tmp_path, name, writer, streaming):
     writer(tmp_path / name, [*rows, {"en": "d", "answers": {"fr": ["b", None]}}])
     with pytest.raises(DataError, match=r"(:3|row 2): target\[1\] is None, where a text is needed"):
         encode_rows(task, open_folder(tmp_path, streaming=streaming, target="answers.fr"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_are_as_long_as_the_positions_of_a_model(tokenizer, family):
+    """One more token, and it fails; ProphetNet's encoder reads on, at its last position for ever."""
+    model = make_model(family, 320, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2)
+    task = SequenceToSequence.from_model(tokenizer, model.config)
+    sides = ("source", "target")
+    for side, positions in zip(sides, task.max_positions, strict=True):
+        sizes = dict.fromkeys(sides, 8) | {side: positions or 80}
+        long = [torch.full((1, sizes[name]), 5) for name in sides]
+        model(input_ids=long[0], labels=long[1])
+        if positions is None:
+            continue
+        texts = {name: [" ".join("a" * (size - 1)), " ".join("a" * size)] for name, size in sizes.items()}
+        (good,), (bad,) = separate(task.encode({**texts, "row": [3, 4]}))
+        assert len(good["labels" if side == "target" else "input_ids"]) == positions
+        assert str(bad) == f"row 4: {side} has {positions + 1} tokens, and the model has positions for {positions}"
+        if (family, side) != ("prophetnet", "source"):
+            longer = [torch.full((1, sizes[name] + (name == side)), 5) for name in sides]
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=longer[0], labels=longer[1])
+
+
+def test_positions_behind_the_padding():
+    """RoBERTa's table has two rows that no token can have."""
+    roberta = {"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}
+    assert count_positions(AutoConfig.for_model("encoder-decoder", encoder=roberta, decoder=roberta)) == (512, 512)

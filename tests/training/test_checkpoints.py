@@ -22,6 +22,7 @@ from pipeline.training.checkpoints import (
     find_newest,
     list_checkpoints,
     rotate,
+    write_checkpoint,
 )
 from tests.conftest import ROOT
 from tests.training.conftest import LONG, assert_equal, output_dir
@@ -54,6 +55,19 @@ def test_a_committed_checkpoint_is_whole(save):
     assert damage(checkpoint) is None
     manifest = json.loads((checkpoint / MANIFEST_FILE).read_text())["files"]
     assert set(manifest) == {"weights", "sub/state"} and manifest["weights"]["size"] == 1000
+
+
+def test_nothing_is_saved_through_a_link(tmp_path):
+    elsewhere, staging = tmp_path / "elsewhere", tmp_path / "run" / "staging"
+    elsewhere.mkdir()
+    staging.parent.mkdir()
+    staging.symlink_to(elsewhere)
+    with pytest.raises(RunError, match="staging is a link; remove it"):
+        write_checkpoint(staging.parent, 2, lambda folder: (folder / "weights").touch())
+    staging.unlink()
+    with pytest.raises(RunError, match="weights is a link; remove it"):
+        write_checkpoint(staging.parent, 2, lambda folder: (folder / "weights").symlink_to(elsewhere / "x"))
+    assert not [*elsewhere.iterdir()] and not list_checkpoints(staging.parent)
 
 
 @pytest.mark.parametrize(
