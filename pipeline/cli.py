@@ -14,12 +14,22 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pipeline
-from pipeline.errors import ConfigError, DataError, NotPublished, RunError, Stopped, TeacherForcingError, nearest
+from pipeline.errors import (
+    ConfigError,
+    DataError,
+    NotPublished,
+    RunError,
+    Stopped,
+    TeacherForcingError,
+    explain_path,
+    nearest,
+    one_line,
+)
 from pipeline.signals import stop_with_launcher
 
 if TYPE_CHECKING:
@@ -29,6 +39,7 @@ if TYPE_CHECKING:
 
 TABLE_ROWS = 10
 INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
+BROKEN_PIPE = 141  # and one whose reader is gone
 
 EXIT_CODES = (
     (0, "finished"),
@@ -40,6 +51,7 @@ EXIT_CODES = (
     (NotPublished.exit_code, "trained, scored and saved, but not published: see teacher-forcing publish"),
     (Stopped.exit_code, "stopped by SIGTERM or SIGINT, and saved: the same command goes on"),
     (INTERRUPTED, "interrupted before or after the training"),
+    (BROKEN_PIPE, "nobody reads standard output any more"),
 )
 
 
@@ -63,8 +75,11 @@ def print_errors(run: Callable[[argparse.Namespace], None], arguments: argparse.
 
     Any other exception is a bug and passes through, with its traceback.
     """
+    continues = "; the same command goes on from the newest checkpoint, where there is one" if run is train else ""
     try:
+        _check_paths(arguments)
         run(arguments)
+        sys.stdout.flush()
     except Stopped as stopped:
         from accelerate import PartialState
 
@@ -72,13 +87,41 @@ def print_errors(run: Callable[[argparse.Namespace], None], arguments: argparse.
             print(f"\n{stopped}", file=sys.stderr)
         return stopped.exit_code
     except TeacherForcingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        continues = "; the same command goes on from the newest checkpoint, where there is one"
-        print(f"\ninterrupted{continues if run is train else ''}", file=sys.stderr)
+        print(f"\ninterrupted{continues}", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:
+        if not _output_is_lost():
+            raise
+        if isinstance(error, BrokenPipeError) and not continues:  # `| head` has seen enough
+            return BROKEN_PIPE
+        print(f"error: standard output: {one_line(error.strerror)}{continues}", file=sys.stderr)
+        return BROKEN_PIPE if isinstance(error, BrokenPipeError) else RunError.exit_code
     return 0
+
+
+def _check_paths(arguments: argparse.Namespace) -> None:
+    """Refuse what the system refuses to look up: a loop of links, or a name that is too long."""
+    for name, value in vars(arguments).items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Path) or (name == "checkpoint" and item):
+                with explain_path(str(item)), suppress(FileNotFoundError, NotADirectoryError):
+                    os.stat(item)
+
+
+def _output_is_lost() -> bool:
+    """Tell whether nobody reads standard output any more, or it is a full disk; then nothing more is written there.
+
+    https://docs.python.org/3/library/signal.html#note-on-sigpipe
+    """
+    try:
+        sys.stdout.flush()  # fails again, as what could not be written is still there
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes once more at its end
+        return True
+    return False
 
 
 @contextmanager
@@ -135,7 +178,7 @@ def _add(subparsers: argparse._SubParsersAction, name: str, run: Callable[[argpa
 def _add_train(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "train", train)
     parser.make_epilog = _describe_train
-    parser.add_argument("config", help="YAML file, such as configs/reversal.yaml")
+    parser.add_argument("config", type=path, help="YAML file, such as configs/reversal.yaml")
     parser.add_argument("overrides", nargs="*", help="section.key=value, the value in YAML")
     parser.add_argument(
         "--accept-changes", action="store_true", help="go on with other settings in a folder that holds a run"
@@ -152,17 +195,21 @@ def _describe_train() -> str:
 def _add_tokenizer(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "tokenizer", train_tokenizer)
     parser.make_epilog = _describe_tokenizer
-    parser.add_argument("output", type=Path, help="folder to write")
+    parser.add_argument("output", type=path, help="folder to write")
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--data", help="Hub id, local folder or file, or generated set, as data.path in a config")
-    origin.add_argument("--files", nargs="+", type=Path, help="plain text files, one text a line")
-    origin.add_argument("--sentencepiece", type=Path, help="a SentencePiece .model file to import")
+    origin.add_argument("--files", nargs="+", type=path, help="plain text files, one text a line")
+    origin.add_argument("--sentencepiece", type=path, help="a SentencePiece .model file to import")
     parser.add_argument("--split", default="train", help="of --data (default: train)")
     parser.add_argument("--columns", nargs="+", default=["source", "target"], help="of --data (default: source target)")
     parser.add_argument("--kind", default="bpe", help="see below (default: bpe)")
-    parser.add_argument("--vocab-size", type=int, default=8000, help="tokens at most (default: 8000)")
-    parser.add_argument("--max-length", type=int, default=512, help="model_max_length, in tokens (default: 512)")
-    parser.add_argument("--max-texts", type=int, default=1_000_000, help="texts to read at most (default: 1000000)")
+    parser.add_argument("--vocab-size", type=positive, metavar="N", default=8000, help="tokens at most (default: 8000)")
+    parser.add_argument(
+        "--max-length", type=positive, metavar="N", default=512, help="model_max_length, in tokens (default: 512)"
+    )
+    parser.add_argument(
+        "--max-texts", type=positive, metavar="N", default=1_000_000, help="texts to read at most (default: 1000000)"
+    )
 
 
 def _describe_tokenizer() -> str:
@@ -175,9 +222,9 @@ def _add_generate(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "generate", generate)
     parser.add_argument("checkpoint", help="folder or Hub id of a trained model")
     parser.add_argument("texts", nargs="*", help="source texts")
-    parser.add_argument("--file", type=Path, help="read the source texts from this file, one a line")
+    parser.add_argument("--file", type=path, help="read the source texts from this file, one a line")
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="texts at a time (default: 128)")
-    parser.add_argument("--seed", type=int, help="for sampling")
+    parser.add_argument("--seed", type=seed, metavar="N", help="for sampling")
     parser.add_argument(
         "--set",
         nargs="+",
@@ -189,12 +236,12 @@ def _add_generate(subparsers: argparse._SubParsersAction) -> None:
 
 def _add_score(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "score", score)
-    parser.add_argument("checkpoint", type=Path, help="folder of a trained model, or a checkpoint-N below one")
+    parser.add_argument("checkpoint", type=path, help="folder of a trained model, or a checkpoint-N below one")
     parser.add_argument("overrides", nargs="*", help="section.key=value, to change the config that it was trained with")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"], help="(default: test)")
-    parser.add_argument("--config", type=Path, help="another config than the one found beside the checkpoint")
+    parser.add_argument("--config", type=path, help="another config than the one found beside the checkpoint")
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows at a time (default: 32)")
-    parser.add_argument("--predictions", type=Path, help="write one JSON line a sample: source, reference, prediction")
+    parser.add_argument("--predictions", type=path, help="write one JSON line a sample: source, reference, prediction")
 
 
 def _add_trace(subparsers: argparse._SubParsersAction) -> None:
@@ -203,13 +250,13 @@ def _add_trace(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("source", help="text that the encoder reads")
     parser.add_argument("target", help="text that the decoder should say, fed to it token by token")
     parser.add_argument(
-        "--output", type=Path, default=Path("trace.html"), help="the page; the picture goes beside it as .png"
+        "--output", type=path, default=Path("trace.html"), help="the page; the picture goes beside it as .png"
     )
 
 
 def _add_publish(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "publish", publish)
-    parser.add_argument("checkpoint", type=Path, help="folder of a trained model, or a checkpoint-N below one")
+    parser.add_argument("checkpoint", type=path, help="folder of a trained model, or a checkpoint-N below one")
     parser.add_argument("name", help="owner/name of the repository, which is created if it does not exist")
     parser.add_argument(
         "--private", action="store_true", help="only its owner sees it, where it is created (default: public)"
@@ -217,10 +264,25 @@ def _add_publish(subparsers: argparse._SubParsersAction) -> None:
 
 
 def positive(argument: str) -> int:
+    """Read a number of things."""
+    return _whole_number(argument, 1, 2**31)
+
+
+def seed(argument: str) -> int:
+    return _whole_number(argument, 0, 2**32)  # NumPy's bound
+
+
+def _whole_number(argument: str, least: int, bound: int) -> int:
     number = int(argument)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    if not least <= number < bound:
+        raise argparse.ArgumentTypeError(f"{number} is not a number from {least} to {bound - 1}")
     return number
+
+
+def path(argument: str) -> Path:
+    if not argument:
+        raise argparse.ArgumentTypeError("the name of a file or folder is empty")
+    return Path(argument)
 
 
 # ---- the subcommands
@@ -300,14 +362,14 @@ def train_tokenizer(arguments: argparse.Namespace) -> None:
         check(tokenizer, sample)
     except TokenizerError as error:
         raise ConfigError(str(error)) from error
-    with _explained(str(arguments.output)):
+    with explain_path(str(arguments.output)):
         tokenizer.save_pretrained(arguments.output)
     print(f"{arguments.output}: {len(tokenizer)} tokens")
 
 
 def _read_files(files: list[Path]) -> Iterator[str]:
     for file in files:
-        with _explained(f"--files {file}"), file.open("rb") as stream:
+        with explain_path(f"--files {file}"), file.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 yield _decode(line, str(file), number)
 
@@ -352,7 +414,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
 def _set_generation(arguments: argparse.Namespace, model: "PreTrainedModel") -> None:
     """Change the model's generation config by `--set`, and check the whole of it."""
-    from pipeline.config import parse_overrides
+    from pipeline.source import parse_overrides
 
     if not model.can_generate():
         if arguments.set:
@@ -371,7 +433,7 @@ def _set_generation(arguments: argparse.Namespace, model: "PreTrainedModel") -> 
 def _read_lines(file: Path | None) -> list[str]:
     if file is None and sys.stdin.isatty():
         print("one source text a line; end with Ctrl-D", file=sys.stderr)
-    with _explained(f"--file {file}"):
+    with explain_path(f"--file {file}"):
         content = sys.stdin.buffer.read() if file is None else file.read_bytes()
     text = _decode(content, "standard input" if file is None else str(file))
     # Only newlines end a line, so that there is one answer for each line that other tools count.
@@ -417,7 +479,7 @@ def _open_predictions(path: Path | None) -> AbstractContextManager[IO[str] | Non
     """Open the file before the scoring, so that a wrong path costs no time."""
     if path is None:
         return nullcontext()
-    with _explained(f"--predictions {path}"):
+    with explain_path(f"--predictions {path}"):
         return path.open("w", encoding="utf-8")
 
 
@@ -441,7 +503,7 @@ def trace(arguments: argparse.Namespace) -> None:
     transformers_logging.disable_progress_bar()
     model, task = load_trained(arguments.checkpoint)
     result = trace_pair(model, task, arguments.source, arguments.target)
-    with _explained(f"--output {page}"):
+    with explain_path(f"--output {page}"):
         write_page(result, page)
         write_picture(result, picture)
     print(f"sum of {len(result.steps)} step losses   {result.summed_loss:.6f}")
@@ -462,15 +524,6 @@ def publish(arguments: argparse.Namespace) -> None:
 
 
 # ---- files
-
-
-@contextmanager
-def _explained(place: str) -> Iterator[None]:
-    """Raise what the operating system says about a file of the user's as a ConfigError that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{place}: {error.strerror or error}") from error
 
 
 def _check_text(text: str, name: str) -> None:

@@ -78,12 +78,13 @@ class RunFolder:
         """Keep a second run out of the folder; the system lifts the lock when this process ends, however it ends.
 
         Raises:
+            ConfigError: when there is no such folder, nor can be.
             RunError: when another process holds it, or this user may not write there.
         """
         if not PartialState().is_main_process:
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         try:
             lock: Any = FileLock(self.path / LOCK_FILE).acquire(timeout=LOCK_PATIENCE)
         except Timeout as error:
@@ -96,6 +97,17 @@ class RunFolder:
             lock = nullcontext()
         with lock:
             yield
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / LOCK_FILE).touch()
+        except OSError as error:
+            if is_storage_error(error):
+                raise RunError(f"{self.path}: {error.strerror}; make room and run the same command again") from error
+            raise ConfigError(
+                f"training.output_dir: {self.path} cannot be written: {error.strerror}; choose another folder"
+            ) from error
 
     @contextmanager
     def storage_errors_explained(self) -> Iterator[None]:

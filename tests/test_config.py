@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import parse_overrides
 from pipeline.errors import ConfigError
+from pipeline.source import parse_overrides
 from pipeline.tasks.config_loading import load_config, parse_config
 from tests.conftest import ROOT
 

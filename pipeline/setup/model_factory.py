@@ -1,12 +1,15 @@
 """The model of a config and its generation config, new or from a checkpoint that exists."""
 
+import os
+import resource
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from accelerate import DistributedType, PartialState
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import download_model
@@ -17,6 +20,9 @@ from pipeline.tasks.registry import MODELS, get_model, get_task
 OWN_KEYS = ("type", "from", "embeddings")  # of the section `model`; the others are fields of the model's config
 BOTH = "both"  # word vectors that are kept, beside others that are learned
 LEARNED_BESIDE = 0.3  # how large those begin, of their usual size
+MAX_SIZE = 2**24  # of anything that is counted in `model`
+MAX_LAYERS = 1_000  # Wang et al. 2022, https://arxiv.org/abs/2203.00555
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
@@ -118,14 +124,50 @@ def _make_model(
         return _load_model(config, tokenizer, settings, pretrained)
     spec = get_model(config)
     known = spec.config().to_dict()
-    _check_names(settings, spec.config, known)
+    _check_settings(settings, spec.config, known)
     fitting = {} if tokenizer is None else _fit(tokenizer, settings)
     if "label_smoothing" in known:
         fitting["label_smoothing"] = config.label_smoothing
     try:
-        return spec.model(spec.config(**fitting | settings))
+        model_config = spec.config(**fitting | settings)
+        _check_memory(config, spec.model, model_config)
+        return spec.model(model_config)
     except (ValueError, KeyError, StrictDataclassError) as error:
         raise ConfigError(f"model: {error}") from error
+
+
+def _check_memory(config: Config, model_class: type[PreTrainedModel], model_config: PreTrainedConfig) -> None:
+    """Count the weights of a model before any is made, and compare what training holds with the memory that is there.
+
+    Too large a model would otherwise be ended by the kernel, without a word.
+    """
+    with torch.device("meta"):  # which has shapes and no values
+        weights = sum(parameter.numel() for parameter in model_class(model_config).parameters())
+    optim = config.training.get("optim", "adamw_torch_fused")
+    copies = 4 if optim.startswith("adamw_torch") else 2  # weights, gradients, and Adam's two means
+    needed, memory = copies * weights * torch.float32.itemsize, _total_memory() * _num_shards()
+    if needed > memory:
+        raise ConfigError(
+            f"model: its {weights:,} weights take {needed / 1e9:,.1f} GB with gradients and the optimizer's state, of "
+            f"{memory / 1e9:,.1f} GB that there are; choose smaller sizes"
+        )
+
+
+def _total_memory() -> int:
+    """Return the bytes that the device has, or that this process may take of them."""
+    device = PartialState().device
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), resource.getrlimit(resource.RLIMIT_AS)[0]]
+    for limit in CGROUP_LIMITS:
+        if limit.is_file() and (number := limit.read_text().strip()).isdigit():
+            limits.append(int(number))
+    return min(limit for limit in limits if limit > 0)  # RLIM_INFINITY is negative
+
+
+def _num_shards() -> int:
+    is_sharded = PartialState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    return PartialState().num_processes if is_sharded else 1
 
 
 def _fit(tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +192,7 @@ def _load_model(
     try:
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         known = model_config.to_dict()
-        _check_names(settings, type(model_config), known)
+        _check_settings(settings, type(model_config), known)
         for name, value in settings.items():
             setattr(model_config, name, value)
         if "label_smoothing" in known:
@@ -171,10 +213,13 @@ def _load_model(
     return model
 
 
-def _check_names(settings: dict[str, Any], config: type[transformers.PreTrainedConfig], known: dict[str, Any]) -> None:
-    for name in settings:
+def _check_settings(settings: dict[str, Any], config: type[PreTrainedConfig], known: dict[str, Any]) -> None:
+    for name, value in settings.items():
         if name not in known:
             raise ConfigError(f"model.{name}: {config.__name__} has no such field{nearest(name, known)}")
+        bound = MAX_LAYERS if name.endswith("layers") else MAX_SIZE
+        if isinstance(value, int) and value > bound:
+            raise ConfigError(f"model.{name}: {value} is more than {bound}, the most that is taken; give a smaller one")
 
 
 def generation_config(config: Config, model: PreTrainedModel, **changes: Any) -> GenerationConfig:

@@ -40,7 +40,6 @@ def test_noam_takes_the_width_of_the_model(make_config):
         ({"training": {"lr_scheduler_type": "noam"}}, r"training\.warmup_steps: noam needs a number of steps"),
         ({"training": {"max_steps": -1}, "data": {"streaming": True}}, r"training\.max_steps: a streamed data set"),
         ({"training": {"optim": "adamm"}}, "training: .*adamm"),
-        ({"training": {"warmup_steps": -1}}, "training: .*warmup_steps"),
     ],
 )
 def test_arguments_that_are_refused(make_config, changes, message):
