@@ -414,20 +414,22 @@ def generate(arguments: argparse.Namespace) -> None:
 
 def _set_generation(arguments: argparse.Namespace, model: "PreTrainedModel") -> None:
     """Change the model's generation config by `--set`, and check the whole of it."""
+    from pipeline.config import check_generation
+    from pipeline.setup.model_factory import check_token_ids
     from pipeline.source import parse_overrides
 
     if not model.can_generate():
         if arguments.set:
             raise ConfigError("--set: this model generates no text; there is nothing to set")
         return
+    settings = check_generation(parse_overrides(arguments.set), lambda _: "--set: ")
+    check_token_ids(settings, model)
     try:
-        unknown = model.generation_config.update(**parse_overrides(arguments.set))
+        model.generation_config.update(**settings)
         model.generation_config.validate(strict=True)
     except (ValueError, TypeError) as error:
         place = "--set" if arguments.set else f"{arguments.checkpoint}: generation_config.json"
         raise ConfigError(f"{place}: {error}") from error
-    if unknown:
-        raise ConfigError(f"--set: {', '.join(unknown)}: no such key in GenerationConfig")
 
 
 def _read_lines(file: Path | None) -> list[str]:

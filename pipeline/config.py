@@ -16,13 +16,21 @@ from ruamel.yaml.compat import StringIO
 from transformers import GenerationConfig
 
 from pipeline.errors import ConfigError, nearest
-from pipeline.library_settings import MAX_TOKENS, GenerationSettings, check_path, training_types
+from pipeline.library_settings import MAX_BEAMS, MAX_TOKENS, GenerationSettings, check_path, training_types
 from pipeline.source import Location, Source
 
 
 class Section(BaseModel):
     # Strict, as YAML has types: neither true nor "3" is a number of rows.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, str_min_length=1)
+
+
+def check_distinct(names: list[str] | None) -> list[str] | None:
+    """Refuse a list of names in which one comes twice."""
+    twice = [name for index, name in enumerate(names or []) if name in (names or [])[:index]]
+    if twice:
+        raise ValueError(f"{twice[0]} comes twice")
+    return names
 
 
 class DataConfig(Section):
@@ -95,11 +103,15 @@ class EvaluationConfig(Section):
         default_factory=list,  # `validate` knows the task's
         description="{metrics}, or whatever evaluate.load takes; [] generates nothing; the task's own if left out",
     )
-    num_beams: int = Field(1, ge=1, description="beams while training; the last evaluation uses `generation`")
+    num_beams: int = Field(
+        1, ge=1, le=MAX_BEAMS, description="beams while training; the last evaluation uses `generation`"
+    )
     max_rows: int | None = Field(None, ge=1, description="validation rows used while training; null: all")
     show: int = Field(3, ge=0, description="sample predictions printed at every evaluation")
     average_checkpoints: int | None = Field(None, ge=2, description="average the weights of the last N checkpoints")
     early_stopping_patience: int | None = Field(None, ge=1, description="stop after N evaluations without improvement")
+
+    _check_metrics = field_validator("metrics")(check_distinct)
 
 
 class HubConfig(Section):
@@ -184,9 +196,9 @@ def validate(source: Source, section: type[Section], default_metrics: Sequence[s
         config = schema.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error, schema, source)) from error
-    _check_training(config.training, source)
-    check_generation(config.generation, source.place)
-    return config
+    training = _check_training(config.training, source)
+    generation = check_generation(config.generation, source.place)
+    return config.model_copy(update={"training": training, "generation": generation})
 
 
 @functools.cache
@@ -218,25 +230,30 @@ def _explain(error: ValidationError, schema: type[Config], source: Source) -> st
     return f"{source.place(location)}{key}: {_message(problem)}"
 
 
-def _check_training(values: dict[str, Any], source: Source) -> None:
+def _check_training(values: dict[str, Any], source: Source) -> dict[str, Any]:
+    """Check names and kinds of settings, and return them with floats where floats are due; Adam refuses a beta of 0."""
+    types, checked = training_types(), {}
     for name, value in values.items():
         where = f"{source.place(('training', name))}training.{name}"
         if name in RESERVED_TRAINING_KEYS:
             raise ConfigError(f"{where} is set by {RESERVED_TRAINING_KEYS[name]}")
-        types = training_types()
         if name not in types:
             raise ConfigError(f"{where} is not one of Seq2SeqTrainingArguments{nearest(name, types)}")
         try:
-            TypeAdapter(types[name]).validate_python(value, strict=True)
+            checked[name] = TypeAdapter(types[name]).validate_python(value, strict=True)
         except ValidationError as error:
             raise ConfigError(f"{where}: {_message(error.errors()[0])}") from error
+    return checked
 
 
-def check_generation(values: dict[str, Any], place: Callable[[Location], str]) -> None:
+def check_generation(values: dict[str, Any], place: Callable[[Location], str]) -> dict[str, Any]:
     """Check settings of generation by themselves; whether they fit the model and one another is seen when it is made.
 
     Args:
         place: of a key, for a message.
+
+    Returns:
+        The settings, with floats where floats are due: transformers refuses a penalty of 2.
 
     Raises:
         ConfigError: for the first key or value that cannot work.
@@ -249,7 +266,7 @@ def check_generation(values: dict[str, Any], place: Callable[[Location], str]) -
         if name not in known:
             raise ConfigError(f"{where} has no use here, where generation gives one text a row; leave it out")
     try:
-        GenerationSettings.model_validate(values)
+        return GenerationSettings.model_validate(values).model_dump(exclude_unset=True)
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0])

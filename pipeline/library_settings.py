@@ -50,6 +50,11 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(1)]
 
+# Of torch.compile and of torch.utils.checkpoint, which look at them in the first step.
+Backend = Literal["inductor", "eager", "aot_eager", "cudagraphs"]
+Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+CheckpointingKwargs = dict[Literal["use_reentrant", "preserve_rng_state", "determinism_check", "debug"], Any] | None
+
 # Fields of which transformers says only that they are numbers or text.
 TRAINING: dict[str, Any] = {
     "output_dir": PathName,
@@ -78,6 +83,12 @@ TRAINING: dict[str, Any] = {
     "data_seed": Seed | None,
     "dataloader_num_workers": Annotated[int, Ge(0), Le(MAX_PROCESSES)],
     "dataloader_prefetch_factor": Annotated[int, Ge(1), Le(MAX_PROCESSES)] | None,
+    "lr_scheduler_kwargs": dict[str, Any] | None,
+    "accelerator_config": dict[str, Any] | None,
+    "torch_compile_backend": Backend | None,
+    "torch_compile_mode": Mode | None,
+    "activation_checkpointing_kwargs": CheckpointingKwargs,
+    "gradient_checkpointing_kwargs": CheckpointingKwargs,
     "ddp_bucket_cap_mb": Count | None,
     "ddp_timeout": Annotated[int, Ge(1), Le(10**9)],
     "resume_from_checkpoint": PathName | bool | None,
@@ -95,6 +106,7 @@ def training_types() -> dict[str, Any]:
 Tokens = Annotated[int, Ge(1), Le(MAX_TOKENS)]
 TokenId = Annotated[int, Ge(0)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+Bias = Annotated[list[TokenIds | float], Field(min_length=2, max_length=2)]  # of a sequence
 Probability = Annotated[float, Ge(0), Le(1)]
 
 
@@ -137,12 +149,11 @@ class GenerationSettings(BaseModel):
     no_repeat_ngram_size: Annotated[int, Ge(0), Le(MAX_TOKENS)] | None = None
     encoder_no_repeat_ngram_size: Annotated[int, Ge(0), Le(MAX_TOKENS)] | None = None
     bad_words_ids: Annotated[list[TokenIds], Field(min_length=1)] | None = None
-    sequence_bias: Annotated[list[tuple[TokenIds, float]], Field(min_length=1)] | None = None
+    sequence_bias: Annotated[list[Bias], Field(min_length=1)] | None = None
     suppress_tokens: TokenIds | None = None
     begin_suppress_tokens: TokenIds | None = None
     renormalize_logits: bool | None = None
     remove_invalid_values: bool | None = None
-    guidance_scale: Annotated[float, Ge(1)] | None = None
     # Special tokens
     forced_bos_token_id: TokenId | None = None
     forced_eos_token_id: TokenId | TokenIds | None = None

@@ -2,6 +2,7 @@
 
 import os
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,13 @@ def _check_settings(settings: dict[str, Any], config: type[PreTrainedConfig], kn
             raise ConfigError(f"model.{name}: {value} is more than {bound}, the most that is taken; give a smaller one")
 
 
+TOKEN_KEYS = {
+    *SPECIAL_TOKENS,
+    *("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
+    "sequence_bias",
+}
+
+
 def generation_config(config: Config, model: PreTrainedModel, **changes: Any) -> GenerationConfig:
     """Make an explicit GenerationConfig, as transformers' own defaults (20 tokens, top_k of 50) surprise.
 
@@ -247,4 +255,28 @@ def generation_config(config: Config, model: PreTrainedModel, **changes: Any) ->
         generation.validate(strict=True)
     except ValueError as error:
         raise ConfigError(f"generation: {error}") from error
+    if model.can_generate():
+        check_token_ids(settings, model)
     return generation
+
+
+def check_token_ids(settings: dict[str, Any], model: PreTrainedModel) -> None:
+    """Refuse settings of generation with tokens that the model has no score for.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    vocab_size = model.get_input_embeddings().weight.shape[0]
+    for name in sorted(TOKEN_KEYS & settings.keys()):
+        ids = list(_flatten(settings[name]))
+        if ids and max(ids) >= vocab_size:
+            raise ConfigError(f"generation.{name}: {max(ids)} is not below the {vocab_size} tokens of the model")
+
+
+def _flatten(ids: Any) -> Iterator[int]:
+    """Yield the whole numbers in lists of any depth."""
+    if isinstance(ids, list):
+        for item in ids:
+            yield from _flatten(item)
+    elif isinstance(ids, int):
+        yield ids

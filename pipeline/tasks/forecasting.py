@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from datasets import Dataset
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from transformers import AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from pipeline import plots
-from pipeline.config import Config, DataConfig, Section
+from pipeline.config import Config, DataConfig, Section, check_distinct
 from pipeline.data.rows import BadRow, Columns, Feature, name_places
 from pipeline.data.splits import Rows
 from pipeline.errors import ConfigError, DataError
@@ -33,6 +33,8 @@ class ForecastingSettings(Section):
         description="columns of the series to forecast, such as [OT]",
         json_schema_extra={"formerly": "data.series"},
     )
+
+    _check_series = field_validator("series")(check_distinct)
 
 
 @dataclass

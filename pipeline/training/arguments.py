@@ -4,9 +4,11 @@ import copy
 import math
 from collections.abc import Callable
 
+import torch
 from accelerate import PartialState
-from transformers import Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments, Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
+from transformers.utils import is_liger_kernel_available
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError, nearest
@@ -43,7 +45,7 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
             restore_callback_states_from_checkpoint=True,  # the patience of early stopping
             logging_nan_inf_filter=False,  # it hides what our trainer counts and skips
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: {error}") from error
 
 
@@ -68,6 +70,9 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
             kept, packing that the task cannot do, or a best metric that is never scored.
     """
     task, evaluation = get_task(config.task), config.evaluation
+    _check_optimizer(args)
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ConfigError("training.use_liger_kernel: liger-kernel is not installed; leave it out")
     if args.eval_strategy != "no" and config.data.validation is None:
         raise ConfigError(
             "training.eval_strategy: there is nothing to evaluate on; give data.validation, or set it to no"
@@ -91,3 +96,29 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
     best = config.training.get("metric_for_best_model", "loss").removeprefix("eval_")
     if best not in known:
         raise ConfigError(f"training.metric_for_best_model: {best!r} is not scored{nearest(best, known)}")
+
+
+def _check_optimizer(args: Seq2SeqTrainingArguments) -> None:
+    """Make optimizer and schedule for one weight, as their settings are looked at only then.
+
+    Raises:
+        ConfigError: with what transformers or torch says of them.
+    """
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    try:
+        if args.optim_target_modules is None:
+            optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+            if isinstance(optimizer_class, type):  # else it is made of the whole model
+                optimizer_class(weights, **settings)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"training.optim={args.optim} with optim_args={args.optim_args}: {error}") from error
+    try:
+        get_scheduler(
+            args.lr_scheduler_type,
+            torch.optim.SGD(weights, lr=args.learning_rate),
+            num_warmup_steps=1,
+            num_training_steps=args.max_steps if args.max_steps > 0 else 1000,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"training.lr_scheduler_kwargs: {error}") from error
