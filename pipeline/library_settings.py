@@ -18,7 +18,7 @@ MAX_ROWS = 1_000_000  # of a batch
 MAX_TOKENS = 1_000_000  # of a text
 MAX_BEAMS = 1_000
 MAX_BATCHES = 10_000  # of a step; Trainer holds all of them at once
-MAX_PROCESSES = 1_000
+MAX_PROCESSES = 256
 
 
 def check_path(path: str | None) -> str | None:
@@ -53,6 +53,7 @@ Count = Annotated[int, Ge(1)]
 # Of torch.compile and of torch.utils.checkpoint, which look at them in the first step.
 Backend = Literal["inductor", "eager", "aot_eager", "cudagraphs"]
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+LogLevel = Literal["passive", "debug", "detail", "info", "warning", "error", "critical"]
 CheckpointingKwargs = dict[Literal["use_reentrant", "preserve_rng_state", "determinism_check", "debug"], Any] | None
 
 # Fields of which transformers says only that they are numbers or text.
@@ -83,6 +84,8 @@ TRAINING: dict[str, Any] = {
     "data_seed": Seed | None,
     "dataloader_num_workers": Annotated[int, Ge(0), Le(MAX_PROCESSES)],
     "dataloader_prefetch_factor": Annotated[int, Ge(1), Le(MAX_PROCESSES)] | None,
+    "log_level": LogLevel,
+    "log_level_replica": LogLevel,
     "lr_scheduler_kwargs": dict[str, Any] | None,
     "accelerator_config": dict[str, Any] | None,
     "torch_compile_backend": Backend | None,

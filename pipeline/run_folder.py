@@ -105,8 +105,9 @@ class RunFolder:
         except OSError as error:
             if is_storage_error(error):
                 raise RunError(f"{self.path}: {error.strerror}; make room and run the same command again") from error
+            problem = "it is not a folder" if isinstance(error, FileExistsError) else error.strerror
             raise ConfigError(
-                f"training.output_dir: {self.path} cannot be written: {error.strerror}; choose another folder"
+                f"training.output_dir: {self.path} cannot be written: {problem}; choose another folder"
             ) from error
 
     @contextmanager

@@ -79,17 +79,18 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def plain(value: Any, place: str) -> Any:
+def plain(value: Any, place: str, location: Location = ()) -> Any:
     """Copy plain values: dicts with keys of text, lists, texts, numbers, truth values and None.
 
     Args:
         place: file or override, for a message.
+        location: of the value.
 
     Raises:
         ConfigError: for anything else, for text that cannot be written to a file, for a number that no library takes,
             and for more, or more deeply nested, values than a config has.
     """
-    return _Copier(place).copy(value)
+    return _Copier(place).copy(value, location)
 
 
 class _Copier:
@@ -98,7 +99,7 @@ class _Copier:
     def __init__(self, place: str):
         self.place, self.count = place, 0
 
-    def copy(self, value: Any, location: Location = ()) -> Any:
+    def copy(self, value: Any, location: Location) -> Any:
         self.count += 1
         if self.count > MAX_VALUES:
             raise ConfigError(f"{self.place}: more than {MAX_VALUES} values; a config does not need so many")
@@ -175,7 +176,7 @@ def _apply(override: str, values: dict, origins: dict[Location, str]) -> None:
         raise ConfigError(f"{place}: there is no value; write {key}=null to unset the key")
     if len(location) > MAX_DEPTH:
         raise ConfigError(f"{place}: more than {MAX_DEPTH} keys, each in the one before")
-    value = _parse(text, place)
+    value = _parse(text, place, location)
     for name in location[:-1]:
         if values.get(name) is None:
             values[name] = {}
@@ -193,7 +194,7 @@ def _yaml() -> YAML:
     return YAML(typ="safe", pure=True)
 
 
-def _parse(text: str, place: str) -> Any:
+def _parse(text: str, place: str, location: Location = ()) -> Any:
     """Read YAML 1.2 (1e-4 is a number, yes is a word) as plain values."""
     try:
         _check_events(text, place)
@@ -203,7 +204,7 @@ def _parse(text: str, place: str) -> Any:
         raise ConfigError(f"{_at(place, text, mark)}not valid YAML: {error.problem or error.context}") from error
     except (YAMLError, ValueError) as error:  # ValueError: a number of 5,000 digits, a 13th month, \U00110000
         raise ConfigError(f"{place}: not valid YAML: {error}") from error
-    return plain(values, place)
+    return plain(values, place, location)
 
 
 def _check_events(text: str, place: str) -> None:

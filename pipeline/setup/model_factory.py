@@ -1,8 +1,10 @@
 """The model of a config and its generation config, new or from a checkpoint that exists."""
 
+import dataclasses
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from pipeline.config import Config
 from pipeline.data.hub_reading import download_model
 from pipeline.data.word_vectors import load_embeddings
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError, explain_path, nearest
 from pipeline.tasks.registry import MODELS, get_model, get_task
 
 OWN_KEYS = ("type", "from", "embeddings")  # of the section `model`; the others are fields of the model's config
@@ -34,6 +36,8 @@ def find_pretrained(config: Config) -> Path | None:
         return None
     if not isinstance(name, str):
         raise ConfigError(f"model.from: {name!r} is neither a folder nor owner/name")
+    with explain_path(f"model.from: {name}"), suppress(FileNotFoundError, NotADirectoryError):
+        os.stat(name)
     if Path(name).is_dir():
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -125,7 +129,7 @@ def _make_model(
         return _load_model(config, tokenizer, settings, pretrained)
     spec = get_model(config)
     known = spec.config().to_dict()
-    _check_settings(settings, spec.config, known)
+    _check_settings(config.model, spec.config, known)
     fitting = {} if tokenizer is None else _fit(tokenizer, settings)
     if "label_smoothing" in known:
         fitting["label_smoothing"] = config.label_smoothing
@@ -133,7 +137,9 @@ def _make_model(
         model_config = spec.config(**fitting | settings)
         _check_memory(config, spec.model, model_config)
         return spec.model(model_config)
-    except (ValueError, KeyError, StrictDataclassError) as error:
+    except KeyError as error:  # of a table of transformers, such as that of activation functions
+        raise ConfigError(f"model: {error} is unknown") from error
+    except (ValueError, StrictDataclassError) as error:
         raise ConfigError(f"model: {error}") from error
 
 
@@ -193,7 +199,7 @@ def _load_model(
     try:
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         known = model_config.to_dict()
-        _check_settings(settings, type(model_config), known)
+        _check_settings(config.model, type(model_config), known)
         for name, value in settings.items():
             setattr(model_config, name, value)
         if "label_smoothing" in known:
@@ -215,12 +221,36 @@ def _load_model(
 
 
 def _check_settings(settings: dict[str, Any], config: type[PreTrainedConfig], known: dict[str, Any]) -> None:
+    """Refuse names that the model does not have, sizes beyond all bounds, and values of another kind.
+
+    What every PreTrainedConfig has says how a model is loaded and what it returns, which is not for a run to change.
+
+    Args:
+        settings: the section `model`.
+        known: names and present values, in which the model's own config may check more.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    own = sorted(known.keys() - {field.name for field in dataclasses.fields(PreTrainedConfig)})
     for name, value in settings.items():
-        if name not in known:
-            raise ConfigError(f"model.{name}: {config.__name__} has no such field{nearest(name, known)}")
+        if name in OWN_KEYS:
+            continue
+        if name not in own:
+            raise ConfigError(f"model.{name}: {config.__name__} has no such field{nearest(name, own)}")
         bound = MAX_LAYERS if name.endswith("layers") else MAX_SIZE
         if isinstance(value, int) and value > bound:
             raise ConfigError(f"model.{name}: {value} is more than {bound}, the most that is taken; give a smaller one")
+        if not _is_alike(value, known[name]):
+            raise ConfigError(f"model.{name}: {value!r} is not of the kind of {known[name]!r}, which it has by itself")
+
+
+def _is_alike(value: Any, present: Any) -> bool:
+    """Tell whether a value can take the place of a present one; numbers can that of each other, as 0 may be a share."""
+    if present is None:
+        return True
+    kinds = (int, float) if type(present) in (int, float) else (type(present),)
+    return type(value) in kinds or (value is None and not isinstance(present, int | float))
 
 
 TOKEN_KEYS = {
@@ -236,12 +266,8 @@ def generation_config(config: Config, model: PreTrainedModel, **changes: Any) ->
     A pretrained model's own settings stay where the config says nothing else.
 
     Raises:
-        ConfigError: for an unknown key, or a combination that transformers would refuse to save.
+        ConfigError: for a combination that transformers would refuse to save, or a token that the model does not have.
     """
-    known = vars(GenerationConfig())
-    for name in config.generation:
-        if name not in known:
-            raise ConfigError(f"generation.{name} is not one of GenerationConfig{nearest(name, known)}")
     own = model.generation_config.to_diff_dict() if "from" in config.model and model.can_generate() else {}
     settings = {
         **{name: getattr(model.config, name, None) for name in SPECIAL_TOKENS},
@@ -266,7 +292,7 @@ def check_token_ids(settings: dict[str, Any], model: PreTrainedModel) -> None:
     Raises:
         ConfigError: naming the first.
     """
-    vocab_size = model.get_input_embeddings().weight.shape[0]
+    vocab_size = model.config.vocab_size
     for name in sorted(TOKEN_KEYS & settings.keys()):
         ids = list(_flatten(settings[name]))
         if ids and max(ids) >= vocab_size:

@@ -80,12 +80,7 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
     for name in args.report_to:
         if name not in get_available_reporting_integrations():
             raise ConfigError(f"training.report_to: {name} is not installed; pip install {name}, or leave it out")
-    count = evaluation.average_checkpoints or 0
-    if count > (args.save_total_limit or count) or (count and args.load_best_model_at_end):
-        raise ConfigError(
-            f"evaluation.average_checkpoints: {count} must be kept by training.save_total_limit, and "
-            "training.load_best_model_at_end=false"
-        )
+    _check_average(evaluation.average_checkpoints or 0, args)
     if config.data.packing and not task.can_pack:
         raise ConfigError(f"data.packing: {config.task} cannot pack its rows; leave it out")
     if config.data.packing and not config.data.batch_tokens:
@@ -96,6 +91,29 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
     best = config.training.get("metric_for_best_model", "loss").removeprefix("eval_")
     if best not in known:
         raise ConfigError(f"training.metric_for_best_model: {best!r} is not scored{nearest(best, known)}")
+
+
+def _check_average(count: int, args: Seq2SeqTrainingArguments) -> None:
+    """Refuse a mean of more checkpoints than are written, or kept."""
+    if count > (args.save_total_limit or count) or (count and args.load_best_model_at_end):
+        raise ConfigError(
+            f"evaluation.average_checkpoints: {count} must be kept by training.save_total_limit, and "
+            "training.load_best_model_at_end=false"
+        )
+    if count > _count_saves(args):
+        raise ConfigError(
+            f"evaluation.average_checkpoints: {count} are more than this run saves; save more often, by "
+            "training.save_strategy=steps and a smaller training.save_steps"
+        )
+
+
+def _count_saves(args: Seq2SeqTrainingArguments) -> float:
+    """Count the checkpoints that a run writes, where its steps are known; else infinity."""
+    if args.save_strategy == "no":
+        return 0
+    if args.save_strategy != "steps" or args.max_steps < 1:
+        return math.inf
+    return math.ceil(args.max_steps / (args.save_steps if args.save_steps >= 1 else args.save_steps * args.max_steps))
 
 
 def _check_optimizer(args: Seq2SeqTrainingArguments) -> None:
