@@ -70,15 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return print_errors(arguments.run, arguments)
 
 
-def print_errors(run: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
-    """Call `run(arguments)` and return its exit code; print an error that is the user's to fix as one line.
+def print_errors(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace) -> int:
+    """Call `run(arguments)` and return its exit code, or 0; print an error that is the user's to fix as one line.
 
     Any other exception is a bug and passes through, with its traceback.
     """
     continues = "; the same command goes on from the newest checkpoint, where there is one" if run is train else ""
     try:
         _check_paths(arguments)
-        run(arguments)
+        code = run(arguments)
         sys.stdout.flush()
     except Stopped as stopped:
         from accelerate import PartialState
@@ -99,7 +99,7 @@ def print_errors(run: Callable[[argparse.Namespace], None], arguments: argparse.
             return BROKEN_PIPE
         print(f"error: standard output: {one_line(error.strerror)}{continues}", file=sys.stderr)
         return BROKEN_PIPE if isinstance(error, BrokenPipeError) else RunError.exit_code
-    return 0
+    return code or 0
 
 
 def _check_paths(arguments: argparse.Namespace) -> None:
@@ -220,7 +220,7 @@ def _describe_tokenizer() -> str:
 
 def _add_generate(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "generate", generate)
-    parser.add_argument("checkpoint", help="folder or Hub id of a trained model")
+    parser.add_argument("checkpoint", type=name, help="folder or Hub id of a trained model")
     parser.add_argument("texts", nargs="*", help="source texts")
     parser.add_argument("--file", type=path, help="read the source texts from this file, one a line")
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="texts at a time (default: 128)")
@@ -246,7 +246,9 @@ def _add_score(subparsers: argparse._SubParsersAction) -> None:
 
 def _add_trace(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "trace", trace)
-    parser.add_argument("checkpoint", help="folder or Hub id of a trained encoder-decoder model of this project")
+    parser.add_argument(
+        "checkpoint", type=name, help="folder or Hub id of a trained encoder-decoder model of this project"
+    )
     parser.add_argument("source", help="text that the encoder reads")
     parser.add_argument("target", help="text that the decoder should say, fed to it token by token")
     parser.add_argument(
@@ -257,7 +259,7 @@ def _add_trace(subparsers: argparse._SubParsersAction) -> None:
 def _add_publish(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "publish", publish)
     parser.add_argument("checkpoint", type=path, help="folder of a trained model, or a checkpoint-N below one")
-    parser.add_argument("name", help="owner/name of the repository, which is created if it does not exist")
+    parser.add_argument("name", type=name, help="owner/name of the repository, which is created if it does not exist")
     parser.add_argument(
         "--private", action="store_true", help="only its owner sees it, where it is created (default: public)"
     )
@@ -279,10 +281,14 @@ def _whole_number(argument: str, least: int, bound: int) -> int:
     return number
 
 
-def path(argument: str) -> Path:
+def name(argument: str) -> str:
     if not argument:
-        raise argparse.ArgumentTypeError("the name of a file or folder is empty")
-    return Path(argument)
+        raise argparse.ArgumentTypeError("the name is empty")
+    return argument
+
+
+def path(argument: str) -> Path:
+    return Path(name(argument))
 
 
 # ---- the subcommands
@@ -343,7 +349,7 @@ def train_tokenizer(arguments: argparse.Namespace) -> None:
 
     if arguments.kind not in KINDS:
         raise ConfigError(f"--kind: {arguments.kind!r} is unknown{nearest(arguments.kind, KINDS)}")
-    if arguments.output.is_file():
+    if arguments.output.exists() and not arguments.output.is_dir():
         raise ConfigError(f"{arguments.output} is a file; name a folder to write the tokenizer into")
     try:
         if arguments.sentencepiece:
@@ -375,10 +381,10 @@ def _read_files(files: list[Path]) -> Iterator[str]:
 
 
 def _read_columns(arguments: argparse.Namespace) -> Iterator[str]:
-    from pipeline.config import DataConfig
+    from pipeline.config import DataConfig, make_section
     from pipeline.data.splits import open_split
 
-    data = DataConfig(path=arguments.data, streaming=True)
+    data = make_section("data", DataConfig, path=arguments.data, streaming=True)
     for row in open_split(data, arguments.split, {name: name for name in arguments.columns}):
         yield from (text for text in row.values() if isinstance(text, str))
 
@@ -452,6 +458,7 @@ def score(arguments: argparse.Namespace) -> None:
         from pipeline.run_folder import find_config
         from pipeline.tasks.config_loading import load_config
         from pipeline.tasks.encoding import encode_split
+        from pipeline.tasks.registry import get_task
         from pipeline.tasks.trained_model import load_trained
 
     transformers_logging.disable_progress_bar()
@@ -460,6 +467,8 @@ def score(arguments: argparse.Namespace) -> None:
     if split is None:
         raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
     model, task = load_trained(arguments.checkpoint)
+    if not isinstance(task, get_task(config.task)):
+        raise ConfigError(f"task: {arguments.checkpoint} is not a model for {config.task}")
     metrics = [load_metric(name) for name in config.evaluation.metrics]
     features = encode_split(config, task, split)
     with _open_predictions(arguments.predictions) as stream:
@@ -472,8 +481,9 @@ def score(arguments: argparse.Namespace) -> None:
             metrics=metrics,
         )
         if stream is not None:
-            for prediction in result.predictions:
-                print(json.dumps(vars(prediction), ensure_ascii=False), file=stream)
+            with explain_path(f"--predictions {arguments.predictions}"), stream:
+                for prediction in result.predictions:
+                    print(json.dumps(vars(prediction), ensure_ascii=False), file=stream)
     print(json.dumps(result.scores, indent=2))
 
 

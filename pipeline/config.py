@@ -8,7 +8,7 @@ import functools
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, field_validator
 from ruamel.yaml import YAML
@@ -154,6 +154,22 @@ class Config(Section):
         stream = StringIO()
         YAML().dump(self.model_dump(), stream)
         return stream.getvalue()
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def make_section(name: str, section: type[SectionType], **values: Any) -> SectionType:
+    """Make one section of a config without the others.
+
+    Raises:
+        ConfigError: for the first wrong value.
+    """
+    try:
+        return section(**values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ConfigError(f"{name}.{'.'.join(map(str, problem['loc']))}: {_message(problem)}") from error
 
 
 # Set by this project itself, under another key where there is one.

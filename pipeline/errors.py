@@ -1,10 +1,12 @@
 """The errors that are the user's to fix, each with the exit code that the command ends with."""
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST_MESSAGE = 2_000  # characters; what a config or a file holds may be much longer
 
 
@@ -61,10 +63,17 @@ def one_line(message: object) -> str:
 
 @contextmanager
 def explain_path(place: str) -> Iterator[None]:
-    """Raise what the operating system says about a file of the user's as a ConfigError that names it."""
+    """Raise what the operating system says about a file of the user's as an error that names it.
+
+    Raises:
+        RunError: where there is no room.
+        ConfigError: for anything else.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno in STORAGE_ERRORS:
+            raise RunError(f"{place}: {error.strerror}; make room and run the same command again") from error
         raise ConfigError(f"{place}: {error.strerror or error}") from error
     except ValueError as error:  # Python's own, where the name holds a NUL character
         if "null byte" not in str(error):

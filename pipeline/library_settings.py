@@ -34,6 +34,8 @@ def check_path(path: str | None) -> str | None:
         pass
     except OSError as error:
         raise ValueError(f"{error.strerror}; name another path") from error
+    except ValueError as error:  # of Python, for a NUL character
+        raise ValueError(f"{error}; name another path") from error
     return path
 
 

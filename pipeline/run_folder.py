@@ -1,6 +1,5 @@
 """The folder of a run: who works in it, which config it was begun with, where to go on, and whether it is finished."""
 
-import errno
 import json
 import logging
 import resource
@@ -16,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import is_on_hub, resolve_commit
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import STORAGE_ERRORS, ConfigError, RunError
 from pipeline.tasks.config_loading import load_config
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import CONFIG_FILE
@@ -46,7 +45,6 @@ FREE_KEYS = {
     "hub.license",
     "hub.patience",
 }
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DATA_KEYS = {"data.path", "data.revision"}  # other data are read at their own newest commit
 
 logger = logging.getLogger(__name__)

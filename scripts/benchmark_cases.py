@@ -22,6 +22,7 @@ from transformers import (
     TrainerCallback,
 )
 
+from pipeline.cli import print_errors
 from pipeline.config import Config
 from pipeline.data.batch_loader import BatchLoader
 from pipeline.data.splits import open_split
@@ -243,10 +244,12 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpoint")
     parser.add_argument("--what", type=json.loads, required=True, help='JSON: ["name of a measurement", option, ...]')
-    arguments = parser.parse_args()
+    return print_errors(measure, parser.parse_args())
+
+
+def measure(arguments: argparse.Namespace) -> None:
     name, *options = arguments.what
     print(json.dumps(MEASUREMENTS[name](arguments, *options)))
-    return 0
 
 
 if __name__ == "__main__":

@@ -199,7 +199,10 @@ def test_generate_names_what_is_wrong(command, checkpoint, tmp_path):
     for words, message in (
         (["1 2 3 4", "--set", "topk=10"], "--set: generation.topk is not one of GenerationConfig; did you mean top_k?"),
         (["1 2 3 4", "--set", "top_k=10"], "--set: "),  # which needs do_sample
-        (["1 2 3 4", "--set", "do_sample=true", "top_k=-1"], "--set: generation.top_k: Input should be greater than or equal to 0 (given: -1)"),
+        (
+            ["1 2 3 4", "--set", "do_sample=true", "top_k=-1"],
+            "--set: generation.top_k: Input should be greater than or equal to 0 (given: -1)",
+        ),
         (["1 2 3 4", "--set", "num_beams=many"], "--set: "),
         (["1 2 3 4", "--file", tmp_path / "latin"], "give texts or --file, not both"),
         (["--file", tmp_path / "nothing"], f"--file {tmp_path / 'nothing'}: No such file or directory"),
