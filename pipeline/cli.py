@@ -79,7 +79,7 @@ def print_errors(run: Callable[[argparse.Namespace], int | None], arguments: arg
     try:
         _check_paths(arguments)
         code = run(arguments)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except Stopped as stopped:
         from accelerate import PartialState
 
@@ -117,7 +117,7 @@ def _output_is_lost() -> bool:
     https://docs.python.org/3/library/signal.html#note-on-sigpipe
     """
     try:
-        sys.stdout.flush()  # fails again, as what could not be written is still there
+        print(flush=True)  # fails again
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes once more at its end
         return True

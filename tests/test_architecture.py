@@ -140,6 +140,7 @@ OF_THE_WHOLE = {  # what no single module answers for
     "test_launchers.py": "several processes",
     "test_numerics.py": "the mathematics",
     "test_private_names.py": "what other libraries may rename",
+    "test_properties.py": "whatever a config, rows or a checkpoint hold",
 }
 
 

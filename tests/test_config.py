@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.source import parse_overrides
 from pipeline.tasks.config_loading import load_config, parse_config
 from tests.conftest import ROOT
 
@@ -74,19 +73,6 @@ def test_wrong_configs_are_named(tmp_path, text, message):
 def test_wrong_overrides_are_named(tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
         load_config(write(tmp_path, "data:\n  path: reversal\n"), [override])
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"none.yaml: no such config file"):
-        load_config(tmp_path / "none.yaml")
-
-
-def test_parse_overrides():
-    assert parse_overrides(["do_sample=true", "top_k=10", "a.b=0.6"]) == {
-        "do_sample": True,
-        "top_k": 10,
-        "a": {"b": 0.6},
-    }
 
 
 def test_a_config_without_a_file_has_an_output_folder():
