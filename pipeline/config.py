@@ -226,9 +226,9 @@ def _schema(task: str, section: type[Section]) -> type[Config]:
 
 
 def _with_default(section: Any, key: str, value: Any) -> Any:
-    """Add a key that was left out of a section; what is not a mapping is left to the check of types."""
+    """Add a key that was left out of a section, or is null; what is not a mapping is left to the check of types."""
     section = {} if section is None else section
-    return {key: value} | section if isinstance(section, dict) else section
+    return section | {key: value} if isinstance(section, dict) and section.get(key) is None else section
 
 
 def _explain(error: ValidationError, schema: type[Config], source: Source) -> str:
@@ -247,7 +247,10 @@ def _explain(error: ValidationError, schema: type[Config], source: Source) -> st
 
 
 def _check_training(values: dict[str, Any], source: Source) -> dict[str, Any]:
-    """Check names and kinds of settings, and return them with floats where floats are due; Adam refuses a beta of 0."""
+    """Check names and kinds of settings, and return those that are not null, which is as if they were left out.
+
+    Floats are floats then; Adam refuses a beta of 0.
+    """
     types, checked = training_types(), {}
     for name, value in values.items():
         where = f"{source.place(('training', name))}training.{name}"
@@ -255,6 +258,8 @@ def _check_training(values: dict[str, Any], source: Source) -> dict[str, Any]:
             raise ConfigError(f"{where} is set by {RESERVED_TRAINING_KEYS[name]}")
         if name not in types:
             raise ConfigError(f"{where} is not one of Seq2SeqTrainingArguments{nearest(name, types)}")
+        if value is None:
+            continue
         try:
             checked[name] = TypeAdapter(types[name]).validate_python(value, strict=True)
         except ValidationError as error:

@@ -126,7 +126,7 @@ class GenerationSettings(BaseModel):
 
     # Length
     max_length: Tokens | None = None
-    max_new_tokens: Tokens | None = None
+    max_new_tokens: Tokens = 128  # where it is left out, a run takes data.max_target_length
     min_length: Annotated[int, Ge(0), Le(MAX_TOKENS)] | None = None
     min_new_tokens: Annotated[int, Ge(0), Le(MAX_TOKENS)] | None = None
     max_time: Positive | None = None
