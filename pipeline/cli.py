@@ -97,7 +97,8 @@ def print_errors(run: Callable[[argparse.Namespace], int | None], arguments: arg
             raise
         if isinstance(error, BrokenPipeError) and not continues:  # `| head` has seen enough
             return BROKEN_PIPE
-        print(f"error: standard output: {one_line(error.strerror)}{continues}", file=sys.stderr)
+        remedy = continues or "; write it elsewhere"
+        print(f"error: standard output: {one_line(error.strerror)}{remedy}", file=sys.stderr)
         return BROKEN_PIPE if isinstance(error, BrokenPipeError) else RunError.exit_code
     return code or 0
 

@@ -53,6 +53,17 @@ def test_there_are_shipped_configs():
         ("data:\n  path: x\n  path: y\n", r"not valid YAML"),
         ("data: [\n", r"not valid YAML"),
         ("- data\n", r"must hold sections"),
+        ("data: {path: ''}\n", r"data.path: String should have at least 1 character"),
+        ("data: {path: x, streaming: 1}\n", r"data.streaming: .*bool"),
+        ("data: {path: x, shuffle_window: true}\n", r"data.shuffle_window: .*integer"),
+        ("data: {path: x, shuffle_window: '3'}\n", r"data.shuffle_window: .*integer"),
+        ("task: [a]\ndata: {path: x}\n", r"task: \['a'\] is unknown"),
+        (
+            "task: text_classification\ndata: {path: x}\ntext_classification: {labels: [a, a, b]}\n",
+            r"run.yaml:3: text_classification.labels: a comes twice",
+        ),
+        ("data: {path: x}\nevaluation: {metrics: [chrf, chrf]}\n", "evaluation.metrics: chrf comes twice"),
+        ("task: forecasting\ndata: {path: x}\nforecasting: {series: [y, y]}\n", "series: y comes twice"),
     ],
 )
 def test_wrong_configs_are_named(tmp_path, text, message):

@@ -81,6 +81,11 @@ def test_epochs_are_counted_in_steps(make_config, epochs, accumulation, steps):
             r"evaluation\.metrics: forecasting is scored by loss, .* only; give \[\]",
         ),
         ({"evaluation": {"average_checkpoints": 3}, "training": {"save_total_limit": 2}}, "3 must be kept by"),
+        ({"evaluation": {"average_checkpoints": 3}}, "3 are more than this run saves"),
+        ({"evaluation": {"average_checkpoints": 2}, "training": {"save_strategy": "no"}}, "more than this run saves"),
+        ({"training": {"lr_scheduler_kwargs": {"a": 1}}}, "training.lr_scheduler_kwargs: .*unexpected keyword"),
+        ({"training": {"optim_args": "a"}}, "training.optim=.* with optim_args=a: "),
+        ({"training": {"use_liger_kernel": True}}, "training.use_liger_kernel: liger-kernel is not installed"),
     ],
 )
 def test_settings_that_would_fail_later(make_config, changes, message):
