@@ -134,7 +134,7 @@ class GenerationSettings(BaseModel):
     # Search
     num_beams: Annotated[int, Ge(1), Le(MAX_BEAMS)] | None = None
     early_stopping: bool | Literal["never"] | None = None
-    length_penalty: float | None = None
+    length_penalty: Annotated[float, Ge(-10), Le(10)] | None = None  # an exponent of the length
     use_cache: bool | None = None
     cache_implementation: Literal["dynamic", "static"] | None = None
     num_return_sequences: Literal[1] | None = None

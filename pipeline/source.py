@@ -12,7 +12,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, Event
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode
 
 from pipeline.errors import ConfigError
@@ -210,15 +210,14 @@ def _parse(text: str, place: str, location: Location = ()) -> Any:
 def _check_events(text: str, place: str) -> None:
     """Refuse tags and deep nesting while they are only read: what is built of them is built by recursion."""
     depth = 0
-    event: Event
     for event in _yaml().parse(text):
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise ConfigError(
                 f"{_at(place, text, event.start_mark)}nested more than {MAX_DEPTH} levels deep; a config is not"
             )
-        if getattr(event, "tag", None) is not None:
-            raise ConfigError(f"{_at(place, text, event.start_mark)}not plain YAML: remove the tag {event.tag}")
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise ConfigError(f"{_at(place, text, event.start_mark)}not plain YAML: remove the tag {tag}")
 
 
 def _at(place: str, text: str, mark: Any) -> str:

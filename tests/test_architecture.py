@@ -20,7 +20,9 @@ FLOORS = [
     {"run", "reference"},
     {"cli"},
 ]
-GROUND = {name: set() for name in ("library_settings", "signals", "errors", "plots", "models", "decoding")}
+GROUND: dict[str, set[str]] = {
+    name: set() for name in ("library_settings", "signals", "errors", "plots", "models", "decoding")
+}
 GROUND |= {"source": {"errors"}, "config": {"errors", "library_settings", "source"}}
 GROUND["data"] = {"config", "errors", "signals"}
 SOURCES = [path for folder in ("pipeline", "tokenizer", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]

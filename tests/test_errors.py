@@ -62,7 +62,7 @@ def test_what_the_system_says_of_a_path(tmp_path):
     ):
         with pytest.raises(ConfigError, match=f"^--file: .*{message}"), explain_path("--file"):
             (tmp_path / path).open()
-    with pytest.raises(RunError, match="^--file: No space left on device; make room"), explain_path("--file"):
+    with pytest.raises(RunError, match=r"^--file: No space left on device; make room"), explain_path("--file"):
         raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(ValueError, match="a bug"), explain_path("--file"):
         raise ValueError("a bug")

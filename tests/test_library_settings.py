@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -15,7 +16,7 @@ from pipeline.run import train
 from pipeline.setup.model_factory import generation_config
 from pipeline.training.arguments import check_settings, training_arguments
 
-ODD = [0, -1, 1, 2, 0.5, -0.5, float("nan"), float("inf"), 10**12, 10**30, True, False, None]
+ODD: list[Any] = [0, -1, 1, 2, 0.5, -0.5, float("nan"), float("inf"), 10**12, 10**30, True, False, None]
 ODD += ["", "x", "no", "1", "a\0", [], [1], ["a"], [[1]], [[[1], 2]], [2, 3], [-1], {}, {"a": 1}, [None]]
 GENERATION = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
 MODES = [{}, {"do_sample": True}, {"num_beams": 2}, {"num_beams": 2, "do_sample": True}]

@@ -114,5 +114,5 @@ def test_a_lost_worker_is_told_from_other_errors(tmp_path):
     lost = "DataLoader worker (pid 7) is killed by signal: Killed. "
     with pytest.raises(RunError, match=r"pid 7.*the same command begins anew"), lost_worker_explained(tmp_path):
         raise RuntimeError(lost)
-    with pytest.raises(RuntimeError, match="^a bug$"), lost_worker_explained(tmp_path):
+    with pytest.raises(RuntimeError, match=r"^a bug$"), lost_worker_explained(tmp_path):
         raise RuntimeError("a bug")
