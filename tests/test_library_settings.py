@@ -74,7 +74,7 @@ def test_every_setting_of_training_is_refused_or_trains(make_config, tmp_path, n
     for number, value in enumerate(ODD):
         try:
             config = make_config(training={"max_steps": 2, "output_dir": str(tmp_path / str(number)), name: value})
-            if config.training["max_steps"] in (1, 2):
+            if config.training.get("max_steps") in (1, 2):
                 train(config)
         except TeacherForcingError:
             continue
