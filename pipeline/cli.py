@@ -15,12 +15,22 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pipeline
-from pipeline.errors import ConfigError, DataError, NotPublished, RunError, Stopped, TeacherForcingError, nearest
+from pipeline.errors import (
+    ConfigError,
+    DataError,
+    NotPublished,
+    RunError,
+    Stopped,
+    TeacherForcingError,
+    explain_path,
+    nearest,
+    one_line,
+)
 from pipeline.signals import stop_with_launcher
 
 if TYPE_CHECKING:
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
 
 TABLE_ROWS = 10
 INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
+BROKEN_PIPE = 141  # and one whose reader is gone
 
 EXIT_CODES = (
     (0, "finished"),
@@ -41,6 +52,7 @@ EXIT_CODES = (
     (NotPublished.exit_code, "trained, scored and saved, but not published: see teacher-forcing publish"),
     (Stopped.exit_code, "stopped by SIGTERM or SIGINT, and saved: the same command goes on"),
     (INTERRUPTED, "interrupted before or after the training"),
+    (BROKEN_PIPE, "nobody reads standard output any more"),
 )
 
 
@@ -75,13 +87,16 @@ def end_one_of_many(code: int) -> None:
     os._exit(code)
 
 
-def print_errors(run: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
-    """Call `run(arguments)` and return its exit code; print an error that is the user's to fix as one line.
+def print_errors(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace) -> int:
+    """Call `run(arguments)` and return its exit code, or 0; print an error that is the user's to fix as one line.
 
     Any other exception is a bug and passes through, with its traceback.
     """
+    continues = "; the same command goes on from the newest checkpoint, where there is one" if run is train else ""
     try:
-        run(arguments)
+        _check_paths(arguments)
+        code = run(arguments)
+        print(end="", flush=True)
     except Stopped as stopped:
         from accelerate import PartialState
 
@@ -89,13 +104,42 @@ def print_errors(run: Callable[[argparse.Namespace], None], arguments: argparse.
             print(f"\n{stopped}", file=sys.stderr)
         return stopped.exit_code
     except TeacherForcingError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        continues = "; the same command goes on from the newest checkpoint, where there is one"
-        print(f"\ninterrupted{continues if run is train else ''}", file=sys.stderr)
+        print(f"\ninterrupted{continues}", file=sys.stderr)
         return INTERRUPTED
-    return 0
+    except OSError as error:
+        if not _output_is_lost():
+            raise
+        if isinstance(error, BrokenPipeError) and not continues:  # `| head` has seen enough
+            return BROKEN_PIPE
+        remedy = continues or "; write it elsewhere"
+        print(f"error: standard output: {one_line(error.strerror)}{remedy}", file=sys.stderr)
+        return BROKEN_PIPE if isinstance(error, BrokenPipeError) else RunError.exit_code
+    return code or 0
+
+
+def _check_paths(arguments: argparse.Namespace) -> None:
+    """Refuse what the system refuses to look up: a loop of links, or a name that is too long."""
+    for name, value in vars(arguments).items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Path) or (name == "checkpoint" and item):
+                with explain_path(str(item)), suppress(FileNotFoundError, NotADirectoryError):
+                    os.stat(item)
+
+
+def _output_is_lost() -> bool:
+    """Tell whether nobody reads standard output any more, or it is a full disk; then nothing more is written there.
+
+    https://docs.python.org/3/library/signal.html#note-on-sigpipe
+    """
+    try:
+        print(flush=True)  # fails again
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python flushes once more at its end
+        return True
+    return False
 
 
 @contextmanager
@@ -152,7 +196,7 @@ def _add(subparsers: argparse._SubParsersAction, name: str, run: Callable[[argpa
 def _add_train(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "train", train)
     parser.make_epilog = _describe_train
-    parser.add_argument("config", help="YAML file, such as configs/reversal.yaml")
+    parser.add_argument("config", type=path, help="YAML file, such as configs/reversal.yaml")
     parser.add_argument("overrides", nargs="*", help="section.key=value, the value in YAML")
     parser.add_argument(
         "--accept-changes", action="store_true", help="go on with other settings in a folder that holds a run"
@@ -172,17 +216,21 @@ def _describe_train() -> str:
 def _add_tokenizer(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "tokenizer", train_tokenizer)
     parser.make_epilog = _describe_tokenizer
-    parser.add_argument("output", type=Path, help="folder to write")
+    parser.add_argument("output", type=path, help="folder to write")
     origin = parser.add_mutually_exclusive_group(required=True)
     origin.add_argument("--data", help="Hub id, local folder or file, or generated set, as data.path in a config")
-    origin.add_argument("--files", nargs="+", type=Path, help="plain text files, one text a line")
-    origin.add_argument("--sentencepiece", type=Path, help="a SentencePiece .model file to import")
+    origin.add_argument("--files", nargs="+", type=path, help="plain text files, one text a line")
+    origin.add_argument("--sentencepiece", type=path, help="a SentencePiece .model file to import")
     parser.add_argument("--split", default="train", help="of --data (default: train)")
     parser.add_argument("--columns", nargs="+", default=["source", "target"], help="of --data (default: source target)")
     parser.add_argument("--kind", default="bpe", help="see below (default: bpe)")
-    parser.add_argument("--vocab-size", type=int, default=8000, help="tokens at most (default: 8000)")
-    parser.add_argument("--max-length", type=int, default=512, help="model_max_length, in tokens (default: 512)")
-    parser.add_argument("--max-texts", type=int, default=1_000_000, help="texts to read at most (default: 1000000)")
+    parser.add_argument("--vocab-size", type=positive, metavar="N", default=8000, help="tokens at most (default: 8000)")
+    parser.add_argument(
+        "--max-length", type=positive, metavar="N", default=512, help="model_max_length, in tokens (default: 512)"
+    )
+    parser.add_argument(
+        "--max-texts", type=positive, metavar="N", default=1_000_000, help="texts to read at most (default: 1000000)"
+    )
 
 
 def _describe_tokenizer() -> str:
@@ -193,11 +241,11 @@ def _describe_tokenizer() -> str:
 
 def _add_generate(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "generate", generate)
-    parser.add_argument("checkpoint", help="folder or Hub id of a trained model")
+    parser.add_argument("checkpoint", type=name, help="folder or Hub id of a trained model")
     parser.add_argument("texts", nargs="*", help="source texts")
-    parser.add_argument("--file", type=Path, help="read the source texts from this file, one a line")
+    parser.add_argument("--file", type=path, help="read the source texts from this file, one a line")
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="texts at a time (default: 128)")
-    parser.add_argument("--seed", type=int, help="for sampling")
+    parser.add_argument("--seed", type=seed, metavar="N", help="for sampling")
     parser.add_argument(
         "--set",
         nargs="+",
@@ -209,43 +257,64 @@ def _add_generate(subparsers: argparse._SubParsersAction) -> None:
 
 def _add_score(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "score", score)
-    parser.add_argument("checkpoint", type=Path, help="folder of a trained model, or a checkpoint-N below one")
+    parser.add_argument("checkpoint", type=path, help="folder of a trained model, or a checkpoint-N below one")
     parser.add_argument("overrides", nargs="*", help="section.key=value, to change the config that it was trained with")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"], help="(default: test)")
-    parser.add_argument("--config", type=Path, help="another config than the one found beside the checkpoint")
+    parser.add_argument("--config", type=path, help="another config than the one found beside the checkpoint")
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows at a time (default: 32)")
     parser.add_argument(
         "--allow-metric-code",
         action="store_true",
         help="run metrics that are not built in: code, which the config found beside a checkpoint may name",
     )
-    parser.add_argument("--predictions", type=Path, help="write one JSON line a sample: source, reference, prediction")
+    parser.add_argument("--predictions", type=path, help="write one JSON line a sample: source, reference, prediction")
 
 
 def _add_trace(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "trace", trace)
-    parser.add_argument("checkpoint", help="folder or Hub id of a trained encoder-decoder model of this project")
+    parser.add_argument(
+        "checkpoint", type=name, help="folder or Hub id of a trained encoder-decoder model of this project"
+    )
     parser.add_argument("source", help="text that the encoder reads")
     parser.add_argument("target", help="text that the decoder should say, fed to it token by token")
     parser.add_argument(
-        "--output", type=Path, default=Path("trace.html"), help="the page; the picture goes beside it as .png"
+        "--output", type=path, default=Path("trace.html"), help="the page; the picture goes beside it as .png"
     )
 
 
 def _add_publish(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "publish", publish)
-    parser.add_argument("checkpoint", type=Path, help="folder of a trained model, or a checkpoint-N below one")
-    parser.add_argument("name", help="owner/name of the repository, which is created if it does not exist")
+    parser.add_argument("checkpoint", type=path, help="folder of a trained model, or a checkpoint-N below one")
+    parser.add_argument("name", type=name, help="owner/name of the repository, which is created if it does not exist")
     parser.add_argument(
         "--public", action="store_true", help="everybody sees it, where it is created (default: only its owner does)"
     )
 
 
 def positive(argument: str) -> int:
+    """Read a number of things."""
+    return _whole_number(argument, 1, 2**31)
+
+
+def seed(argument: str) -> int:
+    return _whole_number(argument, 0, 2**32)  # NumPy's bound
+
+
+def _whole_number(argument: str, least: int, bound: int) -> int:
     number = int(argument)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    if not least <= number < bound:
+        raise argparse.ArgumentTypeError(f"{number} is not a number from {least} to {bound - 1}")
     return number
+
+
+def name(argument: str) -> str:
+    if not argument:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return argument
+
+
+def path(argument: str) -> Path:
+    return Path(name(argument))
 
 
 # ---- the subcommands
@@ -317,7 +386,7 @@ def train_tokenizer(arguments: argparse.Namespace) -> None:
 
     if arguments.kind not in KINDS:
         raise ConfigError(f"--kind: {arguments.kind!r} is unknown{nearest(arguments.kind, KINDS)}")
-    if arguments.output.is_file():
+    if arguments.output.exists() and not arguments.output.is_dir():
         raise ConfigError(f"{arguments.output} is a file; name a folder to write the tokenizer into")
     try:
         if arguments.sentencepiece:
@@ -336,7 +405,7 @@ def train_tokenizer(arguments: argparse.Namespace) -> None:
         check(tokenizer, sample)
     except TokenizerError as error:
         raise ConfigError(str(error)) from error
-    with _explained(str(arguments.output)):
+    with explain_path(str(arguments.output)):
         tokenizer.save_pretrained(arguments.output)
     print(f"{arguments.output}: {len(tokenizer)} tokens")
 
@@ -348,10 +417,10 @@ def _read_files(files: list[Path]) -> Iterator[str]:
 
 
 def _read_columns(arguments: argparse.Namespace) -> Iterator[str]:
-    from pipeline.config import DataConfig
+    from pipeline.config import DataConfig, make_section
     from pipeline.data.splits import open_split
 
-    data = DataConfig(path=arguments.data, streaming=True)
+    data = make_section("data", DataConfig, path=arguments.data, streaming=True)
     for row in open_split(data, arguments.split, {name: name for name in arguments.columns}):
         yield from (row[name] for name in arguments.columns if isinstance(row[name], str))
 
@@ -387,15 +456,18 @@ def generate(arguments: argparse.Namespace) -> None:
 
 def _set_generation(arguments: argparse.Namespace, model: "PreTrainedModel") -> None:
     """Change the model's generation config by `--set`, and check the whole of it."""
-    from pipeline.config import parse_overrides
-    from pipeline.setup.generation_setup import changed_generation
+    from pipeline.config import check_generation
+    from pipeline.setup.generation_setup import changed_generation, check_token_ids
+    from pipeline.source import parse_overrides
 
     if not model.can_generate():
         if arguments.set:
             raise ConfigError("--set: this model generates no text; there is nothing to set")
         return
+    settings = check_generation(parse_overrides(arguments.set), lambda _: "--set: ")
+    check_token_ids(settings, model)
     place = "--set" if arguments.set else f"{arguments.checkpoint}: generation_config.json"
-    model.generation_config = changed_generation(model.generation_config, parse_overrides(arguments.set), place)
+    model.generation_config = changed_generation(model.generation_config, settings, place)
 
 
 def _read_lines(file: Path | None) -> list[str]:
@@ -418,6 +490,7 @@ def score(arguments: argparse.Namespace) -> None:
         from pipeline.run_folder import find_config
         from pipeline.tasks.config_loading import load_config
         from pipeline.tasks.encoding import encode_split
+        from pipeline.tasks.registry import get_task
         from pipeline.tasks.trained_model import load_trained
 
     transformers_logging.disable_progress_bar()
@@ -428,6 +501,8 @@ def score(arguments: argparse.Namespace) -> None:
     if not arguments.allow_metric_code:
         refuse_metric_code(config.evaluation.metrics)
     model, task = load_trained(arguments.checkpoint)
+    if not isinstance(task, get_task(config.task)):
+        raise ConfigError(f"task: {arguments.checkpoint} is not a model for {config.task}")
     metrics = load_metrics(config.evaluation)
     features = encode_split(config, task, split)
     with _open_predictions(arguments.predictions) as stream:
@@ -440,8 +515,9 @@ def score(arguments: argparse.Namespace) -> None:
             metrics=metrics,
         )
         if stream is not None:
-            for prediction in result.predictions:
-                print(json.dumps(vars(prediction), ensure_ascii=False), file=stream)
+            with explain_path(f"--predictions {arguments.predictions}"), stream:
+                for prediction in result.predictions:
+                    print(json.dumps(vars(prediction), ensure_ascii=False), file=stream)
     print(json.dumps(result.scores, indent=2))
 
 
@@ -449,7 +525,7 @@ def _open_predictions(path: Path | None) -> AbstractContextManager[IO[str] | Non
     """Open the file before the scoring, so that a wrong path costs no time."""
     if path is None:
         return nullcontext()
-    with _explained(f"--predictions {path}"):
+    with explain_path(f"--predictions {path}"):
         return path.open("w", encoding="utf-8")
 
 
@@ -473,7 +549,7 @@ def trace(arguments: argparse.Namespace) -> None:
     transformers_logging.disable_progress_bar()
     model, task = load_trained(arguments.checkpoint)
     result = trace_pair(model, task, arguments.source, arguments.target)
-    with _explained(f"--output {page}"):
+    with explain_path(f"--output {page}"):
         write_page(result, page)
         write_picture(result, picture)
     print(f"sum of {len(result.steps)} step losses   {result.summed_loss:.6f}")
@@ -496,15 +572,6 @@ def publish(arguments: argparse.Namespace) -> None:
 # ---- files
 
 
-@contextmanager
-def _explained(place: str) -> Iterator[None]:
-    """Raise what the operating system says about a file of the user's as a ConfigError that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"{place}: {error.strerror or error}") from error
-
-
 def _lines_of(file: Path | None, option: str) -> Iterator[bytes]:
     """Yield the lines of a file that an option names, or of standard input."""
     from pipeline.data.lines import bounded_lines
@@ -512,7 +579,7 @@ def _lines_of(file: Path | None, option: str) -> Iterator[bytes]:
     if file is None:
         yield from bounded_lines(sys.stdin.buffer, "standard input")
         return
-    with _explained(f"{option} {file}"), file.open("rb") as stream:
+    with explain_path(f"{option} {file}"), file.open("rb") as stream:
         yield from bounded_lines(stream, str(file))
 
 

@@ -4,27 +4,33 @@ The descriptions below are the manual of the keys: `teacher-forcing train --help
 A task has its own section, named after it, which `pipeline.tasks.registry` hands in: this file knows no task.
 """
 
-import dataclasses
 import functools
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, field_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.compat import StringIO
-from ruamel.yaml.error import MarkedYAMLError
-from transformers import Seq2SeqTrainingArguments
+from transformers import GenerationConfig
 
 from pipeline.errors import ConfigError, nearest
-
-Location = tuple[str, ...]  # ("data", "path")
+from pipeline.library_settings import MAX_BEAMS, MAX_TOKENS, GenerationSettings, check_path, training_types
+from pipeline.source import NO_SECRETS, SECRET_KEYS, Location, Source
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Strict, as YAML has types: neither true nor "3" is a number of rows.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, str_min_length=1)
+
+
+def check_distinct(names: list[str] | None) -> list[str] | None:
+    """Refuse a list of names in which one comes twice."""
+    twice = [name for index, name in enumerate(names or []) if name in (names or [])[:index]]
+    if twice:
+        raise ValueError(f"{twice[0]} comes twice")
+    return names
 
 
 class DataConfig(Section):
@@ -48,8 +54,10 @@ class DataConfig(Section):
     target_lang: str | None = Field(None, description="likewise of the targets, in training and generation: fr_XX")
     streaming: bool = Field(False, description="read while training instead of downloading first")
     options: dict[str, Any] = Field({}, description="further arguments of the generated set or of load_dataset")
-    max_source_length: int = Field(128, ge=2, description="tokens; a longer training row is a bad row")
-    max_target_length: int = Field(128, ge=2, description="tokens; likewise, and the bound when generating")
+    max_source_length: int = Field(128, ge=2, le=MAX_TOKENS, description="tokens; a longer training row is a bad row")
+    max_target_length: int = Field(
+        128, ge=2, le=MAX_TOKENS, description="tokens; likewise, and the bound when generating"
+    )
     on_bad_row: Literal["error", "skip"] = Field(
         "error", description="what to do with a bad training row: null, not text, empty, too long or undecodable"
     )
@@ -70,6 +78,8 @@ class DataConfig(Section):
     hub_patience: float = Field(600, ge=0, description="seconds to wait for a Hub that fails for a while")
     worker_timeout: int = Field(1200, ge=1, description="seconds to wait for a window from a loader worker")
 
+    _check_path = field_validator("path")(check_path)
+
     @property
     def columns(self) -> dict[str, str]:
         """Agreed name -> name in the data."""
@@ -85,6 +95,8 @@ class TokenizerConfig(Section):
     words: str | None = Field(
         None, description="file of word vectors, or of words, that join the vocabulary (kind word)"
     )
+
+    _check_paths = field_validator("path", "words")(check_path)
 
 
 class AugmentationConfig(Section):
@@ -107,11 +119,15 @@ class EvaluationConfig(Section):
         description="{metrics}, or whatever evaluate.load takes; [] generates nothing; the task's own if left out",
     )
     sacrebleu: SacrebleuConfig = SacrebleuConfig()
-    num_beams: int = Field(1, ge=1, description="beams while training; the last evaluation uses `generation`")
+    num_beams: int = Field(
+        1, ge=1, le=MAX_BEAMS, description="beams while training; the last evaluation uses `generation`"
+    )
     max_rows: int | None = Field(None, ge=1, description="validation rows used while training; null: all")
     show: int = Field(3, ge=0, description="sample predictions printed at every evaluation")
     average_checkpoints: int | None = Field(None, ge=2, description="average the weights of the last N checkpoints")
     early_stopping_patience: int | None = Field(None, ge=1, description="stop after N evaluations without improvement")
+
+    _check_metrics = field_validator("metrics")(check_distinct)
 
 
 class HubConfig(Section):
@@ -156,15 +172,21 @@ class Config(Section):
         return stream.getvalue()
 
 
-# No key of a config may hold a secret: run.yaml, which has all of them, is published.
-SECRET_KEYS = {
-    *("token", "hub_token", "push_to_hub_token", "use_auth_token", "auth_token", "hf_token", "access_token"),
-    *("api_key", "access_key", "secret_key", "secret", "password", "passwd"),
-}
-NO_SECRETS = (
-    "a config is saved and published, so it holds no tokens or passwords; set HF_TOKEN in the environment, or log in "
-    "with `hf auth login`, and remove this key"
-)
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def make_section(name: str, section: type[SectionType], **values: Any) -> SectionType:
+    """Make one section of a config without the others.
+
+    Raises:
+        ConfigError: for the first wrong value.
+    """
+    try:
+        return section(**values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ConfigError(f"{name}.{'.'.join(map(str, problem['loc']))}: {_message(problem)}") from error
+
 
 # Set by this project itself, under another key where there is one.
 RESERVED_TRAINING_KEYS = {
@@ -181,51 +203,6 @@ RESERVED_TRAINING_KEYS = {
     "enable_jit_checkpoint": "this project: SIGTERM always saves",
     "save_only_model": "this project: a checkpoint always holds the whole state",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Plain values of a config, and where each was given, for error messages.
-
-    Attributes:
-        values: sections, as read from YAML.
-        path: the file, where they come from one.
-        origins: location of a key -> the override that gave it.
-        moved: location of a key -> the one under which an older version knew it, and it was given.
-    """
-
-    values: dict[str, Any]
-    path: Path | None = None
-    origins: dict[Location, str] = dataclasses.field(default_factory=dict)
-    moved: dict[Location, Location] = dataclasses.field(default_factory=dict)
-
-    def place(self, location: Location) -> str:
-        """Tell where a key was given, `FILE:LINE: ` or `override ...: `; nothing where there is no file."""
-        location = self.moved.get(location, location)
-        if location in self.origins:
-            return f"{self.origins[location]}: "
-        return f"{self.path}{_line(self.path, location)}: " if self.path else ""
-
-
-def read_source(path: str | Path, overrides: Sequence[str] = ()) -> Source:
-    """Read a YAML file and apply `section.key=value` overrides, whose values are YAML too.
-
-    Raises:
-        ConfigError: for a missing file, YAML that does not parse, or an override that is not of this form.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such config file")
-    try:
-        values = _yaml().load(path.read_text(encoding="utf-8")) or {}  # YAML 1.2: 1e-4 is a number, yes is a word
-    except (MarkedYAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: the file must hold sections such as `data:`, not a {type(values).__name__}")
-    origins: dict[Location, str] = {}
-    for override in overrides:
-        _apply(override, values, origins)
-    return Source(values, path, origins)
 
 
 def validate(source: Source, section: type[Section], default_metrics: Sequence[str]) -> Config:
@@ -252,8 +229,9 @@ def validate(source: Source, section: type[Section], default_metrics: Sequence[s
         config = schema.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error, schema, source)) from error
-    _check_training(config.training, source)
-    return config
+    training = _check_training(config.training, source)
+    generation = check_generation(config.generation, source.place)
+    return config.model_copy(update={"training": training, "generation": generation})
 
 
 @functools.cache
@@ -265,53 +243,9 @@ def _schema(task: str, section: type[Section]) -> type[Config]:
 
 
 def _with_default(section: Any, key: str, value: Any) -> Any:
-    """Add a key that was left out of a section; what is not a mapping is left to the check of types."""
+    """Add a key that was left out of a section, or is null; what is not a mapping is left to the check of types."""
     section = {} if section is None else section
-    return {key: value} | section if isinstance(section, dict) else section
-
-
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Turn `key=value` pairs, with dots for nested keys and values in YAML, into a dict."""
-    values: dict[str, Any] = {}
-    for override in overrides:
-        _apply(override, values, {})
-    return values
-
-
-def _apply(override: str, values: dict, origins: dict[Location, str]) -> None:
-    key, equals, text = override.partition("=")
-    location = tuple(key.split("."))
-    if location[-1].lower() in SECRET_KEYS:
-        raise ConfigError(f"override {key}=...: {NO_SECRETS}")
-    if not equals or not all(location):
-        raise ConfigError(f"override {override!r}: write section.key=value")
-    try:
-        value = _yaml().load(text)
-    except MarkedYAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
-    for name in location[:-1]:
-        if values.get(name) is None:
-            values[name] = {}
-        values = values[name]
-        if not isinstance(values, dict):
-            raise ConfigError(f"override {override!r}: {name} holds a value, not further keys")
-    values[location[-1]] = value
-    origins[location] = f"override {override!r}"
-
-
-def _yaml() -> YAML:
-    return YAML(typ="safe", pure=True)
-
-
-def _line(path: Path, location: Location) -> str:
-    """Return `:LINE` of the key, or of the nearest one above it; reads the file again, as only errors need it."""
-    tree, line = YAML().load(path.read_text(encoding="utf-8")), ""
-    for name in location:
-        if not isinstance(tree, CommentedMap) or name not in tree:
-            break
-        line = f":{tree.lc.key(name)[0] + 1}"
-        tree = tree[name]
-    return line
+    return section | {key: value} if isinstance(section, dict) and section.get(key) is None else section
 
 
 def _explain(error: ValidationError, schema: type[Config], source: Source) -> str:
@@ -326,7 +260,7 @@ def _explain(error: ValidationError, schema: type[Config], source: Source) -> st
         return f"{source.place(location)}unknown key {key}{nearest(location[-1], fields)}"
     if problem["type"] == "missing":
         return f"{source.place(location)}{key} is missing; give it in the file or as {key}=..."
-    return f"{source.place(location)}{key}: {problem['msg']} (given: {problem['input']!r})"
+    return f"{source.place(location)}{key}: {_message(problem)}"
 
 
 def _refuse_secrets(values: Any, location: Location, source: Source) -> None:
@@ -339,18 +273,54 @@ def _refuse_secrets(values: Any, location: Location, source: Source) -> None:
         _refuse_secrets(value, key, source)
 
 
-def _check_training(values: dict[str, Any], source: Source) -> None:
-    """Check types here: Seq2SeqTrainingArguments checks none, so a wrong one would surface in mid-training."""
-    hints = typing.get_type_hints(Seq2SeqTrainingArguments)
-    names = [field.name for field in dataclasses.fields(Seq2SeqTrainingArguments) if field.init]
+def _check_training(values: dict[str, Any], source: Source) -> dict[str, Any]:
+    """Check names and kinds of settings, and return those that are not null, which is as if they were left out.
+
+    Floats are floats then; Adam refuses a beta of 0.
+    """
+    types, checked = training_types(), {}
     for name, value in values.items():
         where = f"{source.place(('training', name))}training.{name}"
         if name in RESERVED_TRAINING_KEYS:
             raise ConfigError(f"{where} is set by {RESERVED_TRAINING_KEYS[name]}")
-        if name not in names:
-            raise ConfigError(f"{where} is not one of Seq2SeqTrainingArguments{nearest(name, names)}")
+        if name not in types:
+            raise ConfigError(f"{where} is not one of Seq2SeqTrainingArguments{nearest(name, types)}")
+        if value is None:
+            continue
         try:
-            adapter = TypeAdapter(hints[name] | bool if name == "resume_from_checkpoint" else hints[name])
-            adapter.validate_python(value)
+            checked[name] = TypeAdapter(types[name]).validate_python(value, strict=True)
         except ValidationError as error:
-            raise ConfigError(f"{where}: {error.errors()[0]['msg']} (given: {value!r})") from error
+            raise ConfigError(f"{where}: {_message(error.errors()[0])}") from error
+    return checked
+
+
+def check_generation(values: dict[str, Any], place: Callable[[Location], str]) -> dict[str, Any]:
+    """Check settings of generation by themselves; whether they fit the model and one another is seen when it is made.
+
+    Args:
+        place: of a key, for a message.
+
+    Returns:
+        The settings, with floats where floats are due: transformers refuses a penalty of 2.
+
+    Raises:
+        ConfigError: for the first key or value that cannot work.
+    """
+    known = GenerationSettings.model_fields
+    for name in values:
+        where = f"{place(('generation', name))}generation.{name}"
+        if name not in vars(GenerationConfig()):
+            raise ConfigError(f"{where} is not one of GenerationConfig{nearest(name, known)}")
+        if name not in known:
+            raise ConfigError(f"{where} has no use here, where generation gives one text a row; leave it out")
+    try:
+        return GenerationSettings.model_validate(values).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = str(problem["loc"][0])
+        raise ConfigError(f"{place(('generation', name))}generation.{name}: {_message(problem)}") from error
+
+
+def _message(problem: Any) -> str:
+    """Say what is wrong with a value, and what it is."""
+    return f"{problem['msg'].removeprefix('Value error, ')} (given: {problem['input']!r})"

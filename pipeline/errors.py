@@ -1,7 +1,13 @@
 """The errors that are the user's to fix, each with the exit code that the command ends with."""
 
 import difflib
-from collections.abc import Iterable
+import errno
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LONGEST_MESSAGE = 2_000  # characters; what a config or a file holds may be much longer
 
 
 class TeacherForcingError(Exception):
@@ -41,3 +47,35 @@ def nearest(word: str, words: Iterable[str]) -> str:
     words = sorted(words)
     close = difflib.get_close_matches(word, words, n=1)
     return f"; did you mean {close[0]}?" if close else f"; choose from {', '.join(words)}"
+
+
+def one_line(message: object) -> str:
+    """Return a message as one line that a terminal shows as it is: what it quotes may hold anything.
+
+    The middle of a very long one is left out, as its beginning names the place and its end the remedy.
+    """
+    text = " ".join(str(message).split())
+    if len(text) > LONGEST_MESSAGE:
+        half = LONGEST_MESSAGE // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: repr(match[0])[1:-1], text)
+
+
+@contextmanager
+def explain_path(place: str) -> Iterator[None]:
+    """Raise what the operating system says about a file of the user's as an error that names it.
+
+    Raises:
+        RunError: where there is no room.
+        ConfigError: for anything else.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in STORAGE_ERRORS:
+            raise RunError(f"{place}: {error.strerror}; make room and run the same command again") from error
+        raise ConfigError(f"{place}: {error.strerror or error}") from error
+    except ValueError as error:  # Python's own, where the name holds a NUL character
+        if "null byte" not in str(error):
+            raise
+        raise ConfigError(f"{place}: {error}; remove it from the name") from error

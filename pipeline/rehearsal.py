@@ -30,9 +30,9 @@ from pipeline.errors import ConfigError, DataError, RunError, TeacherForcingErro
 from pipeline.inference.batches import batches_by_length
 from pipeline.inference.expected_scores import score_warnings
 from pipeline.inference.metrics import alike, exact_match
+from pipeline.memory import available_memory, peak_memory
 from pipeline.publishing.secrets import refuse_secrets
 from pipeline.tasks.base import Batch, Task
-from pipeline.training.memory import available_memory, peak_memory
 from pipeline.training.out_of_memory import is_out_of_memory, training_changes
 from pipeline.training.trainer import TeacherForcingTrainer
 

@@ -1,6 +1,5 @@
 """The folder of a run: who works in it, which config it was begun with, where to go on, and whether it is finished."""
 
-import errno
 import json
 import logging
 import resource
@@ -16,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import is_on_hub, resolve_commit
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import STORAGE_ERRORS, ConfigError, RunError
 from pipeline.tasks.config_loading import load_config
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import CONFIG_FILE
@@ -46,7 +45,6 @@ FREE_KEYS = {
     "hub.license",
     "hub.patience",
 }
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DATA_KEYS = {"data.path", "data.revision"}  # other data are read at their own newest commit
 
 logger = logging.getLogger(__name__)
@@ -78,12 +76,13 @@ class RunFolder:
         """Keep a second run out of the folder; the system lifts the lock when this process ends, however it ends.
 
         Raises:
+            ConfigError: when there is no such folder, nor can be.
             RunError: when another process holds it, or this user may not write there.
         """
         if not PartialState().is_main_process:
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         try:
             lock: Any = FileLock(self.path / LOCK_FILE).acquire(timeout=LOCK_PATIENCE)
         except Timeout as error:
@@ -96,6 +95,18 @@ class RunFolder:
             lock = nullcontext()
         with lock:
             yield
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / LOCK_FILE).touch()
+        except OSError as error:
+            if is_storage_error(error):
+                raise RunError(f"{self.path}: {error.strerror}; make room and run the same command again") from error
+            problem = "it is not a folder" if isinstance(error, FileExistsError) else error.strerror
+            raise ConfigError(
+                f"training.output_dir: {self.path} cannot be written: {problem}; choose another folder"
+            ) from error
 
     @contextmanager
     def storage_errors_explained(self) -> Iterator[None]:

@@ -20,9 +20,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipeline.cli import print_errors
+from pipeline.cli import path, positive, print_errors
 from pipeline.data.splits import open_split
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, explain_path
 from pipeline.setup.tokenizer_setup import prepare_tokenizer
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import get_task
@@ -245,7 +245,11 @@ def execute(command: list[str], environment: dict[str, str] | None = None) -> tu
         output.seek(0)
         errors.seek(0)
         if status:
-            raise SystemExit(f"{' '.join(command)} failed:\n{errors.read()[-3000:]}")
+            message = errors.read()[-3000:]
+            last = (message.splitlines() or [""])[-1]
+            if last.startswith("error: "):  # the user's to fix
+                raise ConfigError(last.removeprefix("error: "))
+            raise SystemExit(f"{' '.join(command)} failed:\n{message}")
         return output.read(), usage.ru_maxrss * 1024
 
 
@@ -265,11 +269,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("config", help="YAML file of a translation, such as configs/translation_multi30k_en_fr.yaml")
     parser.add_argument("overrides", nargs="*", help="section.key=value, the value in YAML")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=3, help="turns that everything takes")
-    parser.add_argument("--steps", type=int, default=60, help="of every training")
+    parser.add_argument("--rounds", type=positive, metavar="N", default=3, help="turns that everything takes")
+    parser.add_argument("--steps", type=positive, metavar="N", default=60, help="of every training")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--checkpoint", help="trained with model.pre_norm=false, for the part generation")
-    parser.add_argument("--output", type=Path, default=Path("benchmark.json"))
+    parser.add_argument("--output", type=path, default=Path("benchmark.json"))
     arguments = parser.parse_intermixed_args(argv)
     if "generation" in arguments.parts and not arguments.checkpoint:
         parser.error("the part generation needs --checkpoint: a run of this config with model.pre_norm=false")
@@ -280,6 +284,7 @@ def measure_parts(arguments: argparse.Namespace) -> None:
     """Measure part by part, and print and save what there is after each."""
     if (task := load_config(arguments.config, arguments.overrides).task) != "sequence_to_sequence":
         raise ConfigError(f"task: {task!r} has no counterpart here; take a config with task: sequence_to_sequence")
+    save({}, arguments.output)  # so that a wrong path costs no time
     results: dict[str, Any] = {"machine": describe_machine(arguments)}
     print_table("machine", results["machine"])
     with tempfile.TemporaryDirectory() as folder:
@@ -297,11 +302,9 @@ def describe_machine(arguments: argparse.Namespace) -> dict[str, Any]:
     return machine
 
 
-def save(results: dict[str, Any], path: Path) -> None:
-    try:
-        path.write_text(json.dumps(results, indent=2) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--output {path}: {error.strerror}") from error
+def save(results: dict[str, Any], output: Path) -> None:
+    with explain_path(f"--output {output}"):
+        output.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,11 +22,13 @@ from transformers import (
     TrainerCallback,
 )
 
+from pipeline.cli import print_errors
 from pipeline.config import Config
 from pipeline.data.batch_loader import BatchLoader
 from pipeline.data.splits import open_split
 from pipeline.exporting.marian import make_marian, to_marian
 from pipeline.inference.generation import generate
+from pipeline.memory import peak_memory
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
 from pipeline.setup.loader_setup import build_loader
@@ -34,7 +36,6 @@ from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import get_task
 from pipeline.tasks.trained_model import load_trained
 from pipeline.training.arguments import training_arguments
-from pipeline.training.memory import peak_memory
 from scripts.machine import describe_machine, matrix_product_rate, synchronize
 
 STOCK_ROWS = {"training": 128, "generation": 32}  # of a batch
@@ -244,10 +245,12 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpoint")
     parser.add_argument("--what", type=json.loads, required=True, help='JSON: ["name of a measurement", option, ...]')
-    arguments = parser.parse_args()
+    return print_errors(measure, parser.parse_args())
+
+
+def measure(arguments: argparse.Namespace) -> None:
     name, *options = arguments.what
     print(json.dumps(MEASUREMENTS[name](arguments, *options)))
-    return 0
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ Name further packages that a part reports as missing in both lines; pyarrow and 
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -39,6 +40,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
+from pipeline.cli import path, print_errors
+from pipeline.errors import explain_path
 from scripts import check_gpu_parts as parts
 from scripts.check_gpu_parts import Failed, Figures, NotPossible, Setup
 
@@ -179,11 +182,11 @@ def show(value: Any) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], help="(default: cuda where there is one)")
-    parser.add_argument("--output", type=Path, default=Path("check_gpu"), help="without suffix (default: check_gpu)")
+    parser.add_argument("--output", type=path, default=Path("check_gpu"), help="without suffix (default: check_gpu)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help="by name")
     parser.add_argument("--tiny", action="store_true", help="small sizes, as always on a CPU")
-    parser.add_argument("--data", type=Path, help=f"Multi30k as JSON lines, en and fr (default: {MULTI30K}, if there)")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"for all parts together (default: {MINUTES})")
+    parser.add_argument("--data", type=path, help=f"Multi30k as JSON lines, en and fr (default: {MULTI30K}, if there)")
+    parser.add_argument("--minutes", type=minutes, default=MINUTES, help=f"for all parts together (default: {MINUTES})")
     parser.add_argument("--run", choices=PARTS, help=argparse.SUPPRESS)  # in this process; the result goes to --folder
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -197,14 +200,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         (arguments.folder / "result.json").write_text(json.dumps(asdict(result)))
         return 0
     options = ["--device", device, *(["--tiny"] if is_tiny else []), *(["--data", str(data)] if data else [])]
-    return check_all(arguments.parts, options, device, arguments.output, arguments.minutes * 60)
+
+    def run(_: argparse.Namespace) -> int:
+        return check_all(arguments.parts, options, device, arguments.output, arguments.minutes * 60)
+
+    return print_errors(run, arguments)
+
+
+def minutes(argument: str) -> float:
+    number = float(argument)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{argument} is not a time")
+    return number
 
 
 def check_all(names: Sequence[str], options: Sequence[str], device: str, output: Path, seconds: float) -> int:
     """Run parts one after another, each in its own process, and write the results after each."""
     deadline = time.monotonic() + seconds
     results: dict[str, Result] = {}
-    output.parent.mkdir(parents=True, exist_ok=True)
+    with explain_path(f"--output {output}"):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write(results, output)
     with tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(names):
             own = Path(folder, str(number))

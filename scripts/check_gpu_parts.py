@@ -27,11 +27,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
+from pipeline.memory import peak_memory
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration as Model
 from pipeline.models.transformer_layers import BLOCK
-from pipeline.training.memory import peak_memory
 from scripts.machine import describe_machine, matrix_product_rate, synchronize
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from pipeline.cli import positive
 from pipeline.run_folder import METRICS_FILE
 from pipeline.training.checkpoints import STAGING_FOLDER, list_checkpoints, step_of
 
@@ -40,8 +41,8 @@ SETTINGS = [
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--processes", type=int, default=1, help="by torchrun, if more than one")
+    parser.add_argument("--kills", type=positive, metavar="N", default=30)
+    parser.add_argument("--processes", type=positive, metavar="N", default=1, help="by torchrun, if more than one")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args(argv)
     moments = random.Random(arguments.seed)

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from transformers.utils import logging
 
-from pipeline.cli import print_errors
+from pipeline.cli import path, print_errors
 from pipeline.errors import ConfigError
 from pipeline.inference.evaluation import evaluate_features
 from pipeline.run_folder import find_config
@@ -20,10 +20,12 @@ from pipeline.tasks.language_modeling import LanguageModeling
 from pipeline.tasks.trained_model import load_trained
 from scripts.ngrams import kneser_ney_perplexity, unigram_perplexity
 
+MAX_ORDER = 10
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="folder of a trained language model")
+    parser.add_argument("checkpoint", type=path, help="folder of a trained language model")
     parser.add_argument("overrides", nargs="*", help="section.key=value, to change the config that it was trained with")
     parser.add_argument("--split", default="test", choices=["validation", "test"])
     parser.add_argument("--order", type=int, default=3, metavar="N", help="of the Kneser-Ney model")
@@ -31,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def score(arguments: argparse.Namespace) -> None:
-    if arguments.order < 1:
-        raise ConfigError(f"--order {arguments.order}: it must be at least 1")
+    if not 1 <= arguments.order <= MAX_ORDER:
+        raise ConfigError(f"--order {arguments.order}: give a number from 1 to {MAX_ORDER}")
     logging.disable_progress_bar()
     config = load_config(find_config(arguments.checkpoint), arguments.overrides)
     model, task = load_trained(arguments.checkpoint)

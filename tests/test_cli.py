@@ -140,6 +140,88 @@ def test_only_training_goes_on_after_an_interrupt(capsys):
     assert capsys.readouterr().err == "\ninterrupted\n"
 
 
+def test_an_error_that_quotes_anything_is_one_line(capsys):
+    def fail(arguments: Namespace) -> None:
+        raise ConfigError("data.path: 'a\nb\r\x1b[2J': no such\nfile")
+
+    assert cli.print_errors(fail, Namespace()) == 2
+    assert capsys.readouterr().err == "error: data.path: 'a b \\x1b[2J': no such file\n"
+
+
+def test_a_run_has_its_own_exit_code(capsys):
+    assert cli.print_errors(lambda arguments: 1, Namespace()) == 1
+    assert cli.print_errors(lambda arguments: None, Namespace()) == 0
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("to, code", [("| true", 141), ("> /dev/full", 3)])
+def test_a_standard_output_that_is_closed_or_full(to, code, unbuffered):
+    program = (
+        "import sys, time; from argparse import Namespace; from pipeline.cli import print_errors; time.sleep(0.3); "
+    )
+    program += "sys.exit(print_errors(lambda _: [print('x' * 99) for _ in range(2000)] and None, Namespace()))"
+    done = execute(
+        *("bash", "-c", f'"$0" -c "$1" {to}; exit ${{PIPESTATUS[0]}}', sys.executable, program),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    assert done.returncode == code, done.stderr
+    expected = "" if code == 141 else "error: standard output: No space left on device; write it elsewhere\n"
+    assert done.stderr == expected
+
+
+PATHS = ("loop", "x" * 300, "a\0b", "file/x")
+
+
+@pytest.mark.parametrize("name", PATHS, ids=("loop", "long", "NUL", "below a file"))
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "{}"],
+        ["tokenizer", "{}", "--files", "file"],
+        ["tokenizer", "out", "--files", "{}"],
+        ["tokenizer", "out", "--data", "{}"],
+        ["tokenizer", "out", "--sentencepiece", "{}"],
+        ["generate", "{}", "text"],
+        ["score", "{}"],
+        ["trace", "{}", "a", "b"],
+        ["publish", "{}", "me/x"],
+    ],
+    ids=" ".join,
+)
+def test_paths_that_cannot_be(tmp_path, monkeypatch, command, words, name):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    Path("file").write_text("hello world\n")
+    done = command(*[word.format(name) for word in words])
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not done.stdout and not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "x", "text", "--batch-size", "0"],
+        ["generate", "x", "text", "--batch-size", "9" * 5000],
+        ["generate", "x", "text", "--seed", "-1"],
+        ["generate", "x", "text", "--file", ""],
+        ["score", "x", "--batch-size", "-1"],
+        ["score", ""],
+        ["tokenizer", "x", "--data", "x", "--vocab-size", "-5"],
+        ["tokenizer", "x", "--data", "x", "--max-texts", "0"],
+        ["tokenizer", "x", "--data", "x", "--max-length", "1.5"],
+        ["publish", "", "me/x"],
+        ["publish", "x", ""],
+        ["train", ""],
+    ],
+    ids=range(12),
+)
+def test_options_that_cannot_be(capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2 and f"teacher-forcing {words[0]}: error: argument" in capsys.readouterr().err
+
+
 # ---- one command, three ways to type it
 
 
@@ -216,9 +298,12 @@ def test_generate(command, checkpoint, tmp_path):
 def test_generate_names_what_is_wrong(command, checkpoint, tmp_path):
     (tmp_path / "latin").write_bytes(b"1 2\n3 \xff 4\n")
     for words, message in (
-        (["1 2 3 4", "--set", "topk=10"], "--set: topk: no such key in GenerationConfig"),
+        (["1 2 3 4", "--set", "topk=10"], "--set: generation.topk is not one of GenerationConfig; did you mean top_k?"),
         (["1 2 3 4", "--set", "top_k=10"], "--set: "),  # which needs do_sample
-        (["1 2 3 4", "--set", "do_sample=true", "top_k=-1"], "--set: `top_k` has to be a strictly positive integer"),
+        (
+            ["1 2 3 4", "--set", "do_sample=true", "top_k=-1"],
+            "--set: generation.top_k: Input should be greater",
+        ),
         (["1 2 3 4", "--set", "num_beams=many"], "--set: "),
         (["1 2 3 4", "--file", tmp_path / "latin"], "give texts or --file, not both"),
         (["--file", tmp_path / "nothing"], f"--file {tmp_path / 'nothing'}: No such file or directory"),
@@ -247,6 +332,10 @@ def test_score_gives_the_runs_own_numbers(command, checkpoint, tmp_path):
     assert done.returncode == 2 and "data.test is not set" in done.stderr
     done = command("score", checkpoint, "evaluation.metrics=[blue]")
     assert done.returncode == 2 and "error: evaluation.metrics: 'blue' is not built in" in done.stderr
+    done = command("score", checkpoint, "task=language_modeling")
+    assert done.returncode == 2 and "is not a model for language_modeling" in done.stderr
+    done = command("score", checkpoint, "--predictions", "/dev/full")
+    assert done.returncode == 3 and done.stderr.startswith("error: --predictions /dev/full: No space left")
     file = tmp_path / "no" / "x.jsonl"
     done = command("score", checkpoint, "--predictions", file)
     assert done.returncode == 2 and done.stderr == f"error: --predictions {file}: No such file or directory\n"

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import parse_overrides
 from pipeline.errors import ConfigError
 from pipeline.tasks.config_loading import load_config, parse_config
 from tests.conftest import ROOT
@@ -55,6 +54,17 @@ def test_there_are_shipped_configs():
         ("data:\n  path: x\n  path: y\n", r"not valid YAML"),
         ("data: [\n", r"not valid YAML"),
         ("- data\n", r"must hold sections"),
+        ("data: {path: ''}\n", r"data.path: String should have at least 1 character"),
+        ("data: {path: x, streaming: 1}\n", r"data.streaming: .*bool"),
+        ("data: {path: x, shuffle_window: true}\n", r"data.shuffle_window: .*integer"),
+        ("data: {path: x, shuffle_window: '3'}\n", r"data.shuffle_window: .*integer"),
+        ("task: [a]\ndata: {path: x}\n", r"task: \['a'\] is unknown"),
+        (
+            "task: text_classification\ndata: {path: x}\ntext_classification: {labels: [a, a, b]}\n",
+            r"run.yaml:3: text_classification.labels: a comes twice",
+        ),
+        ("data: {path: x}\nevaluation: {metrics: [chrf, chrf]}\n", "evaluation.metrics: chrf comes twice"),
+        ("task: forecasting\ndata: {path: x}\nforecasting: {series: [y, y]}\n", "series: y comes twice"),
     ],
 )
 def test_wrong_configs_are_named(tmp_path, text, message):
@@ -75,19 +85,6 @@ def test_wrong_configs_are_named(tmp_path, text, message):
 def test_wrong_overrides_are_named(tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
         load_config(write(tmp_path, "data:\n  path: reversal\n"), [override])
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"none.yaml: no such config file"):
-        load_config(tmp_path / "none.yaml")
-
-
-def test_parse_overrides():
-    assert parse_overrides(["do_sample=true", "top_k=10", "a.b=0.6"]) == {
-        "do_sample": True,
-        "top_k": 10,
-        "a": {"b": 0.6},
-    }
 
 
 def test_a_config_without_a_file_has_an_output_folder():

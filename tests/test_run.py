@@ -83,7 +83,7 @@ def test_a_start_that_failed_leaves_nothing_behind_that_counts(make_config):
         ({"model": {"d_modell": 30}}, ConfigError, "model.d_modell: .*did you mean d_model"),
         ({"model": {"vocab_size": 5}}, ConfigError, "model.vocab_size: 5 is too small for the tokenizer's 12 tokens"),
         ({"model": {"activation_function": "reloo"}}, ConfigError, "model: .*reloo"),
-        ({"model": {"dropout": "high"}}, ConfigError, "model: .*dropout"),
+        ({"model": {"dropout": "high"}}, ConfigError, r"model\.dropout: 'high' is not of the kind"),
         ({"generation": {"top_k": 10}}, ConfigError, "(?s)generation: .*`top_k`.*do_sample=True"),
         ({"generation": {"num_beems": 3}}, ConfigError, "generation.num_beems .*did you mean num_beams"),
         ({"data": {"source": "src"}}, DataError, r"reversal \(train\): there is no column 'src'"),

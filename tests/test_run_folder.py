@@ -141,3 +141,29 @@ def test_storage_is_explained(tmp_path):
     text = explain_storage(tmp_path, OSError(28, "No space left on device"))
     assert text.startswith(f"{tmp_path} could not be written: [Errno 28]")
     assert "MB are free there" in text and "a checkpoint takes" in text and "run the same command again" in text
+
+
+def test_output_folders_that_cannot_be(tmp_path, make_config, no_step):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").write_text("")
+    for path, message in (
+        ("/dev/null", "/dev/null cannot be written: it is not a folder; choose another folder"),
+        (tmp_path / "file", "it is not a folder"),
+        (tmp_path / "file" / "x", "Not a directory"),
+        ("/proc/run", "/proc/run cannot be written"),
+        (tmp_path / "loop", "Too many levels of symbolic links"),
+        (tmp_path / ("x" * 300), "File name too long"),
+        ("", "at least 1 character"),
+    ):
+        with pytest.raises(ConfigError, match=r"training\.output_dir") as caught:
+            train(make_config(training={"output_dir": str(path)}))
+        assert message in str(caught.value)
+
+
+def test_a_folder_on_a_full_disk(tmp_path, monkeypatch):
+    def fill(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", fill)
+    with pytest.raises(RunError, match="No space left on device; make room"), RunFolder(tmp_path / "x").locked():
+        pass

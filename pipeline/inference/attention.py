@@ -23,6 +23,7 @@ from pipeline.models.transformer_layers import sinusoidal_positions
 from pipeline.tasks.base import Batch, Task
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 
+MAX_TOKENS = 256  # of a side, as every weight of every head is drawn
 CANDIDATES = 5
 TOLERANCE = 1e-3  # nats, on the summed loss; in float32 the two ways differ by some 1e-6
 
@@ -107,7 +108,8 @@ def trace(model: PreTrainedModel, task: Task, source: str, target: str) -> Trace
     A copy of the model does so, in float32 and with the eager kernel, the only one that returns its weights.
 
     Raises:
-        ConfigError: when the model is not an encoder-decoder of this project, or source or target is not a text.
+        ConfigError: when the model is not an encoder-decoder of this project, or source or target is not a text,
+            or has too many tokens.
         RunError: when the losses of the steps do not add up to the loss of the parallel pass.
     """
     if not isinstance(model, Seq2SeqTransformerForConditionalGeneration) or not isinstance(task, SequenceToSequence):
@@ -120,6 +122,8 @@ def trace(model: PreTrainedModel, task: Task, source: str, target: str) -> Trace
     feature = task.encode({"source": [source], "target": [target], "row": [0]})[0]
     if isinstance(feature, BadRow):
         raise ConfigError(f"{feature.reason}: give a source and a target to trace")
+    if (longest := max(task.lengths(feature))) > MAX_TOKENS:
+        raise ConfigError(f"a text of {longest} tokens is too long to show; give at most {MAX_TOKENS}")
     model = copy.deepcopy(model).float().eval()
     model.set_attn_implementation("eager")
     batch = {name: tensor.to(model.device) for name, tensor in task.collate([feature]).items()}

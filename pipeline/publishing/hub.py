@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 from transformers import TrainerCallback
 
-from pipeline.config import HubConfig
+from pipeline.config import HubConfig, make_section
 from pipeline.data.hub_reading import API_TIMEOUT, RetryBudget, explain_refusal, in_short, is_transient, with_retries
 from pipeline.errors import ConfigError, NotPublished
 from pipeline.publishing.secrets import refuse_secrets
@@ -94,7 +94,7 @@ def publish(folder: str | Path, name: str, *, private: bool = True) -> None:
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
-    settings = HubConfig(push=True, model_id=name, private=private)
+    settings = make_section("hub", HubConfig, push=True, model_id=name, private=private)
     prepare(settings)
     try:
         upload(folder, name, f"Upload of {folder.name}", settings.patience)

@@ -6,18 +6,24 @@ start, forced tokens and end are taken from what training feeds the decoder, and
 
 import copy
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import Config
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError
 from pipeline.setup.model_factory import is_own
 from pipeline.setup.tokenizer_setup import has_languages
 from pipeline.tasks.base import Feature, Task, tokenize
 
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+TOKEN_KEYS = {
+    *SPECIAL_TOKENS,
+    *("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
+    "sequence_bias",
+}
 LENGTHS = (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens"))  # of each pair, one is ignored
 BEAM_ONLY = ("early_stopping", "length_penalty")  # transformers refuses to store them beside a single beam,
 SAMPLING_ONLY = (  # and these where nothing is sampled
@@ -41,14 +47,11 @@ def generation_config(config: Config, model: PreTrainedModel, task: Task) -> Gen
     A pretrained model's own settings stay where the config says nothing else, and where they fit how it is trained.
 
     Raises:
-        ConfigError: for an unknown key, a combination that transformers would refuse to save, two lengths of which one
-            would be ignored, more tokens than the model has positions, or a start or end that training does not have.
+        ConfigError: for a combination that transformers would refuse to save, two lengths of which one would be
+            ignored, more tokens than the model has positions, a token that it does not have, or a start or end that
+            training does not have.
     """
     given = config.generation
-    known = vars(GenerationConfig())
-    for name in given:
-        if name not in known:
-            raise ConfigError(f"generation.{name} is not one of GenerationConfig{nearest(name, known)}")
     settings = {
         **{name: getattr(model.config, name, None) for name in SPECIAL_TOKENS},
         **(_own_settings(model, given) if "from" in config.model else {}),
@@ -57,6 +60,7 @@ def generation_config(config: Config, model: PreTrainedModel, task: Task) -> Gen
     if settings.get("max_new_tokens") is None and settings.get("max_length") is None:
         settings["max_new_tokens"] = config.data.max_target_length
     _check_lengths(settings, given, task.max_positions[1])
+    check_token_ids(settings, model)
     if model.config.is_encoder_decoder and task.tokenizer is not None:
         settings |= _bounds_of_training(settings, given, model, task, task.tokenizer)
     return _make(settings, "generation")
@@ -69,16 +73,34 @@ def changed_generation(generation: GenerationConfig, changes: dict[str, Any], pl
         place: where the changes were given, for messages.
 
     Raises:
-        ConfigError: for an unknown key, or settings that cannot go together.
+        ConfigError: for settings that cannot go together.
     """
-    known = vars(GenerationConfig())
-    for name in changes:
-        if name not in known:
-            raise ConfigError(f"{place}: {name}: no such key in GenerationConfig{nearest(name, known)}")
     _check_pairs(changes, f"{place} ")
     stored = {name: value for name, value in vars(copy.deepcopy(generation)).items() if not name.startswith("_")}
     useless = _useless_settings(stored, changes)
     return _make({**{name: value for name, value in stored.items() if name not in useless}, **changes}, place)
+
+
+def check_token_ids(settings: dict[str, Any], model: PreTrainedModel) -> None:
+    """Refuse settings of generation with tokens that the model has no score for.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    vocab_size = model.config.get_text_config().vocab_size
+    for name in sorted(TOKEN_KEYS & settings.keys()):
+        ids = list(_flatten(settings[name]))
+        if ids and max(ids) >= vocab_size:
+            raise ConfigError(f"generation.{name}: {max(ids)} is not below the {vocab_size} tokens of the model")
+
+
+def _flatten(ids: Any) -> Iterator[int]:
+    """Yield the whole numbers in lists of any depth."""
+    if isinstance(ids, list):
+        for item in ids:
+            yield from _flatten(item)
+    elif isinstance(ids, int):
+        yield ids
 
 
 def _make(settings: dict[str, Any], place: str) -> GenerationConfig:

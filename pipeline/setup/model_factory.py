@@ -1,22 +1,29 @@
 """The model of a config, new or from a checkpoint that exists."""
 
+import dataclasses
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from accelerate import DistributedType, PartialState
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import download_model
 from pipeline.data.word_vectors import load_embeddings
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError, explain_path, nearest
+from pipeline.memory import total_memory
 from pipeline.tasks.registry import MODELS, get_model, get_task
 
 OWN_KEYS = ("type", "from", "embeddings")  # of the section `model`; the others are fields of the model's config
 BOTH = "both"  # word vectors that are kept, beside others that are learned
 LEARNED_BESIDE = 0.3  # how large those begin, of their usual size
+MAX_SIZE = 2**24  # of anything that is counted in `model`
+MAX_LAYERS = 1_000  # Wang et al. 2022, https://arxiv.org/abs/2203.00555
 
 
 def find_pretrained(config: Config) -> Path | None:
@@ -26,6 +33,8 @@ def find_pretrained(config: Config) -> Path | None:
         return None
     if not isinstance(name, str):
         raise ConfigError(f"model.from: {name!r} is neither a folder nor owner/name")
+    with explain_path(f"model.from: {name}"), suppress(FileNotFoundError, NotADirectoryError):
+        os.stat(name)
     if Path(name).is_dir():
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -117,14 +126,40 @@ def _make_model(
         return _load_model(config, tokenizer, settings, pretrained)
     spec = get_model(config)
     known = spec.config().to_dict()
-    _check_names(settings, spec.config, known)
+    _check_settings(config.model, spec.config, known)
     fitting = {} if tokenizer is None else _fit(tokenizer, settings)
     if "label_smoothing" in known:
         fitting["label_smoothing"] = config.label_smoothing
     try:
-        return spec.model(spec.config(**fitting | settings))
-    except (ValueError, KeyError, StrictDataclassError) as error:
+        model_config = spec.config(**fitting | settings)
+        _check_memory(config, spec.model, model_config)
+        return spec.model(model_config)
+    except KeyError as error:  # of a table of transformers, such as that of activation functions
+        raise ConfigError(f"model: {error} is unknown") from error
+    except (ValueError, StrictDataclassError) as error:
         raise ConfigError(f"model: {error}") from error
+
+
+def _check_memory(config: Config, model_class: type[PreTrainedModel], model_config: PreTrainedConfig) -> None:
+    """Count the weights of a model before any is made, and compare what training holds with the memory that is there.
+
+    Too large a model would otherwise be ended by the kernel, without a word.
+    """
+    with torch.device("meta"):  # which has shapes and no values
+        weights = sum(parameter.numel() for parameter in model_class(model_config).parameters())
+    optim = config.training.get("optim", "adamw_torch_fused")
+    copies = 4 if optim.startswith("adamw_torch") else 2  # weights, gradients, and Adam's two means
+    needed, memory = copies * weights * torch.float32.itemsize, total_memory(PartialState().device) * _num_shards()
+    if needed > memory:
+        raise ConfigError(
+            f"model: its {weights:,} weights take {needed / 1e9:,.1f} GB with gradients and the optimizer's state, of "
+            f"{memory / 1e9:,.1f} GB that there are; choose smaller sizes"
+        )
+
+
+def _num_shards() -> int:
+    is_sharded = PartialState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    return PartialState().num_processes if is_sharded else 1
 
 
 def _fit(tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +184,7 @@ def _load_model(
     try:
         model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         known = model_config.to_dict()
-        _check_names(settings, type(model_config), known)
+        _check_settings(config.model, type(model_config), known)
         for name, value in settings.items():
             setattr(model_config, name, value)
         if "label_smoothing" in known:
@@ -166,7 +201,34 @@ def _load_model(
     return model
 
 
-def _check_names(settings: dict[str, Any], config: type[transformers.PreTrainedConfig], known: dict[str, Any]) -> None:
-    for name in settings:
-        if name not in known:
-            raise ConfigError(f"model.{name}: {config.__name__} has no such field{nearest(name, known)}")
+def _check_settings(settings: dict[str, Any], config: type[PreTrainedConfig], known: dict[str, Any]) -> None:
+    """Refuse names that the model does not have, sizes beyond all bounds, and values of another kind.
+
+    What every PreTrainedConfig has says how a model is loaded and what it returns, which is not for a run to change.
+
+    Args:
+        settings: the section `model`.
+        known: names and present values, in which the model's own config may check more.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    own = sorted(known.keys() - {field.name for field in dataclasses.fields(PreTrainedConfig)})
+    for name, value in settings.items():
+        if name in OWN_KEYS:
+            continue
+        if name not in own:
+            raise ConfigError(f"model.{name}: {config.__name__} has no such field{nearest(name, own)}")
+        bound = MAX_LAYERS if name.endswith("layers") else MAX_SIZE
+        if isinstance(value, int) and value > bound:
+            raise ConfigError(f"model.{name}: {value} is more than {bound}, the most that is taken; give a smaller one")
+        if not _is_alike(value, known[name]):
+            raise ConfigError(f"model.{name}: {value!r} is not of the kind of {known[name]!r}, which it has by itself")
+
+
+def _is_alike(value: Any, present: Any) -> bool:
+    """Tell whether a value can take the place of a present one; numbers can that of each other, as 0 may be a share."""
+    if present is None:
+        return True
+    kinds = (int, float) if type(present) in (int, float) else (type(present),)
+    return type(value) in kinds or (value is None and not isinstance(present, int | float))

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, Location, Source, read_source, validate
+from pipeline.config import Config, validate
 from pipeline.errors import ConfigError
+from pipeline.source import Location, Source, plain, read_source
 from pipeline.tasks.registry import TASKS, get_task
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def parse_config(values: dict[str, Any]) -> Config:
     Raises:
         ConfigError: for the first key or value that cannot work.
     """
-    return _validate(Source(values))
+    return _validate(Source(plain(values, "config")))
 
 
 def _validate(source: Source) -> Config:

@@ -23,7 +23,7 @@ def encode_rows(
         patience: seconds to try again what a stream cannot read.
 
     Raises:
-        DataError: for a bad row, unless they are to be skipped, and where there are no rows.
+        DataError: for a bad row, unless they are to be skipped, and where no rows are left.
     """
     samples = list(iterate_rows(task.to_samples(rows), patience))
     if not samples:
@@ -32,6 +32,8 @@ def encode_rows(
     features, bad = separate(task.encode(columns))
     if bad and on_bad_row == "error":
         raise DataError(f"{place}: {bad[0]}; {HOW_TO_FIX}")
+    if not features:
+        raise DataError(f"{place}: none of the {len(bad)} rows can be used; the first: {bad[0]}")
     if bad:
         logger.warning("%s: %d bad rows are left out, such as %s", place, len(bad), bad[0])
     return features

@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from datasets import Dataset
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 from transformers import AutoModel, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from pipeline import plots
-from pipeline.config import Config, DataConfig, Section
+from pipeline.config import Config, DataConfig, Section, check_distinct
 from pipeline.data.rows import HOW_TO_FIX, PLACE, PROBLEM, BadRow, Columns, Feature, name_places, shorten
 from pipeline.data.splits import Rows
 from pipeline.errors import ConfigError, DataError
@@ -43,6 +43,8 @@ class ForecastingSettings(Section):
         description="column of numbers or ISO dates by which the rows of a split must be in order, each later than the "
         "one before; null: the order of the rows is trusted",
     )
+
+    _check_series = field_validator("series")(check_distinct)
 
 
 @dataclass

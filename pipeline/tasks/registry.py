@@ -68,7 +68,7 @@ def get_task(name: str) -> type[Task]:
     Raises:
         ConfigError: for a name that is not in the table.
     """
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise ConfigError(f"task: {name!r} is unknown{nearest(str(name), TASKS)}")
     return TASKS[name]
 

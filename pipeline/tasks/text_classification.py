@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from pipeline.config import Config, DataConfig, Section
+from pipeline.config import Config, DataConfig, Section, check_distinct
 from pipeline.data.rows import (
     BadRow,
     ClassName,
@@ -42,6 +42,8 @@ class TextClassificationSettings(Section):
         description="names of the classes, in the order of their numbers; null: those of the training split, sorted",
         json_schema_extra={"formerly": "data.labels"},
     )
+
+    _check_labels = field_validator("labels")(check_distinct)
 
 
 @dataclass

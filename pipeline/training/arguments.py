@@ -5,9 +5,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from accelerate import PartialState
-from transformers import SchedulerType, Seq2SeqTrainingArguments
+from transformers import SchedulerType, Seq2SeqTrainingArguments, Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
+from transformers.utils import is_liger_kernel_available
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError, nearest
@@ -49,7 +51,7 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
             restore_callback_states_from_checkpoint=True,  # the patience of early stopping
             logging_nan_inf_filter=False,  # it hides what our trainer counts and skips
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: {error}") from error
     if args.lr_scheduler_type in WATCHING_SCHEDULES:
         args.lr_scheduler_kwargs = _with_mode(args)
@@ -138,6 +140,9 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
             kept, packing that the task cannot do, or a best checkpoint that no evaluation finds.
     """
     task, evaluation = get_task(config.task), config.evaluation
+    _check_optimizer(args)
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ConfigError("training.use_liger_kernel: liger-kernel is not installed; leave it out")
     if args.eval_strategy != "no" and config.data.validation is None:
         raise ConfigError(
             "training.eval_strategy: there is nothing to evaluate on; give data.validation, or set it to no"
@@ -145,12 +150,7 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
     for name in args.report_to:
         if name not in get_available_reporting_integrations():
             raise ConfigError(f"training.report_to: {name} is not installed; pip install {name}, or leave it out")
-    count = evaluation.average_checkpoints or 0
-    if count > (args.save_total_limit or count) or (count and args.load_best_model_at_end):
-        raise ConfigError(
-            f"evaluation.average_checkpoints: {count} must be kept by training.save_total_limit, and "
-            "training.load_best_model_at_end=false"
-        )
+    _check_average(evaluation.average_checkpoints or 0, args)
     if config.data.packing and not task.can_pack:
         raise ConfigError(f"data.packing: {config.task} cannot pack its rows; leave it out")
     if config.data.packing and not config.data.batch_tokens:
@@ -181,3 +181,52 @@ def check_best_score(config: Config, args: Seq2SeqTrainingArguments, metrics: Se
     names = [*known, *score_names(metrics)]
     if best not in names:
         raise ConfigError(f"training.metric_for_best_model: {best!r} is not scored{nearest(best, names)}")
+
+
+def _check_average(count: int, args: Seq2SeqTrainingArguments) -> None:
+    """Refuse a mean of more checkpoints than are written, or kept."""
+    if count > (args.save_total_limit or count) or (count and args.load_best_model_at_end):
+        raise ConfigError(
+            f"evaluation.average_checkpoints: {count} must be kept by training.save_total_limit, and "
+            "training.load_best_model_at_end=false"
+        )
+    if count > _count_saves(args):
+        raise ConfigError(
+            f"evaluation.average_checkpoints: {count} are more than this run saves; save more often, by "
+            "training.save_strategy=steps and a smaller training.save_steps"
+        )
+
+
+def _count_saves(args: Seq2SeqTrainingArguments) -> float:
+    """Count the checkpoints that a run writes, where its steps are known; else infinity."""
+    if args.save_strategy == "no":
+        return 0
+    if args.save_strategy != "steps" or args.max_steps < 1:
+        return math.inf
+    return math.ceil(args.max_steps / (args.save_steps if args.save_steps >= 1 else args.save_steps * args.max_steps))
+
+
+def _check_optimizer(args: Seq2SeqTrainingArguments) -> None:
+    """Make optimizer and schedule for one weight, as their settings are looked at only then.
+
+    Raises:
+        ConfigError: with what transformers or torch says of them.
+    """
+    weights = [torch.nn.Parameter(torch.zeros(1))]
+    try:
+        if args.optim_target_modules is None:
+            optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+            if isinstance(optimizer_class, type):  # else it is made of the whole model
+                optimizer_class(weights, **settings)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"training.optim={args.optim} with optim_args={args.optim_args}: {error}") from error
+    try:
+        get_scheduler(
+            args.lr_scheduler_type,
+            torch.optim.SGD(weights, lr=args.learning_rate),
+            num_warmup_steps=1,
+            num_training_steps=args.max_steps if args.max_steps > 0 else 1000,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"training.lr_scheduler_kwargs: {error}") from error

@@ -14,6 +14,9 @@ from pipeline.training.checkpoints import list_checkpoints
 # The CPU's allocator raises a plain RuntimeError, which only its name tells from others:
 # https://github.com/pytorch/pytorch/blob/v2.11.0/c10/core/impl/alloc_cpu.cpp
 CPU_ALLOCATOR = "DefaultCPUAllocator"
+# Raised in whatever runs when a worker ends, as a plain RuntimeError too:
+# https://github.com/pytorch/pytorch/blob/v2.11.0/torch/csrc/DataLoader.cpp
+LOST_WORKER = "DataLoader worker (pid"
 
 
 @contextmanager
@@ -41,6 +44,26 @@ def out_of_memory_explained(output_dir: Path, changes: Sequence[str], new_run: S
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or CPU_ALLOCATOR in str(error)
+
+
+@contextmanager
+def lost_worker_explained(output_dir: Path) -> Iterator[None]:
+    """Name the checkpoint to go on from where a loader worker was killed, as the kernel does where memory ends.
+
+    Raises:
+        RunError: in place of DataLoader's error, which stays its cause.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith(LOST_WORKER):
+            raise
+        checkpoint = next(iter(list_checkpoints(output_dir)), None)
+        begin = "begins anew" if checkpoint is None else f"goes on from {checkpoint}"
+        raise RunError(
+            f"a loader worker was lost ({error}); the kernel kills processes where memory ends: the same command "
+            f"{begin}, and needs less memory with fewer training.dataloader_num_workers"
+        ) from error
 
 
 def advice(checkpoint: Path | None, changes: Sequence[str], new_run: Sequence[str]) -> str:

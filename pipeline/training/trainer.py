@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import GenerationConfig, TrainerCallback, TrainerControl
+from transformers import GenerationConfig, ProgressCallback, TrainerCallback, TrainerControl
 from transformers.trainer_callback import DefaultFlowCallback
 
 from pipeline.data.batch_loader import BatchLoader
@@ -22,7 +22,12 @@ from pipeline.inference.evaluation import Evaluation, evaluate_features
 from pipeline.inference.metrics import Metric
 from pipeline.tasks.base import Batch, Feature, Task
 from pipeline.training import checkpoints
-from pipeline.training.out_of_memory import evaluation_changes, out_of_memory_explained, training_changes
+from pipeline.training.out_of_memory import (
+    evaluation_changes,
+    lost_worker_explained,
+    out_of_memory_explained,
+    training_changes,
+)
 from pipeline.training.step_guard import StepGuard
 from pipeline.training.trainer_internals import TrainerInternals
 
@@ -73,7 +78,7 @@ class TeacherForcingTrainer(TrainerInternals):
         Raises:
             Stopped: after SIGTERM or SIGINT, when the step in hand is finished and saved.
             RunError: when loss or gradients stay without finite values, a checkpoint cannot be written, a loader worker
-                hangs, or there is too little memory.
+                hangs or is killed, or there is too little memory.
         """
         if resume_from_checkpoint:
             state = checkpoints.read_run_state(Path(resume_from_checkpoint))
@@ -82,11 +87,21 @@ class TeacherForcingTrainer(TrainerInternals):
             self._take_up_carried(Path(resume_from_checkpoint))
         self._last_log = time.perf_counter()
         changes = training_changes(self.args, self.loader.stream.batch_tokens)
-        with self.guard.stop_request, out_of_memory_explained(Path(self.args.output_dir), *changes):
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        output_dir = Path(self.args.output_dir)
+        with self.guard.stop_request, out_of_memory_explained(output_dir, *changes), lost_worker_explained(output_dir):
+            try:
+                output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            finally:
+                self._end_progress_bar()
         if self.guard.is_stopped:
             raise Stopped(f"stopped and saved after step {self.state.global_step}; the same command goes on from there")
         return output
+
+    def _end_progress_bar(self) -> None:
+        """End the line of a bar that an error left behind, so that the error stands on its own line."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                callback.on_train_end(self.args, self.state, self.control)
 
     def get_train_dataloader(self) -> BatchLoader:
         """Return the loader as it is: it deals batches out to the ranks itself; Trainer moves them to the device."""

@@ -169,3 +169,34 @@ def test_a_row_longer_than_the_positions_ends_before_the_first_step(
     message = r"validation.jsonl:7: source has 71 tokens, and the model has positions for 64; fix or remove the row"
     with pytest.raises(DataError, match=message):
         train(config)
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        ({"encoder_layers": 10**9}, "model.encoder_layers: 1000000000 is more than 1000"),
+        ({"d_model": 10**9}, "model.d_model: 1000000000 is more than 16777216"),
+        ({"vocab_size": 10**12}, "model.vocab_size: 1000000000000 is more than"),
+        ({"d_model": 2**22, "attention_heads": 4}, r"weights take [\d,.]+ GB with gradients .* choose smaller sizes"),
+        ({"dropout": "x"}, "model.dropout: 'x' is not of the kind of 0.1"),
+        ({"is_encoder_decoder": False}, "model.is_encoder_decoder: .* has no such field"),
+        ({"dtype": "foo"}, "model.dtype: .* has no such field"),
+        ({"activation_function": "foo"}, "model: 'foo' is unknown"),
+        ({"from": "x" * 300}, "model.from: x+: File name too long"),
+    ],
+)
+def test_models_that_cannot_be_are_refused_before_they_are_built(make_config, no_step, model, message):
+    with pytest.raises(ConfigError, match=message):
+        train(make_config(model=model))
+
+
+def test_memory_is_that_which_this_process_may_take(make_config, no_step, monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (10_000, 10_000))
+    with pytest.raises(ConfigError, match=r"of 0\.0 GB that there are"):
+        train(make_config())
+
+
+def test_tokens_of_generation_are_those_of_the_model(make_config, no_step):
+    for settings in ({"forced_bos_token_id": 500}, {"suppress_tokens": [1, 500]}, {"sequence_bias": [[[1, 500], 2.0]]}):
+        with pytest.raises(ConfigError, match=rf"generation\.{next(iter(settings))}: 500 is not below the 12 tokens"):
+            train(make_config(generation=settings))

@@ -57,3 +57,8 @@ def test_a_null_in_the_data_is_named(make_config, make_pairs, no_step):
         print('{"source": "a", "target": null}', file=stream)
     with pytest.raises(DataError, match=r"validation.jsonl:7: target is None"):
         train(make_config(data={"path": str(folder), "options": {}}))
+
+
+def test_a_split_of_which_nothing_is_left_is_an_error(task):
+    with pytest.raises(DataError, match=r"^data: test: none of the 3 rows can be used; the first: row 0: "):
+        encode_rows(task, make_rows([None, None, " "]), "data: test", "skip")

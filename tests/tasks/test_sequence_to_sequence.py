@@ -81,7 +81,7 @@ def test_tokenizing_into_a_language_of_the_target(tokenizer):
 def test_long_rows_are_bad(tokenizer):
     columns: Columns = {"source": ["a b c", "a", "a b"], "target": ["a", "a b c", "a"], "row": [0, 1, 2]}
     task = SequenceToSequence(tokenizer)
-    limits = DataConfig(path="", max_source_length=3, max_target_length=3)
+    limits = DataConfig(path="x", max_source_length=3, max_target_length=3)
     one, two, three = task.encode(columns, limits)
     assert one == BadRow("row 0", "source has 4 tokens, where data.max_source_length=3")
     assert two == BadRow("row 1", "target has 4 tokens, where data.max_target_length=3")

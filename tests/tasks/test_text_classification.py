@@ -94,7 +94,7 @@ def test_a_number_is_a_place_only_where_classes_have_other_names(task):
 
 def test_long_and_empty_texts(task):
     columns = {"source": ["a b c d", " ", "a"], "target": ["negative"] * 3, "row": [0, 1, 2]}
-    limits = DataConfig(path="", max_source_length=4)
+    limits = DataConfig(path="x", max_source_length=4)
     assert task.encode(columns, limits)[:2] == [
         BadRow("row 0", "source has 5 tokens, where data.max_source_length=4"),
         BadRow("row 1", "source is empty"),

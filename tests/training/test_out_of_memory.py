@@ -1,5 +1,8 @@
 """A run that memory ends: one line, exit code 3, a whole checkpoint, and the same command goes on bit by bit."""
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import torch
 from pipeline.errors import RunError
 from pipeline.run import train
 from pipeline.training.checkpoints import damage
-from pipeline.training.out_of_memory import advice, out_of_memory_explained
+from pipeline.training.out_of_memory import advice, lost_worker_explained, out_of_memory_explained
 from tests.conftest import write_config
 from tests.training.conftest import LONG, assert_equal, history, output_dir
 
@@ -26,7 +29,7 @@ def run_out_of_gpu_memory(_) -> None:
 def test_a_run_ends_by_one_line_and_goes_on(make_config, at_step, reference, command, tmp_path, action):
     at_step(action, 3)
     config = make_config(training=LONG)
-    path = write_config(make_config, tmp_path / "run.yaml", training=LONG)
+    path = write_config(make_config, tmp_path / "run.yaml", training={**LONG, "disable_tqdm": False})
     done = command("train", path)
     assert done.returncode == 3
     message = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
@@ -36,6 +39,7 @@ def test_a_run_ends_by_one_line_and_goes_on(make_config, at_step, reference, com
         "training.gradient_checkpointing=true, training.bf16=true or training.per_device_train_batch_size below 8 and "
         "training.gradient_accumulation_steps above 1 (the allocator: "
     )
+    assert message in done.stderr.split("\n")  # on a line of its own, behind the progress bar
     assert "Traceback" not in done.stderr and "More lines" not in done.stderr
     assert damage(checkpoint) is None
     assert command("train", path).returncode == 0  # counts its own forward passes on, so has memory
@@ -83,4 +87,32 @@ def test_a_new_run_is_told_from_one_that_goes_on(changes, new_run, expected):
 
 def test_other_errors_stay_as_they_are(tmp_path):
     with pytest.raises(RuntimeError, match=r"^a bug$"), out_of_memory_explained(tmp_path, ["a=1"]):
+        raise RuntimeError("a bug")
+
+
+def kill_a_worker(_=None) -> None:
+    os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_run_by_one_line(make_config, at_step, reference, command, tmp_path):
+    """Behind the progress bar's line, not in it; the same command goes on."""
+    training = {**LONG, "dataloader_num_workers": 2, "disable_tqdm": False}
+    at_step(kill_a_worker, 3)
+    path = write_config(make_config, tmp_path / "run.yaml", training=training)
+    done = command("train", path)
+    assert done.returncode == 3
+    message = done.stderr.rstrip("\n").split("\n")[-1]
+    checkpoint = output_dir(make_config()) / "checkpoint-2"
+    assert message.startswith("error: a loader worker was lost (DataLoader worker (pid ")
+    assert f"the same command goes on from {checkpoint}" in message and damage(checkpoint) is None
+    assert command("train", path).returncode == 0
+    assert_equal(output_dir(make_config()), reference)
+
+
+def test_a_lost_worker_is_told_from_other_errors(tmp_path):
+    lost = "DataLoader worker (pid 7) is killed by signal: Killed. "
+    with pytest.raises(RunError, match=r"pid 7.*the same command begins anew"), lost_worker_explained(tmp_path):
+        raise RuntimeError(lost)
+    with pytest.raises(RuntimeError, match=r"^a bug$"), lost_worker_explained(tmp_path):
         raise RuntimeError("a bug")

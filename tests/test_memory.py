@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from pipeline.training import memory
-from pipeline.training.memory import available_memory, peak_memory
+from pipeline import memory
+from pipeline.memory import available_memory, peak_memory
 
 CPU = torch.device("cpu")
 

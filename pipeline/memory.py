@@ -1,6 +1,7 @@
 """How much memory there is, and how much something takes."""
 
 import re
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +25,25 @@ def available_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + unused
     available = psutil.virtual_memory().available
     for limit, name in CGROUPS:
-        if limit.is_file() and (bound := limit.read_text().strip()).isdecimal():
+        if (bound := _read_limit(limit)) is not None:
             used = re.search(rf"^{name} (\d+)$", limit.with_name("memory.stat").read_text(), re.MULTILINE)
-            available = min(available, max(0, int(bound) - int(used[1] if used else 0)))
+            available = min(available, max(0, bound - int(used[1] if used else 0)))
     return available
+
+
+def total_memory(device: torch.device) -> int:
+    """Return the bytes that a device has, or that this process may take of them."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    bounds = [psutil.virtual_memory().total, resource.getrlimit(resource.RLIMIT_AS)[0]]
+    bounds += [bound for limit, _ in CGROUPS if (bound := _read_limit(limit)) is not None]
+    return min(bound for bound in bounds if bound > 0)  # RLIM_INFINITY is negative
+
+
+def _read_limit(path: Path) -> int | None:
+    """Return the bytes in a file of a cgroup; None where it has no limit."""
+    text = path.read_text().strip() if path.is_file() else ""
+    return int(text) if text.isdecimal() else None
 
 
 @contextmanager
