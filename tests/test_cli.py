@@ -409,3 +409,20 @@ def test_publish(command, checkpoint, hub):
     ):
         done = command("publish", folder, name)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
+
+
+def test_files_of_texts_are_bounded_and_have_no_mark(tmp_path, capsys):
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbf1 2\r\n\n3\xe2\x80\xa84")
+    assert cli._read_lines(tmp_path / "marked") == ["1 2", "", "3\u20284"]
+    assert "".join(cli._read_files([tmp_path / "marked"])).startswith("1 2")
+    assert cli.main(["tokenizer", str(tmp_path / "out"), "--files", "/dev/zero"]) == 2
+    assert capsys.readouterr().err.startswith("error: /dev/zero:1: the line has more than 10 MB")
+    with pytest.raises(DataError, match="/dev/zero:1: the line has more than 10 MB"):
+        cli._read_lines(Path("/dev/zero"))
+
+
+def test_a_tokenizer_is_trained_on_the_columns_alone(tmp_path):
+    """And not on the places of the rows, nor on what is wrong with them."""
+    (tmp_path / "train.jsonl").write_text('{"a": "x", "place": "y"}\n{"a": "z"}\n')
+    arguments = Namespace(data=str(tmp_path), split="train", columns=["a", "place"])
+    assert list(cli._read_columns(arguments)) == ["x", "y"]

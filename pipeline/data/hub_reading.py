@@ -107,10 +107,9 @@ def retry_seconds(data: DataConfig) -> float:
 
 def is_transient(error: BaseException) -> bool:
     """Tell whether the Hub or the way there may be well again later; a wrong name, login or file will not."""
-    causes = list(_chain(error))
-    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+    if _is_offline(error):
         return False
-    for cause in causes:
+    for cause in _chain(error):
         response = getattr(cause, "response", None)
         if response is not None:
             return response.status_code in TRANSIENT_CODES
@@ -122,9 +121,9 @@ def is_transient(error: BaseException) -> bool:
 
 def explain_refusal(error: BaseException, name: str) -> str | None:
     """Say what is missing where the Hub refuses a repository, and how to fix it; None for other errors."""
+    if _is_offline(error):
+        return f"{name} is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it; unset that once"
     for cause in _chain(error):
-        if isinstance(cause, OfflineModeIsEnabled):
-            return f"{name} is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it; unset that once"
         if isinstance(cause, LocalTokenNotFoundError):
             return "there is no login; log in by `hf auth login`, or set HF_TOKEN"
         if isinstance(cause, GatedRepoError):
@@ -267,6 +266,14 @@ def _download_file(file: str, expected: str | None, repo: dict[str, Any], patien
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _is_offline(error: BaseException) -> bool:
+    """Tell whether a client was told to stay offline; `datasets` says so only in the text of its own error."""
+    return any(
+        isinstance(cause, OfflineModeIsEnabled) or OfflineModeIsEnabled.__name__ in str(cause)
+        for cause in _chain(error)
+    )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -9,13 +9,13 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.errors import ConfigError
+from pipeline.data.lines import read_lines
+from pipeline.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -107,13 +107,10 @@ def _project(vectors: torch.Tensor, width: int, seed: int) -> torch.Tensor:
 def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """Yield numbered lines, without the header (count and width) that word2vec and fastText write."""
     try:
-        with fsspec.open(
-            str(path), "rt", encoding="utf-8", errors="replace", newline="\n", compression="infer"
-        ) as lines:
-            for number, line in enumerate(lines, start=1):
-                line = line.rstrip(" \r\n")
-                is_header = number == 1 and [field.isdecimal() for field in line.split(" ")] == [True, True]
-                if line and not is_header:
-                    yield number, line
-    except OSError as error:
-        raise ConfigError(f"{path}: no vectors could be read: {error}") from error
+        for number, content in enumerate(read_lines(path), start=1):
+            line = content.decode("utf-8", "replace").rstrip(" \r\n")
+            is_header = number == 1 and [field.isdecimal() for field in line.split(" ")] == [True, True]
+            if line and not is_header:
+                yield number, line
+    except DataError as error:
+        raise ConfigError(f"no vectors could be read: {error}") from error

@@ -4,12 +4,22 @@ import re
 import threading
 
 import pytest
+from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.utils import httpx
 
 from pipeline.config import DataConfig
 from pipeline.data.batch_stream import BatchStream
-from pipeline.data.hub_reading import is_on_hub, iterate_rows, resolve_commit, retry_seconds
+from pipeline.data.hub_reading import (
+    download_model,
+    explain_refusal,
+    is_on_hub,
+    is_transient,
+    iterate_rows,
+    resolve_commit,
+    retry_seconds,
+)
 from pipeline.data.splits import open_split
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.run import train
 from tests.conftest import HUB
 from tests.hub_data import FORMATS, ROWS, as_jsonl, as_parquet
@@ -165,3 +175,31 @@ def test_what_is_on_the_hub(tmp_path, monkeypatch):
     assert [is_on_hub(name) for name in names] == [True, *[False] * 6]
     assert retry_seconds(DataConfig(path="me/there", hub_patience=7)) == 7
     assert retry_seconds(DataConfig(path="me/here", hub_patience=7)) == 0
+
+
+def test_a_client_that_must_stay_offline_is_not_waited_for(monkeypatch):
+    """`datasets` says why only in the text of its error, and cuts off the cause."""
+    offline = OfflineModeIsEnabled("Cannot reach the Hub: offline mode is enabled.")
+    for error in (offline, ConnectionError("Couldn't reach 'me/none' on the Hub (OfflineModeIsEnabled)")):
+        assert not is_transient(error)
+        assert explain_refusal(error, "me/none") == (
+            "me/none is not in the local cache, and HF_HUB_OFFLINE forbids to fetch it; unset that once"
+        )
+
+    def refuse(*args, **kwargs):
+        raise offline
+
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", refuse)
+    with pytest.raises(ConfigError, match="me/none is not in the local cache"):
+        resolve_commit("me/none", None, 600)
+    with pytest.raises(ConfigError, match="me/none is not in the local cache"):
+        download_model("me/none", 600)
+
+
+def test_a_hub_that_is_not_reached_is_not_the_fault_of_the_config(monkeypatch):
+    def fail(*args, **kwargs):
+        raise httpx.ConnectError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", fail)
+    with pytest.raises(RunError, match="me/none: the Hub is not reached: ConnectError: no route; run the same"):
+        resolve_commit("me/none", None, 0)

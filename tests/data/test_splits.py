@@ -154,8 +154,8 @@ def test_values_of_options_are_checked(tmp_path):
 
 def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "train.jsonl", ROWS)
-    monkeypatch.setattr("pipeline.data.readers.text_lines.read_lines", lambda file: iter([None.nothing]))
-    with pytest.raises(AttributeError):
+    monkeypatch.setattr("pipeline.data.readers.text_lines.read_lines", lambda file: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         open_folder(tmp_path)
 
 

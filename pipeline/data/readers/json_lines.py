@@ -62,7 +62,7 @@ def _parse_line(line: bytes, columns: dict[str, str]) -> tuple[dict[str, Any], s
         if not isinstance(row, dict):
             return {}, f"the line is not a JSON object, such as {json.dumps(dict.fromkeys(columns.values(), '...'))}"
         values = {agreed: get_value(row, name) for agreed, name in columns.items()}
-        if rb"\ud" in line.lower():  # escapes can write halves of a character, which no tokenizer takes
+        if b"\\u" in line and rb"\ud" in line.lower():  # escapes can write half a character, which no tokenizer takes
             json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         return {}, f"\\u{ord(error.object[error.start]):04x} is half of a surrogate pair, so the text is not Unicode"
