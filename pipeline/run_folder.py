@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from pipeline.config import Config
 from pipeline.data.hub_reading import is_on_hub, resolve_commit
 from pipeline.errors import ConfigError, RunError
+from pipeline.manifest import damage
 from pipeline.tasks.config_loading import load_config
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import CONFIG_FILE
@@ -156,7 +157,7 @@ class RunFolder:
         if resume_from in (None, True):
             return checkpoints.find_newest(self.path)
         checkpoint = Path(str(resume_from))
-        if problem := checkpoints.damage(checkpoint):
+        if problem := damage(checkpoint):
             raise RunError(f"training.resume_from_checkpoint: {checkpoint} is not a whole checkpoint: {problem}")
         return checkpoint
 

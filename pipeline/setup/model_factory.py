@@ -6,13 +6,14 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import download_model
 from pipeline.data.word_vectors import load_embeddings
 from pipeline.errors import ConfigError, nearest
 from pipeline.tasks.registry import MODELS, get_model, get_task
+from pipeline.tasks.trained_model import check_files, load_generation_config, load_model_config, load_whole
 
 OWN_KEYS = ("type", "from", "embeddings")  # of the section `model`; the others are fields of the model's config
 BOTH = "both"  # word vectors that are kept, beside others that are learned
@@ -148,16 +149,20 @@ def _load_model(
 ) -> PreTrainedModel:
     auto = get_task(config.task).auto_class
     try:
-        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        known = model_config.to_dict()
-        _check_names(settings, type(model_config), known)
+        check_files(folder)
+        model_config = load_model_config(folder)
+        load_generation_config(folder, model_config.model_type in MODELS)  # transformers passes over a broken one
+    except ConfigError as error:
+        raise ConfigError(f"model.from: {error}") from error
+    known = model_config.to_dict()
+    _check_names(settings, type(model_config), known)
+    try:
         for name, value in settings.items():
             setattr(model_config, name, value)
         if "label_smoothing" in known:
             model_config.label_smoothing = config.label_smoothing
-        # Only safetensors: other formats of weights can run code when they are loaded.
-        model = auto.from_pretrained(folder, config=model_config, trust_remote_code=False, use_safetensors=True)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        model = load_whole(auto, folder, model_config, allow_new_head=True)
+    except (OSError, ValueError, KeyError, ConfigError, StrictDataclassError) as error:
         raise ConfigError(f"model.from: {folder} cannot be loaded as {auto.__name__}: {error}") from error
     if tokenizer is None:
         return model

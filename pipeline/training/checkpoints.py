@@ -17,7 +17,6 @@ only if every file still has the size and the SHA-256 that the manifest says.
 | `manifest.json` | here | size and SHA-256 of all others |
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -32,11 +31,11 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import RunError
+from pipeline.manifest import MANIFEST_FILE, damage, describe, to_json
 from pipeline.training.ranks import fail_together
 
 CHECKPOINT_PREFIX = "checkpoint-"
 STAGING_FOLDER = "staging"
-MANIFEST_FILE = "manifest.json"
 STATE_FILE = "run_state.json"
 CARRIED_FILE = "carried_{rank}.safetensors"
 WEIGHTS_FILE = "model.safetensors"
@@ -132,10 +131,7 @@ def commit(staging: Path, checkpoint: Path) -> None:
     A rename is atomic: whoever looks sees no checkpoint, or all of it.
     """
     files = sorted(path for path in staging.rglob("*") if path.is_file())
-    manifest = {
-        str(path.relative_to(staging)): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files
-    }
-    (staging / MANIFEST_FILE).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
+    (staging / MANIFEST_FILE).write_text(to_json(describe(staging, files)), encoding="utf-8")
     for path in (*staging.rglob("*"), staging):
         flush_to_disk(path)
     if checkpoint.exists():  # a damaged one that was passed over, or one of this step before the run went back
@@ -155,25 +151,6 @@ def rotate(folder: Path, limit: int | None, keep: set[Path]) -> None:
 
 
 # Reading
-
-
-def damage(checkpoint: Path) -> str | None:
-    """Say why a checkpoint is not whole; None where it is."""
-    try:
-        files = json.loads((checkpoint / MANIFEST_FILE).read_bytes())["files"]
-        for name, known in files.items():
-            path = checkpoint / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != known["size"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {known['size']}"
-            if _sha256(path) != known["sha256"]:
-                return f"{name} was changed: its SHA-256 is another"
-    except FileNotFoundError:
-        return f"it has no {MANIFEST_FILE}"
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        return f"{MANIFEST_FILE} cannot be read: {error!r}"
-    return None if files else f"{MANIFEST_FILE} names no file"
 
 
 def find_newest(folder: Path) -> Path | None:
@@ -235,11 +212,6 @@ def average(checkpoints: list[Path]) -> dict[str, torch.Tensor]:
 def _make_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def flush_to_disk(path: Path) -> None:

@@ -20,6 +20,7 @@ from pipeline.data.batch_loader import BatchLoader
 from pipeline.errors import RunError, Stopped
 from pipeline.inference.evaluation import Evaluation, evaluate_features
 from pipeline.inference.metrics import Metric
+from pipeline.manifest import damage
 from pipeline.tasks.base import Batch, Feature, Task
 from pipeline.training import checkpoints
 from pipeline.training.out_of_memory import evaluation_changes, out_of_memory_explained, training_changes
@@ -220,7 +221,7 @@ class TeacherForcingTrainer(TrainerInternals):
         if self.guard.is_stopped:
             return False
         best = Path(self.state.best_model_checkpoint)
-        if problem := checkpoints.damage(best):
+        if problem := damage(best):
             raise RunError(
                 f"{best}, the best checkpoint, is damaged: {problem}; training.load_best_model_at_end=false with "
                 "--accept-changes takes the last one instead"
