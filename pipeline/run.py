@@ -17,7 +17,7 @@ from pipeline import plots
 from pipeline.config import Config
 from pipeline.data.hub_reading import iterate_rows, retry_seconds
 from pipeline.data.splits import Rows, open_split
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunError
 from pipeline.inference.evaluation import Evaluation
 from pipeline.inference.metrics import Metric, load_metric
 from pipeline.publishing import hub
@@ -32,6 +32,7 @@ from pipeline.tasks.encoding import encode_opened
 from pipeline.tasks.registry import get_task
 from pipeline.training.arguments import check_settings, training_arguments, with_max_steps
 from pipeline.training.ranks import fail_together, from_main_process
+from pipeline.training.step_guard import explain_divergence
 from pipeline.training.trainer import TeacherForcingTrainer
 
 CURVES_FILE = "training_curves.png"
@@ -224,6 +225,7 @@ def finish(
             drawn = task.to_evaluation(features)
             last = trainer.score(drawn, trainer.model.generation_config if trainer.model.can_generate() else None)
             scores[name] = last.scores
+    refuse_divergence(scores, folder.path)
     scores["training"] = trainer.skipped
     fail_together(lambda: trainer.save_model(str(folder.path)))
     model = trainer.unsharded_model()
@@ -232,6 +234,22 @@ def finish(
     # Last: this file says that the run is finished.
     fail_together(lambda: folder.write_scores(scores), main_only=True)
     return RunResult(folder.path, scores, last)
+
+
+def refuse_divergence(scores: dict[str, dict[str, Any]], output_dir: Path) -> None:
+    """Refuse scores of a model that has diverged.
+
+    Raises:
+        RunError: naming those that are not finite, and the last good checkpoint.
+    """
+    names = [
+        f"{name} on {split} is {value}"
+        for split, numbers in scores.items()
+        for name, value in numbers.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if names:
+        raise RunError(explain_divergence(", ".join(names), output_dir))
 
 
 def write_progress_card(config: Config, trainer: TeacherForcingTrainer, folder: Path) -> None:

@@ -19,6 +19,7 @@ only if every file still has the size and the SHA-256 that the manifest says.
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -39,6 +40,7 @@ STAGING_FOLDER = "staging"
 STATE_FILE = "run_state.json"
 CARRIED_FILE = "carried_{rank}.safetensors"
 WEIGHTS_FILE = "model.safetensors"
+TRAINER_STATE_FILE = "trainer_state.json"
 CONFIG_FILE = "run.yaml"  # in the run's folder, and copied into each checkpoint
 
 logger = logging.getLogger(__name__)
@@ -172,6 +174,22 @@ def find_newest(folder: Path) -> Path | None:
             "put one back from a copy, or remove the folder to start anew"
         )
     return None
+
+
+def find_last_good(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint whose weights, losses and scores are finite; None where there is none."""
+    for checkpoint in list_checkpoints(folder):
+        if damage(checkpoint) is None and _is_finite(checkpoint):
+            return checkpoint
+    return None
+
+
+def _is_finite(checkpoint: Path) -> bool:
+    logs = json.loads((checkpoint / TRAINER_STATE_FILE).read_bytes())["log_history"]
+    last = {name: value for log in logs for name, value in log.items()}
+    return all(math.isfinite(value) for value in last.values() if isinstance(value, float)) and all(
+        bool(tensor.isfinite().all()) for tensor in load_file(checkpoint / WEIGHTS_FILE).values()
+    )
 
 
 def read_run_state(checkpoint: Path) -> RunState:

@@ -6,6 +6,7 @@ the gradients (`before_optimizer_step`), and at the end of the step come logs (`
 checkpoint (`save_checkpoint`).
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +25,10 @@ from pipeline.manifest import damage
 from pipeline.tasks.base import Batch, Feature, Task
 from pipeline.training import checkpoints
 from pipeline.training.out_of_memory import evaluation_changes, out_of_memory_explained, training_changes
-from pipeline.training.step_guard import StepGuard
+from pipeline.training.step_guard import StepGuard, has_finite_weights
 from pipeline.training.trainer_internals import TrainerInternals
+
+logger = logging.getLogger(__name__)
 
 
 class TeacherForcingTrainer(TrainerInternals):
@@ -73,8 +76,8 @@ class TeacherForcingTrainer(TrainerInternals):
 
         Raises:
             Stopped: after SIGTERM or SIGINT, when the step in hand is finished and saved.
-            RunError: when loss or gradients stay without finite values, a checkpoint cannot be written, a loader worker
-                hangs, or there is too little memory.
+            RunError: when loss, gradients or weights stay without finite values, a checkpoint cannot be written, a
+                loader worker hangs, or there is too little memory.
         """
         if resume_from_checkpoint:
             state = checkpoints.read_run_state(Path(resume_from_checkpoint))
@@ -85,6 +88,7 @@ class TeacherForcingTrainer(TrainerInternals):
         changes = training_changes(self.args, self.loader.stream.batch_tokens)
         with self.guard.stop_request, out_of_memory_explained(Path(self.args.output_dir), *changes):
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self.guard.refuse_divergence(self.model, Path(self.args.output_dir), self.state.global_step)
         if self.guard.is_stopped:
             raise Stopped(f"stopped and saved after step {self.state.global_step}; the same command goes on from there")
         return output
@@ -181,12 +185,15 @@ class TeacherForcingTrainer(TrainerInternals):
     # Checkpoints
 
     def save_checkpoint(self) -> None:
-        """Write the checkpoint of this step, and remove older ones.
+        """Write the checkpoint of this step, and remove older ones; weights that are not finite are not worth one.
 
         Raises:
             RunError: on every rank, when a file cannot be written on any of them.
         """
         output_dir = Path(self.args.output_dir)
+        if not has_finite_weights(self.model):
+            logger.warning("step %d: the weights are not finite; no checkpoint is written", self.state.global_step)
+            return
         self.store_flos()
         checkpoint = checkpoints.write_checkpoint(output_dir, self.state.global_step, self._write_files)
         self.find_best_checkpoint()

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
 
+from pipeline.errors import RunError
+from pipeline.tasks.trained_model import find_not_finite, name_first
 from pipeline.training import checkpoints
 from pipeline.training.unsharded import gather_parameters, load_into_shards
 
@@ -99,11 +101,35 @@ class TrainerInternals(Seq2SeqTrainer, ABC):
             super()._load_best_model()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """Under FSDP2 load a whole model; Trainer expects FSDP's own file, which our checkpoints do not have."""
+        """Under FSDP2 load a whole model; Trainer expects FSDP's own file, which our checkpoints do not have.
+
+        Raises:
+            RunError: for weights that are not finite, as versions before 0.2.0 could save them.
+        """
         if self.is_fsdp_enabled:
             load_into_shards(self.model, type(self.plain_model), Path(resume_from_checkpoint))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if names := find_not_finite(self.model):
+            raise RunError(
+                f"{resume_from_checkpoint} has weights that are not finite: {name_first(names)}; "
+                "name an earlier checkpoint by training.resume_from_checkpoint"
+            )
+
+    def _issue_warnings_after_load(self, load_result):
+        """Refuse a checkpoint that is not this model's, of which Trainer only warns.
+
+        Raises:
+            RunError: naming weights that are missing or belong to another model.
+        """
+        weights = dict(self.model.named_parameters(remove_duplicate=False))
+        loaded = {weight.data_ptr() for name, weight in weights.items() if name not in load_result.missing_keys}
+        missing = [
+            name for name in load_result.missing_keys if name in weights and weights[name].data_ptr() not in loaded
+        ]
+        for names, problem in ((missing, "has no weights for"), (load_result.unexpected_keys, "has weights for")):
+            if names:
+                raise RunError(f"the checkpoint {problem} {name_first(names)}, so it is not one of this model")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Under FSDP2 save the ordinary copy, so that `from_pretrained` loads it anywhere; else as Trainer does."""

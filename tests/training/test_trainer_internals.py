@@ -34,6 +34,7 @@ CALLABLES = [
     (Trainer, "_save_checkpoint", "model trial"),
     (Trainer, "_load_best_model", ""),
     (Trainer, "_load_from_checkpoint", "resume_from_checkpoint model"),
+    (Trainer, "_issue_warnings_after_load", "load_result"),
     (Trainer, "_save", "output_dir state_dict"),
     (Trainer, "save_model", "output_dir _internal_call"),
     # Called by TrainerInternals.
