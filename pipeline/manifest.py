@@ -14,6 +14,11 @@ def describe(folder: Path, files: Iterable[Path]) -> dict[str, dict[str, Any]]:
     return {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in files}
 
 
+def describe_content(content: bytes) -> dict[str, Any]:
+    """Return what a manifest says of a file with this content."""
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
 def to_json(files: dict[str, dict[str, Any]]) -> str:
     """Return the text of a manifest."""
     return json.dumps({"files": files}, indent=1)

@@ -24,18 +24,20 @@ from pipeline.publishing import hub
 from pipeline.publishing.card import render_card
 from pipeline.run_folder import ResumePoint, RunFolder
 from pipeline.setup.loader_setup import build_loader
-from pipeline.setup.model_factory import build_model, find_pretrained, generation_config, is_own
+from pipeline.setup.model_factory import build_model, find_pretrained, generation_config, is_own, stored_settings
 from pipeline.setup.tokenizer_setup import check_tokenizer, prepare_tokenizer
 from pipeline.signals import is_launched_by_accelerate
 from pipeline.tasks.base import Feature, Task
 from pipeline.tasks.encoding import encode_opened
 from pipeline.tasks.registry import get_task
 from pipeline.training.arguments import check_settings, training_arguments, with_max_steps
+from pipeline.training.changes import describe_phases
 from pipeline.training.ranks import fail_together, from_main_process
 from pipeline.training.step_guard import explain_divergence
 from pipeline.training.trainer import TeacherForcingTrainer
 
 CURVES_FILE = "training_curves.png"
+BATCH_ROWS = "training.per_device_train_batch_size"
 CHECKED_TEXTS = 100  # of validation, which the tokenizer must give back
 
 logger = logging.getLogger(__name__)
@@ -75,11 +77,11 @@ def train(config: Config, *, accept_changes: bool = False) -> RunResult:
         if resume.is_finished:
             publish_result(config)  # costs nothing where it is there already
             return RunResult(folder.path, folder.read_scores(), was_finished=True)
-        splits = open_splits(config, resume.revision)
+        splits = open_splits(config, resume.state.revision)
         task, model = build_task_and_model(config, splits, resume, args.seed)
         validation = encode_opened(config, task, splits.validation, config.data.validation)
         trainer = build_trainer(config, args, task, model, splits, validation, metrics, resume)
-        fail_together(lambda: folder.begin(config), main_only=True)
+        fail_together(lambda: folder.begin(config, resume.state), main_only=True)
         train_and_push(config, trainer, resume, folder)
         result = finish(config, trainer, folder, validation, splits)
         publish_result(config)
@@ -142,6 +144,8 @@ def build_task_and_model(
     path = resume.checkpoint or config.tokenizer.path or pretrained
     tokenizer = prepare_tokenizer(config, train_rows(), path)
     data_settings = task_class.model_settings(config, train_rows())
+    if resume.checkpoint is not None:
+        data_settings = stored_settings(resume.checkpoint, data_settings)
     model = build_model(config, tokenizer, seed, data_settings, pretrained, is_new=resume.checkpoint is None)
     if model.can_generate():
         model.generation_config = generation_config(config, model)
@@ -171,6 +175,8 @@ def build_trainer(
     if "from" not in config.model and task.tokenizer is not None:
         # What a pretrained model's tokenizer keeps is for those who trained it to judge.
         check_tokenizer(config, task.tokenizer, [feature["source"] for feature in shown[:CHECKED_TEXTS]])
+    if BATCH_ROWS in resume.changes and task.make_batches(1, 1) is not None:
+        raise ConfigError(f"{BATCH_ROWS}: {config.task} carries a state for each row of a batch; begin a new run")
     loader = build_loader(config, args, task, splits.train)
     patience = config.evaluation.early_stopping_patience
     generation = generation_config(config, model, num_beams=config.evaluation.num_beams)
@@ -184,7 +190,8 @@ def build_trainer(
         metrics=metrics,
         show=config.evaluation.show,
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
-        revision=resume.revision,
+        start=resume.state,
+        changes=resume.changes,
         compute_loss_func=None if is_own(model) else partial(task.loss, label_smoothing=config.label_smoothing),
     )
     if config.evaluation.average_checkpoints is not None and trainer.is_fsdp_enabled:
@@ -231,8 +238,8 @@ def finish(
     model = trainer.unsharded_model()
     fail_together(lambda: task.draw(model, drawn, folder.path), main_only=True)
     fail_together(lambda: write_card_and_curves(config, trainer, folder.path, scores), main_only=True)
-    # Last: this file says that the run is finished.
-    fail_together(lambda: folder.write_scores(scores), main_only=True)
+    # Last, as this says that the run is finished.
+    fail_together(lambda: folder.finish(scores, hub.result_files(folder.path)), main_only=True)
     return RunResult(folder.path, scores, last)
 
 
@@ -269,7 +276,9 @@ def write_card_and_curves(
         trainer.state.log_history, folder / CURVES_FILE, task.drawn_score, config.label_smoothing
     )
     example = trainer.validation[0]["source"] if trainer.validation else "..."
-    data = config.data.model_copy(update={"revision": trainer.revision})  # the commit that was read
+    data = config.data.model_copy(update={"revision": trainer.start.revision})  # the commit that was read
     pinned = config.model_copy(update={"data": data})
-    text = render_card(pinned, task, trainer.plain_model, trainer.state, scores, example)
+    text = render_card(
+        pinned, task, trainer.plain_model, trainer.state, scores, example, describe_phases(trainer.start.phases)
+    )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -4,6 +4,10 @@ Everything is a `datasets.Dataset` or `datasets.IterableDataset`. Which files ar
 here a split's name is parsed, one of the readers picked, and what it gives checked before anything starts.
 """
 
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,8 @@ from datasets import Dataset
 from huggingface_hub.errors import HfHubHTTPError
 
 from pipeline.config import DataConfig
-from pipeline.data.hub_reading import explain_refusal, iterate_rows, retry_seconds
+from pipeline.data.fingerprints import fingerprint_files
+from pipeline.data.hub_reading import explain_refusal, is_on_hub, iterate_rows, retry_seconds
 from pipeline.data.readers import READERS
 from pipeline.data.readers.base import Reader, Rows, SplitRequest, SplitSpec
 from pipeline.data.readers.columns import get_column, get_value, top_column
@@ -40,15 +45,11 @@ def open_split(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
         DataError: for a missing column, an empty file, or one that cannot be read, naming it.
     """
     place = f"data.path: {data.path} ({split})"
-    try:
+    with _errors_explained(data, place):
         request = make_request(data, split, columns)
         reader = find_reader(request)
         rows = reader.read(request)
         first_rows = list(iterate_rows(rows.take(FIRST_ROWS), request.patience))
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, HfHubHTTPError) as error:
-        raise ConfigError(f"{place}: {explain_refusal(error, data.path) or error}") from error
-    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
-        raise DataError(f"{place}: {error.__cause__ or error}") from error
     if not first_rows:
         raise DataError(f"{place} is empty: there is no row to read")
     if reader.names_places:
@@ -56,6 +57,47 @@ def open_split(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
             raise DataError(f"{first_rows[0]['place']}: {first_rows[0]['problem']}")
         return rows
     return _pick_columns(rows, first_rows[0], columns, place)
+
+
+def fingerprint_splits(data: DataConfig, revision: str | None, columns: dict[str, str]) -> dict[str, str]:
+    """Return a hash for each split that a run reads: of its rows' source, and of how they are read.
+
+    Args:
+        revision: the commit at which a data set of the Hub is read, which stands for its content.
+        columns: as for `open_split`.
+
+    Returns:
+        "train", "validation" and "test", as far as there are such -> hash.
+
+    Raises:
+        ConfigError, DataError: as `open_split`.
+    """
+    names = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {key: _fingerprint(data, revision, name, columns) for key, name in names.items() if name is not None}
+
+
+def _fingerprint(data: DataConfig, revision: str | None, split: str, columns: dict[str, str]) -> str:
+    with _errors_explained(data, f"data.path: {data.path} ({split})"):
+        request = make_request(data, split, columns)
+        if request.path in GENERATED:
+            content = request.path
+        elif is_on_hub(request.path):
+            content = f"{request.path}@{revision}"
+        else:
+            content = fingerprint_files(find_reader(request).files(request))
+    source = [content, str(request.split), columns, request.options, request.subset]
+    return hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextmanager
+def _errors_explained(data: DataConfig, place: str) -> Iterator[None]:
+    """Raise our own errors for those of the libraries that read data."""
+    try:
+        yield
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, HfHubHTTPError) as error:
+        raise ConfigError(f"{place}: {explain_refusal(error, data.path) or error}") from error
+    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetGenerationError) as error:
+        raise DataError(f"{place}: {error.__cause__ or error}") from error
 
 
 def make_request(data: DataConfig, split: str, columns: dict[str, str]) -> SplitRequest:

@@ -4,6 +4,7 @@ The words and the order of a card are in `card.md.jinja`; what differs by task, 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def render_card(
     state: TrainerState,
     scores: dict[str, dict[str, Any]],
     example: str = "...",
+    phases: Sequence[str] = (),
 ) -> str:
     """Return the text of README.md.
 
@@ -31,6 +33,7 @@ def render_card(
         config: with the revision at which the data were read.
         scores: split -> name -> number or signature; of an unfinished run, those of its last evaluation.
         example: a source text, for the code that shows the use.
+        phases: what changed while the run was going on, from which step on.
     """
     name = config.hub.model_id or Path(config.training["output_dir"]).name
     base = config.model.get("from")
@@ -50,6 +53,7 @@ def render_card(
         scores=_score_rows(scores),
         has_code=has_code,
         license=config.hub.license,
+        phases=phases,
         configuration=config.to_yaml(),
     )
     return f"{card}\n"

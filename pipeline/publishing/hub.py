@@ -21,7 +21,8 @@ from pipeline.data.hub_reading import API_TIMEOUT, RetryBudget, explain_refusal,
 from pipeline.errors import ConfigError, NotPublished
 from pipeline.publishing.secrets import refuse_secrets
 from pipeline.tasks.registry import TASKS
-from pipeline.training.checkpoints import checkpoint_path
+from pipeline.tasks.trained_model import check_files
+from pipeline.training.checkpoints import checkpoint_path, list_checkpoints
 
 # What a checkpoint needs to load elsewhere, and what tells how it was made; tasks add their pictures.
 WEIGHTS = ("*.safetensors", "model.safetensors.index.json")
@@ -89,11 +90,14 @@ def publish(folder: str | Path, name: str, *, private: bool = True) -> None:
         private: whether only its owner sees it, where it is created; `teacher-forcing publish` asks for --private.
 
     Raises:
-        ConfigError: when the folder holds no model, or the Hub refuses it or cannot be reached.
+        ConfigError: when the folder holds no model, a damaged one or an unfinished run; when the Hub refuses it or
+            cannot be reached.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
+    if list_checkpoints(folder) and not (folder / "metrics.json").is_file():
+        raise ConfigError(f"{folder}: the run in it is not finished; go on with it, or publish one of its checkpoints")
     settings = HubConfig(push=True, model_id=name, private=private)
     prepare(settings)
     try:
@@ -112,12 +116,13 @@ def upload(
         is_outdated: asked before each try; True gives up without an error.
 
     Raises:
-        ConfigError: when there are no weights, or a file holds what looks like an access token.
+        ConfigError: when there are no weights, a file is damaged, or one holds what looks like an access token.
         HfHubHTTPError, and others: the last fault, when patience runs out.
     """
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and is_published(path.name)]
     if not any(fnmatch(path.name, pattern) for path in files for pattern in WEIGHTS):
         raise ConfigError(f"{folder}: there are no weights to publish")
+    check_files(folder)
     refuse_secrets(files)
     api, budget = HfApi(), RetryBudget(patience, f"publishing to {name}")
     first_head = None
@@ -146,6 +151,15 @@ def is_published(name: str) -> bool:
     """Tell whether a file of this name may be uploaded."""
     pictures = [picture for task in TASKS.values() for picture in task.pictures]
     return any(fnmatch(name, pattern) for pattern in (*PUBLISHED, *pictures))
+
+
+def result_files(folder: Path) -> list[Path]:
+    """List the files of a finished run that are not to be changed: all that are published but the card."""
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and _is_kept(path.name)]
+
+
+def _is_kept(name: str) -> bool:
+    return is_published(name) and name not in ("README.md", "metrics.json")
 
 
 def explain(error: BaseException, name: str | None) -> str:

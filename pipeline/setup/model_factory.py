@@ -38,6 +38,22 @@ def find_pretrained(config: Config) -> Path | None:
         raise ConfigError(f"model.from: {error}") from error
 
 
+def stored_settings(checkpoint: Path, data_settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what the data determined of a model when its run began, such as means, in place of what they do now.
+
+    Raises:
+        ConfigError: when the classes are others, as each output of the model stands for one.
+    """
+    stored = load_model_config(checkpoint)
+    before, now = stored.id2label, data_settings.get("id2label", stored.id2label)
+    if before != now:
+        raise ConfigError(
+            f"data.target: the classes are now {', '.join(now.values())}, but those of {checkpoint} are "
+            f"{', '.join(before.values())}; put them back, or begin a new run"
+        )
+    return {name: getattr(stored, name) for name in data_settings}
+
+
 def is_own(model: PreTrainedModel) -> bool:
     """Tell whether a model is in our table, so divides its loss by the items of the whole step itself."""
     return isinstance(model, tuple(spec.model for spec in MODELS.values()))

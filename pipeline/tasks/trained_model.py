@@ -80,7 +80,10 @@ def check_files(folder: Path) -> None:
         ConfigError: naming the first that is damaged.
     """
     if problem := damage_if_described(folder):
-        raise ConfigError(f"{folder} is damaged: {problem}; {COPY}, or remove manifest.json if the change was meant")
+        raise ConfigError(
+            f"{folder} is damaged: {problem}; {COPY}, or remove manifest.json if the change was meant (a finished run is "
+            "made again by its command)"
+        )
 
 
 def load_model_config(checkpoint: str | Path) -> PreTrainedConfig:

@@ -12,7 +12,7 @@ only if every file still has the size and the SHA-256 that the manifest says.
 | `rng_state*.pth` | Trainer | random states, a file a rank |
 | `trainer_state.json` | Trainer | step, logs, best score, early stopping |
 | `carried_<rank>.safetensors` | here | what a task carries from batch to batch, such as an LSTM's state |
-| `run_state.json` | here | the position in the data, skipped steps, the data set's commit |
+| `run_state.json` | here | the position in the data, skipped steps, the data's fingerprints, what changed |
 | `run.yaml` | copied | the run's config |
 | `manifest.json` | here | size and SHA-256 of all others |
 """
@@ -22,7 +22,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,18 +47,38 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Phase:
+    """Steps of a run with the same settings and data.
+
+    Attributes:
+        first_step: counted from 1.
+        changes: key -> value before and value from here on; empty in the phase in which a run begins.
+    """
+
+    first_step: int
+    changes: dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
 class RunState:
     """What Trainer does not keep of a run.
 
     Attributes:
-        data: the position of the batch loader, of its `state_dict`.
+        data: the position of the batch loader, of its `state_dict`; None at the beginning.
         skipped_steps: how many steps were not finite so far.
         revision: the commit of a data set of the Hub; None for other data.
+        fingerprints: of the data: split -> hash; None in checkpoints of version 0.1.0.
+        phases: of the run so far.
     """
 
-    data: dict[str, Any]
+    data: dict[str, Any] | None = None
     skipped_steps: int = 0
     revision: str | None = None
+    fingerprints: dict[str, str] | None = None
+    phases: Sequence[Phase] = (Phase(1, {}),)
+
+
+NEW_RUN = RunState()
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -192,9 +212,15 @@ def _is_finite(checkpoint: Path) -> bool:
     )
 
 
+def read_steps(checkpoint: Path) -> int:
+    """Return the number of steps that a checkpoint was written after."""
+    return json.loads((checkpoint / TRAINER_STATE_FILE).read_bytes())["global_step"]
+
+
 def read_run_state(checkpoint: Path) -> RunState:
     values = json.loads((checkpoint / STATE_FILE).read_text())
-    return RunState(values["data"], values["skipped_steps"], values.get("revision"))
+    phases = values.pop("phases", None)
+    return RunState(**values) if phases is None else RunState(**values, phases=[Phase(**phase) for phase in phases])
 
 
 def load_carried(checkpoint: Path, rank: int, world_size: int) -> dict[str, torch.Tensor]:

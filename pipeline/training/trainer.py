@@ -9,6 +9,7 @@ checkpoint (`save_checkpoint`).
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,6 +25,8 @@ from pipeline.inference.metrics import Metric
 from pipeline.manifest import damage
 from pipeline.tasks.base import Batch, Feature, Task
 from pipeline.training import checkpoints
+from pipeline.training.changes import refuse_unused
+from pipeline.training.checkpoints import NEW_RUN, RunState
 from pipeline.training.out_of_memory import evaluation_changes, out_of_memory_explained, training_changes
 from pipeline.training.step_guard import StepGuard, has_finite_weights
 from pipeline.training.trainer_internals import TrainerInternals
@@ -41,7 +44,7 @@ class TeacherForcingTrainer(TrainerInternals):
         generation: how a model that generates makes its predictions while training.
         metrics: scores of predictions; without any, only losses are evaluated.
         show: how many predictions to print at an evaluation.
-        revision: the commit of the data set, kept in the checkpoints.
+        start: where the run begins or goes on; what it says of the data and of changes is kept in the checkpoints.
     """
 
     def __init__(
@@ -53,12 +56,12 @@ class TeacherForcingTrainer(TrainerInternals):
         generation: GenerationConfig | None = None,
         metrics: Sequence[Metric] = (),
         show: int = 0,
-        revision: str | None = None,
+        start: RunState = NEW_RUN,
         callbacks: Sequence[TrainerCallback] = (),
         **kwargs,
     ):
         self.task, self.loader, self.validation = task, loader, validation
-        self.generation, self.metrics, self.show, self.revision = generation, metrics, show, revision
+        self.generation, self.metrics, self.show, self.start = generation, metrics, show, start
         super().__init__(
             train_dataset=loader.stream,
             eval_dataset=validation or None,
@@ -76,13 +79,15 @@ class TeacherForcingTrainer(TrainerInternals):
 
         Raises:
             Stopped: after SIGTERM or SIGINT, when the step in hand is finished and saved.
+            ConfigError: for settings that changed, but would not be used any more.
             RunError: when loss, gradients or weights stay without finite values, a checkpoint cannot be written, a
                 loader worker hangs, or there is too little memory.
         """
         if resume_from_checkpoint:
-            state = checkpoints.read_run_state(Path(resume_from_checkpoint))
-            self.loader.load_state_dict(state.data)
-            self.guard.skipped_steps = state.skipped_steps
+            refuse_unused(self.changes, checkpoints.read_steps(Path(resume_from_checkpoint)), self.args.max_steps)
+            if self.start.data is not None:
+                self.loader.load_state_dict(self.start.data)
+            self.guard.skipped_steps = self.start.skipped_steps
             self._take_up_carried(Path(resume_from_checkpoint))
         self._last_log = time.perf_counter()
         changes = training_changes(self.args, self.loader.stream.batch_tokens)
@@ -206,7 +211,7 @@ class TeacherForcingTrainer(TrainerInternals):
         checkpoints.save_carried(folder, self.args.process_index, self.task.state_dict())
         if self.is_world_process_zero():
             self.save_trainer_state(folder)
-            state = checkpoints.RunState(self.loader.state_dict(), self.guard.skipped_steps, self.revision)
+            state = replace(self.start, data=self.loader.state_dict(), skipped_steps=self.guard.skipped_steps)
             checkpoints.save_run_state(folder, state)
 
     def go_back_to(self, checkpoint: Path) -> None:

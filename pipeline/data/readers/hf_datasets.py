@@ -1,7 +1,10 @@
 """Whatever `datasets.load_dataset` reads: CSV, Parquet, text and more in a folder, and data sets of the Hub."""
 
+from pathlib import Path
+
 import datasets
 
+from pipeline.data.fingerprints import fingerprint_files
 from pipeline.data.hub_reading import with_retries
 from pipeline.data.readers.base import Rows, SplitRequest
 
@@ -21,6 +24,10 @@ def read(request: SplitRequest) -> Rows:
         arguments = {name: value for name, value in arguments.items() if name not in ("name", "revision", "data_dir")}
         arguments["data_files"] = {request.dataset_split.name: request.fetch_files()}
         arguments["features"] = request.builder.info.features
+    elif request.files and not request.streaming:
+        # The cache of `datasets` knows local files by path and time, under which other content may lie by now.
+        cache = Path(arguments.get("cache_dir") or datasets.config.HF_DATASETS_CACHE)
+        arguments = arguments | {"cache_dir": str(cache / fingerprint_files(request.files))}
 
     def load() -> Rows:
         split = str(request.dataset_split)

@@ -7,12 +7,12 @@ are kept as bytes and parsed where they are used, so that a bad one ends nothing
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import fsspec
 from datasets import Dataset, Features, IterableDataset, List, Value
 
+from pipeline.data.fingerprints import fingerprint_files
 from pipeline.data.readers.base import Rows
 from pipeline.data.rows import Columns
 from pipeline.errors import DataError
@@ -27,18 +27,17 @@ def read_lines(shards: list[list[str]], parse: Parse, streaming: bool) -> Rows:
         shards: a shard is one file, or several whose n-th lines belong together.
         parse: from columns "lines" (one line of each file of the shard, as bytes) and "place" to the columns of a row.
     """
-    # The time of change is an argument so that the cache of `from_generator` does not outlive the files.
-    changed = [[Path(file).stat().st_mtime_ns if Path(file).is_file() else 0 for file in shard] for shard in shards]
-    arguments = {"shards": shards, "changed": changed}
     if streaming:
-        return IterableDataset.from_generator(_lines, gen_kwargs=arguments).map(
+        return IterableDataset.from_generator(_lines, gen_kwargs={"shards": shards}).map(
             parse, batched=True, remove_columns=["lines", "place"]
         )
+    # An argument, so that the cache of `from_generator` does not outlive the content of the files.
+    arguments = {"shards": shards, "fingerprint": fingerprint_files(file for shard in shards for file in shard)}
     features = Features({"lines": List(Value("binary")), "place": Value("string")})
     return Dataset.from_generator(_lines, gen_kwargs=arguments, features=features).with_transform(parse)
 
 
-def _lines(shards: list[list[str]], changed: list[list[int]]) -> Iterator[dict[str, Any]]:
+def _lines(shards: list[list[str]], fingerprint: str = "") -> Iterator[dict[str, Any]]:
     """Yield the lines of each shard.
 
     A line ends only at a newline byte, so that U+2028 and the like misalign nothing. Blank lines of a single file are
