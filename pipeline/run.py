@@ -31,7 +31,8 @@ from pipeline.tasks.base import Feature, Task
 from pipeline.tasks.encoding import encode_opened
 from pipeline.tasks.registry import get_task
 from pipeline.training.arguments import check_settings, training_arguments, with_max_steps
-from pipeline.training.changes import describe_phases
+from pipeline.training.changes import describe_phases, refuse_unused
+from pipeline.training.checkpoints import read_steps
 from pipeline.training.ranks import fail_together, from_main_process
 from pipeline.training.step_guard import explain_divergence
 from pipeline.training.trainer import TeacherForcingTrainer
@@ -168,7 +169,8 @@ def build_trainer(
         validation: features of all its rows; `evaluation.max_rows` says how many are used while training.
 
     Raises:
-        ConfigError: for a tokenizer that loses what training needs, or an average under FSDP.
+        ConfigError: for a tokenizer that loses what training needs, an average under FSDP, or changes that the rest of
+            the run would not use.
     """
     max_rows = config.evaluation.max_rows or math.inf
     shown = task.to_evaluation([feature for feature in validation if feature["sample_id"] < max_rows])
@@ -178,11 +180,14 @@ def build_trainer(
     if BATCH_ROWS in resume.changes and task.make_batches(1, 1) is not None:
         raise ConfigError(f"{BATCH_ROWS}: {config.task} carries a state for each row of a batch; begin a new run")
     loader = build_loader(config, args, task, splits.train)
+    args = with_max_steps(args, loader.stream.count_batches)
+    if resume.checkpoint is not None:
+        refuse_unused(resume.changes, read_steps(resume.checkpoint), args.max_steps)
     patience = config.evaluation.early_stopping_patience
     generation = generation_config(config, model, num_beams=config.evaluation.num_beams)
     trainer = TeacherForcingTrainer(
         model=model,
-        args=with_max_steps(args, loader.stream.count_batches),
+        args=args,
         task=task,
         loader=loader,
         validation=shown,

@@ -169,8 +169,9 @@ class RunFolder:
 
     def _explain(self, found: str, fixed: list[str]) -> str:
         """Say which run is in the folder, and what to do."""
-        way = "choose another folder, remove this one"
-        way += "" if fixed else ", or go on with the new settings by --accept-changes"
+        way = "choose another folder, or remove this one"
+        if not fixed:
+            way = "choose another folder, remove this one, or go on with the new settings by --accept-changes"
         cannot = f"; {', '.join(fixed)} cannot change while a run goes on" if fixed else ""
         return f"training.output_dir: {self.path} holds a run {found}{cannot}; {way}"
 
@@ -217,7 +218,7 @@ def _go_on(
         phases = [*phases, Phase(checkpoints.read_steps(checkpoint) + 1, changes)]
     if change_training_data(changes, is_known=state.fingerprints is not None):
         logger.warning("the training data are others than before: going on with the first of them")
-        position = asdict(Position.from_dict(position).begin_other_data())
+        position = asdict(Position.from_dict(position or {}).begin_other_data())
     return replace(state, data=position, revision=revision, fingerprints=fingerprints, phases=phases)
 
 

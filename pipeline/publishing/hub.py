@@ -98,6 +98,7 @@ def publish(folder: str | Path, name: str, *, private: bool = True) -> None:
         raise ConfigError(f"{folder}: no such folder")
     if list_checkpoints(folder) and not (folder / "metrics.json").is_file():
         raise ConfigError(f"{folder}: the run in it is not finished; go on with it, or publish one of its checkpoints")
+    check_files(folder)
     settings = HubConfig(push=True, model_id=name, private=private)
     prepare(settings)
     try:
@@ -116,13 +117,12 @@ def upload(
         is_outdated: asked before each try; True gives up without an error.
 
     Raises:
-        ConfigError: when there are no weights, a file is damaged, or one holds what looks like an access token.
+        ConfigError: when there are no weights, or a file holds what looks like an access token.
         HfHubHTTPError, and others: the last fault, when patience runs out.
     """
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and is_published(path.name)]
     if not any(fnmatch(path.name, pattern) for path in files for pattern in WEIGHTS):
         raise ConfigError(f"{folder}: there are no weights to publish")
-    check_files(folder)
     refuse_secrets(files)
     api, budget = HfApi(), RetryBudget(patience, f"publishing to {name}")
     first_head = None
@@ -240,6 +240,7 @@ def publish_result(folder: Path, settings: HubConfig) -> None:
     """
     name = str(settings.model_id)
     try:
+        check_files(folder)
         upload(folder, name, "Finished model", settings.patience)
     except FAILURES as error:
         raise NotPublished(

@@ -81,8 +81,8 @@ def check_files(folder: Path) -> None:
     """
     if problem := damage_if_described(folder):
         raise ConfigError(
-            f"{folder} is damaged: {problem}; {COPY}, or remove manifest.json if the change was meant (a finished run is "
-            "made again by its command)"
+            f"{folder} is damaged: {problem}; {COPY}, or remove manifest.json if the change was meant; "
+            "the command that trained it makes a finished model again"
         )
 
 
@@ -154,8 +154,10 @@ def load_whole(
     ):
         if names:
             raise ConfigError(f"{checkpoint} {problem} {name_first(names)}; {COPY}")
-    if names := find_not_finite(model):
-        raise ConfigError(f"{checkpoint} has weights that are not finite: {name_first(names)}; load another checkpoint")
+    if not_finite := find_not_finite(model):
+        raise ConfigError(
+            f"{checkpoint} has weights that are not finite: {name_first(not_finite)}; load another checkpoint"
+        )
     return model
 
 

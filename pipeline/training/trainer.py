@@ -25,7 +25,6 @@ from pipeline.inference.metrics import Metric
 from pipeline.manifest import damage
 from pipeline.tasks.base import Batch, Feature, Task
 from pipeline.training import checkpoints
-from pipeline.training.changes import refuse_unused
 from pipeline.training.checkpoints import NEW_RUN, RunState
 from pipeline.training.out_of_memory import evaluation_changes, out_of_memory_explained, training_changes
 from pipeline.training.step_guard import StepGuard, has_finite_weights
@@ -79,12 +78,10 @@ class TeacherForcingTrainer(TrainerInternals):
 
         Raises:
             Stopped: after SIGTERM or SIGINT, when the step in hand is finished and saved.
-            ConfigError: for settings that changed, but would not be used any more.
             RunError: when loss, gradients or weights stay without finite values, a checkpoint cannot be written, a
                 loader worker hangs, or there is too little memory.
         """
         if resume_from_checkpoint:
-            refuse_unused(self.changes, checkpoints.read_steps(Path(resume_from_checkpoint)), self.args.max_steps)
             if self.start.data is not None:
                 self.loader.load_state_dict(self.start.data)
             self.guard.skipped_steps = self.start.skipped_steps

@@ -120,7 +120,8 @@ class TrainerInternals(Seq2SeqTrainer, ABC):
         if checkpoint is None or self.is_deepspeed_enabled:  # DeepSpeed loads both by itself
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        schedule, received = self.lr_scheduler, ReceivedState()
+        schedule: Any = self.lr_scheduler  # type: ignore[has-type]
+        received = ReceivedState()
         own = [{**group, "params": None} for group in self.optimizer.param_groups]
         self.lr_scheduler = received
         super()._load_optimizer_and_scheduler(checkpoint)
