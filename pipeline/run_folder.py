@@ -136,7 +136,9 @@ class RunFolder:
             DataError: when there are no such data.
             RunError: when there are checkpoints, and none is whole.
         """
-        known = self._known_config()
+        if damaged := self._damage():
+            logger.warning("%s is finished, but damaged: %s; its result is made again", self.path, damaged)
+        known = self._known_config(is_damaged=damaged is not None)
         changed = {} if known is None else differences(known, config)
         fixed = [] if resume_from is False else _fixed(changed)
         if known is not None and (fixed or (need_consent(changed, known, config) and not accept_changes)):
@@ -155,11 +157,8 @@ class RunFolder:
         content = changed_content((recorded or state).fingerprints, fingerprints)
         if content and not accept_changes:
             raise ConfigError(self._explain(f"on other data: {', '.join(content)} changed", []))
-        if self.is_finished and not changed and not content:
-            problem = damage_if_described(self.path)
-            if problem is None:
-                return ResumePoint(is_finished=True)
-            logger.warning("%s is finished, but damaged: %s; its result is made again", self.path, problem)
+        if self.is_finished and not (damaged or changed or content):
+            return ResumePoint(is_finished=True)
         if checkpoint is None:
             return ResumePoint(state=RunState(revision=revision, fingerprints=fingerprints))
         if state.fingerprints is None:
@@ -190,15 +189,34 @@ class RunFolder:
         known = self._known_config()
         return [] if known is None else [*differences(known, config)]
 
-    def _known_config(self) -> Config | None:
-        """Return the config of the run in the folder, which has made a checkpoint or is finished; None without one."""
-        path = self.path / CONFIG_FILE
-        has_begun = self.is_finished or bool(checkpoints.list_checkpoints(self.path))
-        return load_config(path) if has_begun and path.is_file() else None
+    def _damage(self) -> str | None:
+        """Say which file of a finished run is damaged; None where none is, or the run is not finished."""
+        if not self.is_finished:
+            return None
+        if problem := damage_if_described(self.path):
+            return problem
+        try:
+            self.read_scores()
+        except ValueError as error:  # of a run of version 0.1.0, which has no manifest
+            return f"{METRICS_FILE} is not valid JSON: {error}"
+        return None
+
+    def _known_config(self, is_damaged: bool = False) -> Config | None:
+        """Return the config of the run in the folder, which has made a checkpoint or is finished; None without one.
+
+        Args:
+            is_damaged: whether to read it in the newest checkpoint, as the folder's own may be damaged.
+        """
+        newest = next(iter(checkpoints.list_checkpoints(self.path)), None)
+        path = (newest if newest and is_damaged else self.path) / CONFIG_FILE
+        return load_config(path) if (newest or self.is_finished) and path.is_file() else None
 
     def _read_state(self) -> RunState | None:
-        """Return where the run in the folder began or went on; None for one of version 0.1.0."""
-        return checkpoints.read_run_state(self.path) if (self.path / STATE_FILE).is_file() else None
+        """Return where the run in the folder began or went on; None for one of version 0.1.0, or a damaged file."""
+        try:
+            return checkpoints.read_run_state(self.path)
+        except (FileNotFoundError, ValueError, TypeError, AttributeError, KeyError):
+            return None
 
 
 def _fixed(changes: Iterable[str]) -> list[str]:

@@ -205,10 +205,18 @@ def test_a_finished_run_that_is_damaged_is_made_again(finished_folder, make_conf
     folder = RunFolder(finished_folder)
     assert folder.find_resume_point(make_config(), None, accept_changes=False).is_finished
     content = (finished_folder / name).read_bytes()
-    (finished_folder / name).write_bytes(content[:-9] + content[-9:].replace(content[-2:], b"  "))
+    (finished_folder / name).write_bytes(content[: len(content) // 2])
     point = folder.find_resume_point(make_config(), None, accept_changes=False)
     assert not point.is_finished and point.checkpoint == finished_folder / "checkpoint-4"
     assert f"is finished, but damaged: {name}" in caplog.text
+
+
+def test_damaged_scores_of_an_older_version_are_made_again(finished_folder, make_config):
+    (finished_folder / "manifest.json").unlink()
+    (finished_folder / "run_state.json").write_text("[")
+    assert RunFolder(finished_folder).find_resume_point(make_config(), None, accept_changes=False).is_finished
+    (finished_folder / "metrics.json").write_text("{")
+    assert not RunFolder(finished_folder).find_resume_point(make_config(), None, accept_changes=False).is_finished
 
 
 def test_a_damaged_model_is_made_again_bit_by_bit(finished_run, finished_folder, make_config):

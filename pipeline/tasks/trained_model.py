@@ -197,7 +197,8 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: where its files are missing or damaged.
     """
-    _read_object(checkpoint, "tokenizer_config.json")
+    for name in ("config.json", "tokenizer_config.json"):  # transformers reads both for the tokenizer
+        _read_object(checkpoint, name)
     if _read_object(checkpoint, "tokenizer.json") is not None:
         try:
             Tokenizer.from_file(str(_find(checkpoint, "tokenizer.json")))

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from tests.data.folders import EXPECTED, ROWS, open_folder, texts, write_parquet
@@ -25,3 +27,12 @@ def test_options_are_those_of_datasets(tmp_path, streaming):
     options = {"sep": "|", "names": ["fr", "en"]}
     rows = open_folder(tmp_path, streaming=streaming, **options)
     assert list(rows) == [{"source": "a", "target": "un"}, {"source": "b", "target": "deux"}]
+
+
+def test_other_content_under_the_same_time_is_read_anew(tmp_path):
+    """As `cp -p` and `rsync -t` leave it; the cache of `datasets` knows files by path and time."""
+    path = tmp_path / "train.csv"
+    for text in ("a", "b"):
+        path.write_text(f"en,fr\n{text},un\n")
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        assert texts(open_folder(tmp_path)) == [{"source": text, "target": "un"}]

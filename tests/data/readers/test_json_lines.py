@@ -1,4 +1,5 @@
 import gzip
+import os
 
 import pytest
 
@@ -44,3 +45,12 @@ def test_what_is_left_to_datasets(tmp_path):
     assert not accepts("train.jsonl", options={"chunksize": 1 << 20})
     assert texts(open_folder(tmp_path, "train.jsonl[:2]")) == EXPECTED[:2]
     assert list(open_folder(tmp_path, "test.ndjson.gz"))[2]["place"] == f"{tmp_path}/test.ndjson.gz:3"
+
+
+def test_other_content_under_the_same_time_is_read_anew(tmp_path):
+    """As `cp -p` and `rsync -t` leave it."""
+    path = tmp_path / "train.jsonl"
+    for text in ("a", "b"):
+        write_jsonl(path, [{"en": text, "fr": "un"}])
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        assert texts(open_folder(tmp_path)) == [{"source": text, "target": "un"}]
