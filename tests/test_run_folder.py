@@ -197,7 +197,7 @@ def test_a_run_without_fingerprints_goes_on(old_run, caplog):
     point = RunFolder(old_run).find_resume_point(old_config(old_run), None, accept_changes=False)
     assert point.checkpoint == old_run / "checkpoint-2" and point.changes == ()
     assert "does not say on which data it was trained" in caplog.text
-    assert set(point.state.fingerprints) == {"train", "validation", "test"}
+    assert point.state.fingerprints is not None and {*point.state.fingerprints} == {"train", "validation", "test"}
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "metrics.json", "run.yaml", "tokenizer.json", "config.json"])
