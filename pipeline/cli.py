@@ -199,7 +199,9 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("config", type=path, help="YAML file, such as configs/reversal.yaml")
     parser.add_argument("overrides", nargs="*", help="section.key=value, the value in YAML")
     parser.add_argument(
-        "--accept-changes", action="store_true", help="go on with other settings in a folder that holds a run"
+        "--accept-changes",
+        action="store_true",
+        help="go on with other settings or data in a folder that holds a run; see below which",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="rehearse on the real rows what the run will do, and report; no training"
@@ -209,8 +211,10 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
 def _describe_train() -> str:
     with quick_imports():
         from pipeline import reference
+        from pipeline.training import changes
     codes = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES)
-    return f"Exit codes:\n{codes}\n\nKeys of a config:\n\n{reference.as_text()}"
+    going_on = f"What may change when a run goes on:\n{changes.as_text()}"
+    return f"Exit codes:\n{codes}\n\n{going_on}\n\nKeys of a config:\n\n{reference.as_text()}"
 
 
 def _add_tokenizer(subparsers: argparse._SubParsersAction) -> None:

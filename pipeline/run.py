@@ -17,7 +17,7 @@ from pipeline import plots
 from pipeline.config import Config
 from pipeline.data.hub_reading import iterate_rows, retry_seconds
 from pipeline.data.splits import Rows, open_split
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunError
 from pipeline.inference.evaluation import Evaluation
 from pipeline.inference.metrics import Metric, load_metrics
 from pipeline.publishing import hub
@@ -26,17 +26,21 @@ from pipeline.rehearsal import Finding, Scene, SeenRows, raise_errors, rehearse,
 from pipeline.run_folder import ResumePoint, RunFolder
 from pipeline.setup.generation_setup import changed_generation, generation_config
 from pipeline.setup.loader_setup import build_loader
-from pipeline.setup.model_factory import build_model, find_pretrained, is_own
+from pipeline.setup.model_factory import build_model, find_pretrained, is_own, stored_settings
 from pipeline.setup.tokenizer_setup import check_tokenizer, prepare_tokenizer
 from pipeline.signals import is_launched_by_accelerate
 from pipeline.tasks.base import Feature, Task
 from pipeline.tasks.encoding import encode_opened
 from pipeline.tasks.registry import get_task
 from pipeline.training.arguments import check_best_score, check_settings, training_arguments, with_max_steps
+from pipeline.training.changes import describe_phases, refuse_unused
+from pipeline.training.checkpoints import read_steps
 from pipeline.training.ranks import fail_together, from_main_process
+from pipeline.training.step_guard import explain_divergence
 from pipeline.training.trainer import TeacherForcingTrainer
 
 CURVES_FILE = "training_curves.png"
+BATCH_ROWS = "training.per_device_train_batch_size"
 CHECKED_TEXTS = 100  # of validation, which the tokenizer must give back
 
 logger = logging.getLogger(__name__)
@@ -79,18 +83,18 @@ def train(config: Config, *, accept_changes: bool = False, dry_run: bool = False
         if resume.is_finished:
             publish_result(config)  # costs nothing where it is there already
             return RunResult(folder.path, folder.read_scores(), was_finished=True)
-        splits = open_splits(config, resume.revision)
+        splits = open_splits(config, resume.state.revision)
         seen = seen_rows(get_task(config.task))
         task, model = build_task_and_model(config, splits, resume, args.seed, seen)
         held_out = encode_held_out(config, task, splits)
         trainer = build_trainer(config, args, task, model, splits, held_out["validation"], metrics, resume)
-        if dry_run or resume.checkpoint is None or accept_changes:
+        if dry_run or resume.checkpoint is None or resume.changes:
             scene = Scene(config, trainer, folder.path, held_out, seen)
             findings = from_main_process(lambda: rehearse(scene))
             if dry_run:
                 return RunResult(folder.path, {}, findings=findings)
             heed(findings)
-        fail_together(lambda: folder.begin(config), main_only=True)
+        fail_together(lambda: folder.begin(config, resume.state), main_only=True)
         train_and_push(config, trainer, resume, folder)
         result = finish(config, trainer, folder, held_out)
         publish_result(config)
@@ -153,6 +157,8 @@ def build_task_and_model(
     path = resume.checkpoint or config.tokenizer.path or pretrained
     tokenizer = prepare_tokenizer(config, train_rows(), path)
     data_settings = task_class.model_settings(config, train_rows())
+    if resume.checkpoint is not None:
+        data_settings = stored_settings(resume.checkpoint, data_settings)
     model = build_model(config, tokenizer, seed, data_settings, pretrained, is_new=resume.checkpoint is None)
     task = task_class.from_model(tokenizer, model.config, config)
     if model.can_generate():
@@ -192,14 +198,20 @@ def build_trainer(
         validation: features of all its rows; `evaluation.max_rows` says how many are used while training.
 
     Raises:
-        ConfigError: for a tokenizer that loses what training needs, or an average under FSDP.
+        ConfigError: for a tokenizer that loses what training needs, an average under FSDP, or changes that the rest of
+            the run would not use.
     """
     max_rows = config.evaluation.max_rows or math.inf
     shown = task.to_evaluation([feature for feature in validation if feature["sample_id"] < max_rows])
     if "from" not in config.model and task.tokenizer is not None:
         # What a pretrained model's tokenizer keeps is for those who trained it to judge.
         check_tokenizer(config, task.tokenizer, [feature["source"] for feature in shown[:CHECKED_TEXTS]])
+    if BATCH_ROWS in resume.changes and task.make_batches(1, 1) is not None:
+        raise ConfigError(f"{BATCH_ROWS}: {config.task} carries a state for each row of a batch; begin a new run")
     loader = build_loader(config, args, task, splits.train)
+    args = with_max_steps(args, loader.stream.count_batches)
+    if resume.checkpoint is not None:
+        refuse_unused(resume.changes, read_steps(resume.checkpoint), args.max_steps)
     patience = config.evaluation.early_stopping_patience
     generation = None
     if model.can_generate():
@@ -208,7 +220,7 @@ def build_trainer(
         generation = changed_generation(model.generation_config, {"num_beams": beams}, place)
     trainer = TeacherForcingTrainer(
         model=model,
-        args=with_max_steps(args, loader.stream.count_batches),
+        args=args,
         task=task,
         loader=loader,
         validation=shown,
@@ -216,7 +228,8 @@ def build_trainer(
         metrics=metrics,
         show=config.evaluation.show,
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
-        revision=resume.revision,
+        start=resume.state,
+        changes=resume.changes,
         compute_loss_func=None if is_own(model) else partial(task.loss, label_smoothing=config.label_smoothing),
     )
     if config.evaluation.average_checkpoints is not None and trainer.is_fsdp_enabled:
@@ -256,14 +269,31 @@ def finish(
             drawn = task.to_evaluation(features)
             last = trainer.score(drawn, trainer.model.generation_config if trainer.model.can_generate() else None)
             scores[name] = last.scores
+    refuse_divergence(scores, folder.path)
     scores["training"] = trainer.skipped
     fail_together(lambda: trainer.save_model(str(folder.path)))
     model = trainer.unsharded_model()
     fail_together(lambda: task.draw(model, drawn, folder.path), main_only=True)
     fail_together(lambda: write_card_and_curves(config, trainer, folder.path, scores), main_only=True)
-    # Last: this file says that the run is finished.
-    fail_together(lambda: folder.write_scores(scores), main_only=True)
+    # Last, as this says that the run is finished.
+    fail_together(lambda: folder.finish(scores, hub.result_files(folder.path)), main_only=True)
     return RunResult(folder.path, scores, last)
+
+
+def refuse_divergence(scores: dict[str, dict[str, Any]], output_dir: Path) -> None:
+    """Refuse scores of a model that has diverged.
+
+    Raises:
+        RunError: naming those that are not finite, and the last good checkpoint.
+    """
+    names = [
+        f"{name} on {split} is {value}"
+        for split, numbers in scores.items()
+        for name, value in numbers.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if names:
+        raise RunError(explain_divergence(", ".join(names), output_dir))
 
 
 def write_progress_card(config: Config, trainer: TeacherForcingTrainer, folder: Path) -> None:
@@ -283,7 +313,9 @@ def write_card_and_curves(
         trainer.state.log_history, folder / CURVES_FILE, task.drawn_score, config.label_smoothing
     )
     example = trainer.validation[0]["source"] if trainer.validation else "..."
-    data = config.data.model_copy(update={"revision": trainer.revision})  # the commit that was read
+    data = config.data.model_copy(update={"revision": trainer.start.revision})  # the commit that was read
     pinned = config.model_copy(update={"data": data})
-    text = render_card(pinned, task, trainer.plain_model, trainer.state, scores, example)
+    text = render_card(
+        pinned, task, trainer.plain_model, trainer.state, scores, example, describe_phases(trainer.start.phases)
+    )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -4,9 +4,9 @@ import json
 import logging
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +14,31 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 from pipeline.config import Config
+from pipeline.data.batch_stream import Position
 from pipeline.data.hub_reading import is_on_hub, resolve_commit
+from pipeline.data.splits import fingerprint_splits
 from pipeline.errors import STORAGE_ERRORS, ConfigError, RunError
+from pipeline.manifest import MANIFEST_FILE, damage, damage_if_described, describe, describe_content, to_json
 from pipeline.tasks.config_loading import load_config
+from pipeline.tasks.registry import get_task
 from pipeline.training import checkpoints
-from pipeline.training.checkpoints import CONFIG_FILE
+from pipeline.training.changes import (
+    REFUSED,
+    change_training_data,
+    changed_content,
+    describe_phases,
+    differences,
+    list_of,
+    need_consent,
+)
+from pipeline.training.checkpoints import CONFIG_FILE, NEW_RUN, STATE_FILE, Phase, RunState
 from pipeline.training.ranks import WriteError
 
 METRICS_FILE = "metrics.json"  # of a finished run: its scores
 LOCK_FILE = ".lock"
 LOCK_PATIENCE = 10.0  # seconds; a run whose launcher was killed needs a moment to notice
 
-# Settings that may change between a run and its continuation, as no result so far depends on them.
-FREE_KEYS = {
-    "training.output_dir",  # a folder may be moved
-    "training.resume_from_checkpoint",
-    "training.dataloader_num_workers",
-    "training.dataloader_prefetch_factor",
-    "training.dataloader_pin_memory",
-    "training.disable_tqdm",
-    "training.report_to",
-    "data.worker_timeout",
-    "data.hub_patience",
-    "data.on_bad_row",  # skip, after a bad row was an error
-    "data.max_bad_rows",
-    "hub.push",
-    "hub.every_save",
-    "hub.model_id",
-    "hub.private",
-    "hub.license",
-    "hub.patience",
-}
-DATA_KEYS = {"data.path", "data.revision"}  # other data are read at their own newest commit
+HUB_KEYS = {"data.path", "data.revision"}  # other data are read at their own newest commit
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +49,14 @@ class ResumePoint:
 
     Attributes:
         checkpoint: to go on from; None begins anew.
-        revision: the commit at which data of the Hub are read.
+        state: of the run there: its place in the data, their commit and fingerprints, and its phases.
+        changes: the keys whose values differ from those of the checkpoint, and are applied from here on.
         is_finished: there is nothing left to do.
     """
 
     checkpoint: Path | None = None
-    revision: str | None = None
+    state: RunState = NEW_RUN
+    changes: Collection[str] = ()
     is_finished: bool = False
 
 
@@ -118,10 +113,13 @@ class RunFolder:
                 raise RunError(explain_storage(self.path, error)) from error
             raise
 
-    def begin(self, config: Config) -> None:
-        """Mark the folder as that of an unfinished run of this config."""
-        (self.path / METRICS_FILE).unlink(missing_ok=True)
-        write_text(self.path / CONFIG_FILE, config.to_yaml())
+    def begin(self, config: Config, state: RunState = NEW_RUN) -> None:
+        """Mark the folder as that of an unfinished run of this config, which begins or goes on here."""
+        for name in (METRICS_FILE, MANIFEST_FILE):
+            (self.path / name).unlink(missing_ok=True)
+        write_text(self.path / STATE_FILE, json.dumps(asdict(state)))
+        comments = "".join(f"# {line}\n" for line in describe_phases(state.phases))
+        write_text(self.path / CONFIG_FILE, comments + config.to_yaml())
 
     @property
     def is_finished(self) -> bool:
@@ -130,9 +128,12 @@ class RunFolder:
     def read_scores(self) -> dict[str, dict[str, Any]]:
         return json.loads((self.path / METRICS_FILE).read_text())
 
-    def write_scores(self, scores: dict[str, dict[str, Any]]) -> None:
-        """Mark the run as finished."""
-        write_text(self.path / METRICS_FILE, json.dumps(scores, indent=2))
+    def finish(self, scores: dict[str, dict[str, Any]], result: Iterable[Path]) -> None:
+        """Mark the run as finished, and keep the hashes of its scores and of the files of its result."""
+        content = json.dumps(scores, indent=2)
+        described = describe(self.path, result) | {METRICS_FILE: describe_content(content.encode())}
+        write_text(self.path / MANIFEST_FILE, to_json(described))
+        write_text(self.path / METRICS_FILE, content)  # last: this file says that the run is finished
 
     def find_resume_point(self, config: Config, resume_from: str | bool | None, accept_changes: bool) -> ResumePoint:
         """Find where to begin: at the newest whole checkpoint, at the one that is named, or anew.
@@ -141,25 +142,48 @@ class RunFolder:
             resume_from: `training.resume_from_checkpoint`: a folder; false to begin anew; None or true for the newest.
 
         Raises:
-            ConfigError: when the folder holds a run of another config, unless changes are accepted, or when a data set
-                of the Hub cannot be reached.
+            ConfigError: when the run there has other settings or data, unless changes are accepted; when it has
+                settings that cannot change; when a data set of the Hub cannot be reached.
+            DataError: when there are no such data.
             RunError: when there are checkpoints, and none is whole.
         """
-        keys = self.changed_keys(config)
-        if keys and not accept_changes:
-            raise ConfigError(
-                f"training.output_dir: {self.path} holds a run with other settings ({', '.join(keys)}); "
-                "choose another folder, remove this one, or go on with the new settings by --accept-changes"
-            )
-        if self.is_finished and not keys:
-            return ResumePoint(is_finished=True)
+        if damaged := self._damage():
+            logger.warning("%s is finished, but damaged: %s; its result is made again", self.path, damaged)
+        known = self._known_config(is_damaged=damaged is not None)
+        changed = {} if known is None else differences(known, config)
+        fixed = [] if resume_from is False else _fixed(changed)
+        if known is not None and (fixed or (need_consent(changed, known, config) and not accept_changes)):
+            raise ConfigError(self._explain(f"with other settings ({', '.join(changed)})", fixed))
         checkpoint = self._find_checkpoint(resume_from)
-        if checkpoint and not DATA_KEYS & {*keys}:
-            return ResumePoint(checkpoint, checkpoints.read_run_state(checkpoint).revision)
-        data = config.data
-        return ResumePoint(
-            checkpoint, resolve_commit(data.path, data.revision, data.hub_patience) if is_on_hub(data.path) else None
-        )
+        recorded = None if known is None else self._read_state()
+        state = checkpoints.read_run_state(checkpoint) if checkpoint else recorded or NEW_RUN
+        since = {} if checkpoint is None else differences(load_config(find_config(checkpoint)), config)
+        if fixed := _fixed(since):
+            raise ConfigError(self._explain(f"whose {checkpoint} has other settings ({', '.join(since)})", fixed))
+
+        revision = state.revision
+        if is_on_hub(config.data.path) and (HUB_KEYS & {*changed, *since} or not (checkpoint or self.is_finished)):
+            revision = resolve_commit(config.data.path, config.data.revision, config.data.hub_patience)
+        fingerprints = fingerprint_splits(config.data, revision, get_task(config.task).columns(config))
+        content = changed_content((recorded or state).fingerprints, fingerprints)
+        if content and not accept_changes:
+            raise ConfigError(self._explain(f"on other data: {', '.join(content)} changed", []))
+        if self.is_finished and not (damaged or changed or content):
+            return ResumePoint(is_finished=True)
+        if checkpoint is None:
+            return ResumePoint(state=RunState(revision=revision, fingerprints=fingerprints))
+        if state.fingerprints is None:
+            logger.info("%s does not say on which data it was trained, so they are not compared", checkpoint)
+        since |= changed_content(state.fingerprints, fingerprints)
+        return ResumePoint(checkpoint, _go_on(state, checkpoint, since, revision, fingerprints), tuple(since))
+
+    def _explain(self, found: str, fixed: list[str]) -> str:
+        """Say which run is in the folder, and what to do."""
+        way = "choose another folder, or remove this one"
+        if not fixed:
+            way = "choose another folder, remove this one, or go on with the new settings by --accept-changes"
+        cannot = f"; {', '.join(fixed)} cannot change while a run goes on" if fixed else ""
+        return f"training.output_dir: {self.path} holds a run {found}{cannot}; {way}"
 
     def _find_checkpoint(self, resume_from: str | bool | None) -> Path | None:
         if resume_from is False:
@@ -167,18 +191,64 @@ class RunFolder:
         if resume_from in (None, True):
             return checkpoints.find_newest(self.path)
         checkpoint = Path(str(resume_from))
-        if problem := checkpoints.damage(checkpoint):
+        if problem := damage(checkpoint):
             raise RunError(f"training.resume_from_checkpoint: {checkpoint} is not a whole checkpoint: {problem}")
         return checkpoint
 
     def changed_keys(self, config: Config) -> list[str]:
         """Name the keys in which a config differs from that of the run in the folder, where there is one."""
-        known = self.path / CONFIG_FILE
-        if not known.is_file() or not (checkpoints.list_checkpoints(self.path) or self.is_finished):
-            return []
-        before = load_config(known)
-        differences = _differences(before.model_dump(), config.model_dump())
-        return [key for key in differences if key not in FREE_KEYS]
+        known = self._known_config()
+        return [] if known is None else [*differences(known, config)]
+
+    def _damage(self) -> str | None:
+        """Say which file of a finished run is damaged; None where none is, or the run is not finished."""
+        if not self.is_finished:
+            return None
+        if problem := damage_if_described(self.path):
+            return problem
+        try:
+            self.read_scores()
+        except ValueError as error:  # of a run of version 0.1.0, which has no manifest
+            return f"{METRICS_FILE} is not valid JSON: {error}"
+        return None
+
+    def _known_config(self, is_damaged: bool = False) -> Config | None:
+        """Return the config of the run in the folder, which has made a checkpoint or is finished; None without one.
+
+        Args:
+            is_damaged: whether to read it in the newest checkpoint, as the folder's own may be damaged.
+        """
+        newest = next(iter(checkpoints.list_checkpoints(self.path)), None)
+        path = (newest if newest and is_damaged else self.path) / CONFIG_FILE
+        return load_config(path) if (newest or self.is_finished) and path.is_file() else None
+
+    def _read_state(self) -> RunState | None:
+        """Return where the run in the folder began or went on; None for one of version 0.1.0, or a damaged file."""
+        try:
+            return checkpoints.read_run_state(self.path)
+        except (FileNotFoundError, ValueError, TypeError, AttributeError, KeyError):
+            return None
+
+
+def _fixed(changes: Iterable[str]) -> list[str]:
+    return [key for key in changes if list_of(key) is REFUSED]
+
+
+def _go_on(
+    state: RunState,
+    checkpoint: Path,
+    changes: dict[str, list[Any]],
+    revision: str | None,
+    fingerprints: dict[str, str],
+) -> RunState:
+    """Return the state of a checkpoint as a run goes on with it: other rows are read from the first one on."""
+    phases, position = state.phases, state.data
+    if changes:
+        phases = [*phases, Phase(checkpoints.read_steps(checkpoint) + 1, changes)]
+    if change_training_data(changes, is_known=state.fingerprints is not None):
+        logger.warning("the training data are others than before: going on with the first of them")
+        position = asdict(Position.from_dict(position or {}).begin_other_data())
+    return replace(state, data=position, revision=revision, fingerprints=fingerprints, phases=phases)
 
 
 def find_config(checkpoint: Path) -> Path:
@@ -220,14 +290,3 @@ def explain_storage(folder: Path, error: BaseException | str) -> str:
         + (f", a checkpoint takes {size / 1e6:,.1f} MB" if size else "")
         + "; what was saved before is whole: make room and run the same command again"
     )
-
-
-def _differences(before: Any, now: Any, key: str = "") -> list[str]:
-    """List dotted keys, two levels deep, whose values differ."""
-    if isinstance(before, dict) and isinstance(now, dict) and key.count(".") < 1:
-        return [
-            difference
-            for name in sorted({*before, *now})
-            for difference in _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
-        ]
-    return [] if before == now else [key]

@@ -172,7 +172,8 @@ def compiling(setup: Setup, figures: Figures) -> None:
 def out_of_memory(setup: Setup, figures: Figures) -> None:
     """An allocator that refuses in step 3 ends the run by one line; the same command goes on from checkpoint 2."""
     from pipeline import cli
-    from pipeline.training.checkpoints import checkpoint_path, damage
+    from pipeline.manifest import damage
+    from pipeline.training.checkpoints import checkpoint_path
 
     words = short_run(setup, output := setup.folder / "run")
     errors = io.StringIO()

@@ -12,7 +12,19 @@ from tests.conftest import ROOT
 
 # From the ground up. A room may import from the floors below it, and from itself.
 FLOORS = [
-    {"config", "library_settings", "source", "errors", "signals", "plots", "memory", "data", "decoding", "models"},
+    {
+        "config",
+        "library_settings",
+        "source",
+        "errors",
+        "manifest",
+        "signals",
+        "plots",
+        "memory",
+        "data",
+        "decoding",
+        "models",
+    },
     {"tasks"},
     {"inference", "setup"},
     {"training", "exporting"},
@@ -21,11 +33,10 @@ FLOORS = [
     {"run", "reference"},
     {"cli"},
 ]
-GROUND: dict[str, set[str]] = {
-    name: set() for name in ("library_settings", "signals", "errors", "plots", "memory", "models", "decoding")
-}
+LEAVES = ("library_settings", "signals", "errors", "manifest", "plots", "memory", "models", "decoding")
+GROUND: dict[str, set[str]] = {name: set() for name in LEAVES}
 GROUND |= {"source": {"errors"}, "config": {"errors", "library_settings", "source"}}
-GROUND["data"] = {"config", "errors", "signals"}
+GROUND["data"] = {"config", "errors", "manifest", "signals"}
 SOURCES = [path for folder in ("pipeline", "tokenizer", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
 TOP_LEVEL = {"pipeline", "tokenizer", "configs", "scripts", "tests", "README.md", "pyproject.toml"}
 BESIDE = {"Makefile", "LICENSE", "CHANGELOG.md", "SECURITY.md", "constraints.txt"}

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -11,12 +12,16 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
 from pipeline import run_folder
+from pipeline.data.batch_stream import Position
+from pipeline.data.splits import fingerprint_splits
 from pipeline.errors import ConfigError, RunError
 from pipeline.inference.generation import generate
+from pipeline.manifest import damage
 from pipeline.run import train
 from pipeline.run_folder import RunFolder, explain_storage, find_config, write_text
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.trained_model import load_trained
+from pipeline.training.checkpoints import NEW_RUN, Phase, commit, save_run_state
 from tests.conftest import ROOT
 
 # A run of version 0.1.0, stopped after step 2 of 4; `expected.safetensors` is what that version made of it.
@@ -76,6 +81,150 @@ def test_changed_keys(make_config, tmp_path):
     assert folder.changed_keys(make_config(training=free)) == []
     changed = make_config(model={"d_model": 32}, training={"max_steps": 8}, data={"streaming": True})
     assert folder.changed_keys(changed) == ["data.streaming", "model.d_model", "training.max_steps"]
+
+
+@pytest.fixture
+def stopped(make_config, tmp_path):
+    """A run on files that stopped after step 4: its folder, and a function that makes its config with changes."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "validation", "test"):
+        (data / f"{split}.jsonl").write_text('{"source": "a b", "target": "b a"}\n')
+
+    def make(**changes):
+        section = {"path": str(data), "test": "test", "options": {}, **changes.pop("data", {})}
+        return make_config(data=section, **changes)
+
+    folder = RunFolder(make().output_dir)
+    state = replace(NEW_RUN, fingerprints=fingerprint_splits(make().data, None, make().data.columns))
+    folder.begin(make(), state)
+    staging = folder.path / "staging"
+    staging.mkdir()
+    (staging / "trainer_state.json").write_text('{"global_step": 4}')
+    save_run_state(staging, replace(state, data=asdict(Position(next_batch=8, first_row=2))))
+    commit(staging, folder.path / "checkpoint-4")
+    return folder, make
+
+
+def edit(folder: RunFolder, split: str, text: str) -> None:
+    """Change a file of the data under its time."""
+    path = folder.path.parent / "data" / f"{split}.jsonl"
+    before = path.stat()
+    path.write_text(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_the_same_data_are_gone_on_with(stopped):
+    folder, make = stopped
+    os.utime(folder.path.parent / "data" / "train.jsonl", (1, 1))
+    point = folder.find_resume_point(make(training={"save_steps": 1}), None, accept_changes=False)
+    assert point.checkpoint == folder.path / "checkpoint-4" and point.changes == ()
+    assert point.state.data["first_row"] == 2 and point.state.phases == [Phase(1, {})]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"source": "a c", "target": "b a"}\n',
+        '{"source": "a b", "target": "b a"}\n' * 2,
+        "\n",
+        '{"target": "b a", "source": "a b"}\n',
+    ],
+    ids=["edited", "appended", "removed", "reordered"],
+)
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_data_that_changed_are_noticed(stopped, split, text):
+    """Under the same time; with consent, other training rows are read from the first one on."""
+    folder, make = stopped
+    edit(folder, split, text)
+    with pytest.raises(ConfigError, match=f"holds a run on other data: the content of data.{split} changed; .*accept"):
+        folder.find_resume_point(make(), None, accept_changes=False)
+    point = folder.find_resume_point(make(), None, accept_changes=True)
+    assert point.changes == (f"the content of data.{split}",)
+    first_row, pass_index = (0, 1) if split == "train" else (2, 0)
+    assert (point.state.data["first_row"], point.state.data["pass_index"]) == (first_row, pass_index)
+    assert point.state.data["next_batch"] == 8 and [phase.first_step for phase in point.state.phases] == [1, 5]
+
+
+def test_other_paths_columns_and_splits_are_other_data(stopped):
+    """A folder that moved has the same rows, so that they are gone on with; its path is a change all the same."""
+    folder, make = stopped
+    moved = shutil.move(folder.path.parent / "data", folder.path.parent / "moved")
+    config = make(data={"path": str(moved)})
+    with pytest.raises(ConfigError, match=r"holds a run with other settings \(data.path\)"):
+        folder.find_resume_point(config, None, accept_changes=False)
+    point = folder.find_resume_point(config, None, accept_changes=True)
+    assert point.changes == ("data.path",) and point.state.data["first_row"] == 2
+    config = make(data={"path": str(moved), "source": "target"})
+    point = folder.find_resume_point(config, None, accept_changes=True)
+    assert "data.source" in point.changes and point.state.data["first_row"] == 0
+
+
+def test_some_settings_are_refused_even_so(stopped):
+    folder, make = stopped
+    changed = make(tokenizer={"vocab_size": 50}, training={"learning_rate": 1.0})
+    message = (
+        r"\(tokenizer.vocab_size, training.learning_rate\); tokenizer.vocab_size cannot change while a run goes on"
+    )
+    for accept_changes in (False, True):
+        with pytest.raises(ConfigError, match=message):
+            folder.find_resume_point(changed, None, accept_changes=accept_changes)
+    assert folder.find_resume_point(changed, False, accept_changes=True).checkpoint is None  # a new run may have them
+
+
+def test_what_was_accepted_is_applied_after_a_kill(stopped):
+    """No checkpoint was written since: the same command need not ask again, and still applies the change."""
+    folder, make = stopped
+    changed = make(training={"learning_rate": 1.0})
+    point = folder.find_resume_point(changed, None, accept_changes=True)
+    folder.begin(changed, point.state)
+    again = folder.find_resume_point(changed, None, accept_changes=False)
+    assert again.changes == point.changes == ("training.learning_rate",) and again.state == point.state
+    assert "# from step 5 on: training.learning_rate: 1.0 (before: null)" in (folder.path / "run.yaml").read_text()
+
+
+def test_a_checkpoint_of_another_run_must_fit(stopped, tmp_path):
+    folder, make = stopped
+    other = RunFolder(tmp_path / "other")
+    with pytest.raises(
+        ConfigError, match=r"whose .*checkpoint-4 has other settings \(model.d_model\); model.d_model can"
+    ):
+        other.find_resume_point(make(model={"d_model": 32}), str(folder.path / "checkpoint-4"), accept_changes=True)
+
+
+def test_a_run_without_fingerprints_goes_on(old_run, caplog):
+    caplog.set_level("INFO", "pipeline")
+    point = RunFolder(old_run).find_resume_point(old_config(old_run), None, accept_changes=False)
+    assert point.checkpoint == old_run / "checkpoint-2" and point.changes == ()
+    assert "does not say on which data it was trained" in caplog.text
+    assert point.state.fingerprints is not None and {*point.state.fingerprints} == {"train", "validation", "test"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.json", "run.yaml", "tokenizer.json", "config.json"])
+def test_a_finished_run_that_is_damaged_is_made_again(finished_folder, make_config, caplog, name):
+    folder = RunFolder(finished_folder)
+    assert folder.find_resume_point(make_config(), None, accept_changes=False).is_finished
+    content = (finished_folder / name).read_bytes()
+    (finished_folder / name).write_bytes(content[: len(content) // 2])
+    point = folder.find_resume_point(make_config(), None, accept_changes=False)
+    assert not point.is_finished and point.checkpoint == finished_folder / "checkpoint-4"
+    assert f"is finished, but damaged: {name}" in caplog.text
+
+
+def test_damaged_scores_of_an_older_version_are_made_again(finished_folder, make_config):
+    (finished_folder / "manifest.json").unlink()
+    (finished_folder / "run_state.json").write_text("[")
+    assert RunFolder(finished_folder).find_resume_point(make_config(), None, accept_changes=False).is_finished
+    (finished_folder / "metrics.json").write_text("{")
+    assert not RunFolder(finished_folder).find_resume_point(make_config(), None, accept_changes=False).is_finished
+
+
+def test_a_damaged_model_is_made_again_bit_by_bit(finished_run, finished_folder, make_config):
+    (finished_folder / "model.safetensors").write_bytes(b"")
+    result = train(make_config())
+    assert not result.was_finished and damage(finished_folder) is None
+    assert (finished_folder / "model.safetensors").read_bytes() == (finished_run / "model.safetensors").read_bytes()
+    assert train(make_config()).was_finished
 
 
 def enter(path, answers) -> None:

@@ -101,6 +101,15 @@ class Position:
         """Return the beginning of a pass, where the pass before it ends here."""
         return replace(self, pass_index=pass_index, window=0, stream_state=None, first_row=0, skipped_in_pass=0)
 
+    def begin_other_data(self) -> "Position":
+        """Return where to go on when the rows are others than before: at the beginning of the next pass."""
+        return replace(
+            self.begin_pass(self.pass_index + 1),
+            first_batch=self.next_batch,
+            skipped_before=self.skipped_before + self.skipped_in_window,
+            skipped_in_window=0,
+        )
+
 
 @dataclass
 class Window:

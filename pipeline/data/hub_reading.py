@@ -6,7 +6,6 @@
 - A branch is resolved to one commit when a run starts, and files are checked by their SHA-256 when they arrive.
 """
 
-import hashlib
 import logging
 import lzma
 import time
@@ -33,6 +32,7 @@ from huggingface_hub.utils import httpx
 from pipeline.config import DataConfig
 from pipeline.data.rows import Columns
 from pipeline.errors import ConfigError, DataError, RunError, TeacherForcingError
+from pipeline.manifest import sha256
 
 TRANSIENT_CODES = {408, 429, 500, 502, 503, 504}  # of HTTP; a later try may not meet them
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".spm")
@@ -256,16 +256,11 @@ def _download_file(file: str, expected: str | None, repo: dict[str, Any], patien
     for force in (False, True):
         fetch = partial(hf_hub_download, filename=file, force_download=force, **repo)
         path = Path(with_retries(fetch, patience, file))
-        if expected is None or not is_new or _sha256(path) == expected:
+        if expected is None or not is_new or sha256(path) == expected:
             return path
         logger.warning("%s: %s arrived damaged, its SHA-256 is not the Hub's", repo["repo_id"], file)
     path.unlink()
     raise DataError(f"{repo['repo_id']}: {file} arrives damaged: its SHA-256 is not {expected}; try another network")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _is_offline(error: BaseException) -> bool:

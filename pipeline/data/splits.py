@@ -5,8 +5,12 @@ here a split's name is parsed, one of the readers picked, and what it gives chec
 """
 
 import errno
+import hashlib
+import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,16 @@ import datasets
 from datasets import Dataset
 
 from pipeline.config import DataConfig
-from pipeline.data.hub_reading import NOT_REACHED, UNREADABLE, explain_refusal, in_short, iterate_rows, retry_seconds
+from pipeline.data.fingerprints import fingerprint_files
+from pipeline.data.hub_reading import (
+    NOT_REACHED,
+    UNREADABLE,
+    explain_refusal,
+    in_short,
+    is_on_hub,
+    iterate_rows,
+    retry_seconds,
+)
 from pipeline.data.readers import READERS
 from pipeline.data.readers.base import Reader, Rows, SplitRequest, SplitSpec
 from pipeline.data.readers.columns import find_class_names, get_column, get_value, name_classes, top_column
@@ -48,17 +61,13 @@ def open_split(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
     if reserved := {PLACE, PROBLEM} & set(columns):
         raise ConfigError(f"data: a column cannot be called {min(reserved)}; rename it")
     place = f"data.path: {data.path} ({split})"
-    try:
+    with _errors_explained(data, place):
         request = make_request(data, split, columns)
         reader = find_reader(request)
         rows = reader.read(request)
         if reader.names_places:
             return _check_problems(rows, list(iterate_rows(rows.take(FIRST_ROWS), request.patience)), place)
         return _pick_columns(rows, columns, place, request.patience)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise _explain(error.__cause__ or error, data, place) from error
-    except (*NOT_REACHED, *UNREADABLE, TypeError, LookupError) as error:
-        raise _explain(error, data, place) from error
 
 
 def _explain(error: BaseException, data: DataConfig, place: str) -> BaseException:
@@ -75,6 +84,47 @@ def _explain(error: BaseException, data: DataConfig, place: str) -> BaseExceptio
     if isinstance(error, NOT_REACHED):
         return ConfigError(f"{place}: {explain_refusal(error, data.path) or in_short(error)}")
     return DataError(f"{place}: {in_short(error)}") if isinstance(error, UNREADABLE) else error
+
+
+def fingerprint_splits(data: DataConfig, revision: str | None, columns: dict[str, str]) -> dict[str, str]:
+    """Return a hash for each split that a run reads: of its rows' source, and of how they are read.
+
+    Args:
+        revision: the commit at which a data set of the Hub is read, which stands for its content.
+        columns: as for `open_split`.
+
+    Returns:
+        "train", "validation" and "test", as far as there are such -> hash.
+
+    Raises:
+        ConfigError, DataError: as `open_split`.
+    """
+    names = {"train": data.train, "validation": data.validation, "test": data.test}
+    return {key: _fingerprint(data, revision, name, columns) for key, name in names.items() if name is not None}
+
+
+def _fingerprint(data: DataConfig, revision: str | None, split: str, columns: dict[str, str]) -> str:
+    with _errors_explained(data, f"data.path: {data.path} ({split})"):
+        request = make_request(data, split, columns)
+        if request.path in GENERATED:
+            content = request.path
+        elif is_on_hub(request.path):
+            content = f"{request.path}@{revision}"
+        else:
+            content = fingerprint_files(find_reader(request).files(request))
+    source = [content, str(request.split), columns, request.options, request.subset]
+    return hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextmanager
+def _errors_explained(data: DataConfig, place: str) -> Iterator[None]:
+    """Raise our own errors for those of the libraries that read data."""
+    try:
+        yield
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise _explain(error.__cause__ or error, data, place) from error
+    except (*NOT_REACHED, *UNREADABLE, TypeError, LookupError) as error:
+        raise _explain(error, data, place) from error
 
 
 def make_request(data: DataConfig, split: str, columns: dict[str, str]) -> SplitRequest:

@@ -5,6 +5,7 @@ The words and the order of a card are in `card.md.jinja`; what differs by task, 
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def render_card(
     state: TrainerState,
     scores: dict[str, dict[str, Any]],
     example: str = "...",
+    phases: Sequence[str] = (),
 ) -> str:
     """Return the text of README.md.
 
@@ -32,6 +34,7 @@ def render_card(
         config: with the revision at which the data were read.
         scores: split -> name -> number or signature; of an unfinished run, those of its last evaluation.
         example: a source text, for the code that shows the use.
+        phases: what changed while the run was going on, from which step on.
     """
     name = _one_line(config.hub.model_id or Path(config.training["output_dir"]).name)
     base = config.model.get("from")
@@ -52,6 +55,7 @@ def render_card(
         remarks=task.remarks(scores),
         has_code=has_code,
         license=config.hub.license and _as_code(config.hub.license),
+        phases=[_one_line(phase) for phase in phases],
         configuration=config.to_yaml(),
         fence="`" * max(3, _longest_run(config.to_yaml()) + 1),
     )

@@ -21,7 +21,8 @@ from pipeline.data.hub_reading import API_TIMEOUT, RetryBudget, explain_refusal,
 from pipeline.errors import ConfigError, NotPublished
 from pipeline.publishing.secrets import refuse_secrets
 from pipeline.tasks.registry import TASKS
-from pipeline.training.checkpoints import checkpoint_path
+from pipeline.tasks.trained_model import check_files
+from pipeline.training.checkpoints import checkpoint_path, list_checkpoints
 
 # What a checkpoint needs to load elsewhere, and what tells how it was made; tasks add their pictures.
 WEIGHTS = ("*.safetensors", "model.safetensors.index.json")
@@ -89,11 +90,15 @@ def publish(folder: str | Path, name: str, *, private: bool = True) -> None:
         private: whether only its owner sees it, where it is created.
 
     Raises:
-        ConfigError: when the folder holds no model, or the Hub refuses it or cannot be reached.
+        ConfigError: when the folder holds no model, a damaged one or an unfinished run; when the Hub refuses it or
+            cannot be reached.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
+    if list_checkpoints(folder) and not (folder / "metrics.json").is_file():
+        raise ConfigError(f"{folder}: the run in it is not finished; go on with it, or publish one of its checkpoints")
+    check_files(folder)
     settings = make_section("hub", HubConfig, push=True, model_id=name, private=private)
     prepare(settings)
     try:
@@ -150,6 +155,15 @@ def is_published(name: str) -> bool:
     """Tell whether a file of this name may be uploaded."""
     pictures = [picture for task in TASKS.values() for picture in task.pictures]
     return any(fnmatch(name, pattern) for pattern in (*PUBLISHED, *pictures))
+
+
+def result_files(folder: Path) -> list[Path]:
+    """List the files of a finished run that are not to be changed: all that are published but the card."""
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and _is_kept(path.name)]
+
+
+def _is_kept(name: str) -> bool:
+    return is_published(name) and name not in ("README.md", "metrics.json")
 
 
 def explain(error: BaseException, name: str | None) -> str:
@@ -235,6 +249,7 @@ def publish_result(folder: Path, settings: HubConfig) -> None:
     """
     name = str(settings.model_id)
     try:
+        check_files(folder)
         upload(folder, name, "Finished model", settings.patience)
     except FAILURES as error:
         raise NotPublished(

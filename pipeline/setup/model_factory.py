@@ -10,7 +10,7 @@ import torch
 import transformers
 from accelerate import DistributedType, PartialState
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import download_model
@@ -18,6 +18,7 @@ from pipeline.data.word_vectors import load_embeddings
 from pipeline.errors import ConfigError, explain_path, nearest
 from pipeline.memory import total_memory
 from pipeline.tasks.registry import MODELS, get_model, get_task
+from pipeline.tasks.trained_model import check_files, load_generation_config, load_model_config, load_whole
 
 OWN_KEYS = ("type", "from", "embeddings")  # of the section `model`; the others are fields of the model's config
 BOTH = "both"  # word vectors that are kept, beside others that are learned
@@ -43,6 +44,22 @@ def find_pretrained(config: Config) -> Path | None:
         return download_model(name, config.data.hub_patience)
     except ConfigError as error:
         raise ConfigError(f"model.from: {error}") from error
+
+
+def stored_settings(checkpoint: Path, data_settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what the data determined of a model when its run began, such as means, in place of what they do now.
+
+    Raises:
+        ConfigError: when the classes are others, as each output of the model stands for one.
+    """
+    stored = load_model_config(checkpoint)
+    before, now = stored.id2label, data_settings.get("id2label", stored.id2label)
+    if before != now:
+        raise ConfigError(
+            f"data.target: the classes are now {', '.join(now.values())}, but those of {checkpoint} are "
+            f"{', '.join(before.values())}; put them back, or begin a new run"
+        )
+    return {name: getattr(stored, name) for name in data_settings}
 
 
 def is_own(model: PreTrainedModel) -> bool:
@@ -182,16 +199,20 @@ def _load_model(
 ) -> PreTrainedModel:
     auto = get_task(config.task).auto_class
     try:
-        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        known = model_config.to_dict()
-        _check_settings(config.model, type(model_config), known)
+        check_files(folder)
+        model_config = load_model_config(folder)
+        load_generation_config(folder, model_config.model_type in MODELS)  # transformers passes over a broken one
+    except ConfigError as error:
+        raise ConfigError(f"model.from: {error}") from error
+    known = model_config.to_dict()
+    _check_settings(config.model, type(model_config), known)
+    try:
         for name, value in settings.items():
             setattr(model_config, name, value)
         if "label_smoothing" in known:
             model_config.label_smoothing = config.label_smoothing
-        # Only safetensors: other formats of weights can run code when they are loaded.
-        model = auto.from_pretrained(folder, config=model_config, trust_remote_code=False, use_safetensors=True)
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        model = load_whole(auto, folder, model_config, allow_new_head=True)
+    except (OSError, ValueError, KeyError, ConfigError, StrictDataclassError) as error:
         raise ConfigError(f"model.from: {folder} cannot be loaded as {auto.__name__}: {error}") from error
     if tokenizer is None:
         return model

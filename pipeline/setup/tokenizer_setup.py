@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import Config
 from pipeline.data.rows import first_text
 from pipeline.data.word_vectors import read_words
 from pipeline.errors import ConfigError
 from pipeline.tasks.registry import get_task
+from pipeline.tasks.trained_model import load_tokenizer
 from tokenizer.checks import TokenizerError, check
 from tokenizer.training import train
 
@@ -45,8 +46,8 @@ def prepare_tokenizer(
         if path is None and PartialState().is_main_process:
             _train(config, rows).save_pretrained(config.output_dir)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path or config.output_dir, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        tokenizer = load_tokenizer(path or config.output_dir)
+    except ConfigError as error:
         raise ConfigError(f"tokenizer.path: no tokenizer could be loaded from {path!r}: {error}") from error
     _set_languages(config, tokenizer)
     return tokenizer

@@ -1,14 +1,45 @@
-"""A checkpoint to a model that is ready to predict, and the task that it was trained for."""
+"""A checkpoint to a model that is ready to predict, and the task that it was trained for.
 
+A checkpoint loads as a whole or not at all: transformers fills a weight that is not stored with random numbers and
+goes on, so what it reports is looked at here.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import ConfigError
+from pipeline.manifest import damage_if_described
 from pipeline.tasks.base import Task
 from pipeline.tasks.registry import MODELS, TASKS
+
+WEIGHTS_FILE = "model.safetensors"
+NAMED_WEIGHTS = 3  # of those that are wrong, in a message
+SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+COPY = "put it back from a copy"
+
+logger = logging.getLogger(__name__)
 
 
 def load_trained(checkpoint: str | Path) -> tuple[PreTrainedModel, Task]:
@@ -18,21 +49,245 @@ def load_trained(checkpoint: str | Path) -> tuple[PreTrainedModel, Task]:
         checkpoint: folder or Hub id. Its weights and settings are read; code that lies beside them is not run.
 
     Raises:
-        ConfigError: when there is no checkpoint of a model for one of the tasks.
+        ConfigError: when there is no checkpoint of a model for one of the tasks, or it is not whole.
     """
+    check_files(Path(checkpoint))
     try:
-        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        config = load_model_config(checkpoint)
         task_class, model_class = _classes_of(config)
         if task_class is None:
             raise ConfigError(f"{checkpoint}: {config.model_type!r} is not a model for {', '.join(TASKS)}")
-        model = model_class.from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
-        tokenizer = None
-        if task_class.text_columns:
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+        is_own = config.model_type in MODELS
+        generation = load_generation_config(checkpoint, is_own)
+        model = load_whole(model_class, checkpoint)
+        if model.can_generate():
+            if generation is None and is_own:
+                raise ConfigError(f"{checkpoint}: generation_config.json is missing; {COPY}")
+            model.generation_config = generation or model.generation_config
+        tokenizer = load_tokenizer(checkpoint) if task_class.text_columns else None
+        if is_own and tokenizer is not None:
+            _check_tokenizer_fits(checkpoint, tokenizer, config)
         task = task_class.from_model(tokenizer, config)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{checkpoint}: no complete checkpoint of a trained model: {error}") from error
+        raise ConfigError(f"{checkpoint}: no complete checkpoint of a trained model: {_line(error)}") from error
     return model.to(PartialState().device).eval(), task
+
+
+def check_files(folder: Path) -> None:
+    """Compare the files of a model with its manifest, where there is one.
+
+    Raises:
+        ConfigError: naming the first that is damaged.
+    """
+    if problem := damage_if_described(folder):
+        raise ConfigError(
+            f"{folder} is damaged: {problem}; {COPY}, or remove manifest.json if the change was meant; "
+            "the command that trained it makes a finished model again"
+        )
+
+
+def load_model_config(checkpoint: str | Path) -> PreTrainedConfig:
+    """Read `config.json`.
+
+    Raises:
+        ConfigError: where it does not describe a model that transformers or this project knows.
+    """
+    _read_object(checkpoint, "config.json")
+    try:
+        return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise ConfigError(f"{checkpoint}: no complete checkpoint of a trained model: {_line(error)}") from error
+
+
+def load_whole(
+    model_class: Any, checkpoint: str | Path, config: PreTrainedConfig | None = None, allow_new_head: bool = False
+) -> PreTrainedModel:
+    """Load a model all of whose weights are stored, and finite.
+
+    Args:
+        model_class: whose `from_pretrained` is called.
+        config: in place of the stored one.
+        allow_new_head: whether a model that was stored for another task may lack the head of `model_class`, which is
+            then new; it is named in the log.
+
+    Raises:
+        ConfigError: naming the first weights that are missing, not of this model, of other sizes or not finite.
+    """
+    stored_for = load_model_config(checkpoint).architectures or []
+    arguments = {} if config is None else {"config": config}
+    try:
+        with _quiet():
+            model, report = model_class.from_pretrained(
+                checkpoint,
+                trust_remote_code=False,
+                use_safetensors=True,  # other formats of weights can run code when they are loaded
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported, and refused below
+                key_mapping=_names_of_tied(model_class, _find(checkpoint, WEIGHTS_FILE)),
+                **arguments,
+            )
+    except SafetensorError as error:
+        raise ConfigError(f"{checkpoint}: the weights cannot be read: {_line(error)}; {COPY}") from error
+    # transformers reports no tied weight as missing, even where it is stored under none of its names.
+    missing = {*report["missing_keys"], *(name for name, weight in model.named_parameters() if weight.is_meta)}
+    extra = {*report["unexpected_keys"]}
+    if type(model).__name__ not in stored_for:
+        if not allow_new_head and stored_for:
+            raise ConfigError(
+                f"{checkpoint}: config.json describes a {type(model).__name__}, but the weights are those of "
+                f"{', '.join(stored_for)}"
+            )
+        if allow_new_head:
+            body = f"{model.base_model_prefix}."
+            # A pooler is trained with the head, though it is a module of the body.
+            head = {name for name in missing if len(body) > 1 and (not name.startswith(body) or ".pooler." in name)}
+            missing -= head
+            # The body may lack what the head did not need, such as a pooler, but no layer.
+            extra = {name for name in extra if name.startswith(body) and re.search(r"\.\d+\.", name)}
+            if head:
+                logger.info("%s has no weights for %s, which are new", checkpoint, name_first(head))
+    sizes = {name for name, *_ in report["mismatched_keys"]}
+    for names, problem in (
+        (missing, "has no weights for"),
+        (extra, "has weights that its config.json does not describe:"),
+        (sizes, "has weights of other sizes than its config.json says:"),
+    ):
+        if names:
+            raise ConfigError(f"{checkpoint} {problem} {name_first(names)}; {COPY}")
+    if not_finite := find_not_finite(model):
+        raise ConfigError(
+            f"{checkpoint} has weights that are not finite: {name_first(not_finite)}; load another checkpoint"
+        )
+    return model
+
+
+def _names_of_tied(model_class: Any, weights: Path | None) -> dict[str, str] | None:
+    """Map a tied weight that is stored under another of its names to the one that transformers asks for."""
+    tied = getattr(model_class, "_tied_weights_keys", None)
+    if weights is None or not isinstance(tied, dict):
+        return None
+    with safe_open(weights, "pt") as stream:
+        stored = {*stream.keys()}
+    return {f"^{re.escape(name)}$": source for name, source in tied.items() if name in stored and source not in stored}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from printing a table of what it could not load, which is looked at here."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
+def find_not_finite(model: nn.Module) -> list[str]:
+    """Name the weights that hold an infinite value or none (NaN)."""
+    return [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]
+
+
+def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint.
+
+    Raises:
+        ConfigError: where its files are missing or damaged.
+    """
+    for name in ("config.json", "tokenizer_config.json"):  # transformers reads both for the tokenizer
+        _read_object(checkpoint, name)
+    if _read_object(checkpoint, "tokenizer.json") is not None:
+        try:
+            Tokenizer.from_file(str(_find(checkpoint, "tokenizer.json")))
+        except Exception as error:  # the library raises nothing more precise
+            raise ConfigError(f"{checkpoint}: tokenizer.json is not a tokenizer: {_line(error)}; {COPY}") from error
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{checkpoint}: the tokenizer cannot be loaded: {_line(error)}") from error
+
+
+def load_generation_config(checkpoint: str | Path, is_own: bool) -> GenerationConfig | None:
+    """Read `generation_config.json`, without which transformers generates 20 tokens by defaults of its own.
+
+    Args:
+        is_own: whether this project wrote it, which always gives a length.
+
+    Returns:
+        None where there is none: transformers makes it of the config of a model of others.
+
+    Raises:
+        ConfigError: where it is broken or empty.
+    """
+    settings = _read_object(checkpoint, "generation_config.json")
+    if settings is None:
+        return None
+    if not settings or (is_own and not settings.keys() & {"max_new_tokens", "max_length"}):
+        raise ConfigError(f"{checkpoint}: generation_config.json names no max_new_tokens; {COPY}")
+    try:
+        generation = GenerationConfig.from_pretrained(checkpoint)
+        generation.validate()
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{checkpoint}: generation_config.json: {_line(error)}") from error
+    return generation
+
+
+def _check_tokenizer_fits(checkpoint: str | Path, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Raise ConfigError for a tokenizer that is not the one that the model was trained with."""
+    if len(tokenizer) > config.vocab_size:
+        raise ConfigError(
+            f"{checkpoint}: the tokenizer has {len(tokenizer)} tokens, but the model {config.vocab_size}; {COPY}"
+        )
+    for name in SPECIAL_TOKENS:
+        known, own = getattr(config, name, None), getattr(tokenizer, name)
+        if known is not None and own != known:
+            raise ConfigError(
+                f"{checkpoint}: {name} of the tokenizer is {own}, but that of the model {known}; is one of "
+                f"tokenizer.json and tokenizer_config.json missing or damaged? {COPY}"
+            )
+
+
+def _find(checkpoint: str | Path, name: str) -> Path | None:
+    """Find a file in a folder, or of a model on the Hub; None where there is none."""
+    if Path(checkpoint).is_dir():
+        path = Path(checkpoint, name)
+        return path if path.is_file() else None
+    try:
+        found = cached_file(checkpoint, name)
+    except OSError:
+        return None
+    return None if found is None else Path(found)
+
+
+def _read_object(checkpoint: str | Path, name: str) -> dict[str, Any] | None:
+    """Read a JSON file that must hold an object; None where there is none.
+
+    Raises:
+        ConfigError: where it is not JSON, or holds something else.
+    """
+    path = _find(checkpoint, name)
+    if path is None:
+        return None
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {_line(error)}; {COPY}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a JSON object, not a {type(values).__name__}; {COPY}")
+    return values
+
+
+def name_first(names: Collection[str]) -> str:
+    """Name a few of many weights."""
+    more = len(names) - NAMED_WEIGHTS
+    return ", ".join(sorted(names)[:NAMED_WEIGHTS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _classes_of(config: PreTrainedConfig) -> tuple[type[Task] | None, Any]:

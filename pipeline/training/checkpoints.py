@@ -12,17 +12,17 @@ only if every file still has the size and the SHA-256 that the manifest says.
 | `rng_state*.pth` | Trainer | random states, a file a rank |
 | `trainer_state.json` | Trainer | step, logs, best score, early stopping |
 | `carried_<rank>.safetensors` | here | what a task carries from batch to batch, such as an LSTM's state |
-| `run_state.json` | here | the position in the data, skipped steps, the data set's commit |
+| `run_state.json` | here | the position in the data, skipped steps, the data's fingerprints, what changed |
 | `run.yaml` | copied | the run's config |
 | `manifest.json` | here | size and SHA-256 of all others |
 """
 
-import hashlib
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,31 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import RunError
+from pipeline.manifest import MANIFEST_FILE, damage, describe, to_json
 from pipeline.training.ranks import fail_together
 
 CHECKPOINT_PREFIX = "checkpoint-"
 STAGING_FOLDER = "staging"
-MANIFEST_FILE = "manifest.json"
 STATE_FILE = "run_state.json"
 CARRIED_FILE = "carried_{rank}.safetensors"
 WEIGHTS_FILE = "model.safetensors"
+TRAINER_STATE_FILE = "trainer_state.json"
 CONFIG_FILE = "run.yaml"  # in the run's folder, and copied into each checkpoint
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps of a run with the same settings and data.
+
+    Attributes:
+        first_step: counted from 1.
+        changes: key -> value before and value from here on; empty in the phase in which a run begins.
+    """
+
+    first_step: int
+    changes: dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
@@ -50,14 +64,21 @@ class RunState:
     """What Trainer does not keep of a run.
 
     Attributes:
-        data: the position of the batch loader, of its `state_dict`.
+        data: the position of the batch loader, of its `state_dict`; None at the beginning.
         skipped_steps: how many steps were not finite so far.
         revision: the commit of a data set of the Hub; None for other data.
+        fingerprints: of the data: split -> hash; None in checkpoints of version 0.1.0.
+        phases: of the run so far.
     """
 
-    data: dict[str, Any]
+    data: dict[str, Any] | None = None
     skipped_steps: int = 0
     revision: str | None = None
+    fingerprints: dict[str, str] | None = None
+    phases: Sequence[Phase] = (Phase(1, {}),)
+
+
+NEW_RUN = RunState()
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -134,10 +155,7 @@ def commit(staging: Path, checkpoint: Path) -> None:
     for path in staging.rglob("*"):
         _refuse_link(path)
     files = sorted(path for path in staging.rglob("*") if path.is_file())
-    manifest = {
-        str(path.relative_to(staging)): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files
-    }
-    (staging / MANIFEST_FILE).write_text(json.dumps({"files": manifest}, indent=1), encoding="utf-8")
+    (staging / MANIFEST_FILE).write_text(to_json(describe(staging, files)), encoding="utf-8")
     for path in (*staging.rglob("*"), staging):
         flush_to_disk(path)
     if checkpoint.exists():  # a damaged one that was passed over, or one of this step before the run went back
@@ -157,25 +175,6 @@ def rotate(folder: Path, limit: int | None, keep: set[Path]) -> None:
 
 
 # Reading
-
-
-def damage(checkpoint: Path) -> str | None:
-    """Say why a checkpoint is not whole; None where it is."""
-    try:
-        files = json.loads((checkpoint / MANIFEST_FILE).read_bytes())["files"]
-        for name, known in files.items():
-            path = checkpoint / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != known["size"]:
-                return f"{name} has {path.stat().st_size} bytes instead of {known['size']}"
-            if _sha256(path) != known["sha256"]:
-                return f"{name} was changed: its SHA-256 is another"
-    except FileNotFoundError:
-        return f"it has no {MANIFEST_FILE}"
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        return f"{MANIFEST_FILE} cannot be read: {error!r}"
-    return None if files else f"{MANIFEST_FILE} names no file"
 
 
 def find_newest(folder: Path) -> Path | None:
@@ -199,9 +198,31 @@ def find_newest(folder: Path) -> Path | None:
     return None
 
 
+def find_last_good(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint whose weights, losses and scores are finite; None where there is none."""
+    for checkpoint in list_checkpoints(folder):
+        if damage(checkpoint) is None and _is_finite(checkpoint):
+            return checkpoint
+    return None
+
+
+def _is_finite(checkpoint: Path) -> bool:
+    logs = json.loads((checkpoint / TRAINER_STATE_FILE).read_bytes())["log_history"]
+    last = {name: value for log in logs for name, value in log.items()}
+    return all(math.isfinite(value) for value in last.values() if isinstance(value, float)) and all(
+        bool(tensor.isfinite().all()) for tensor in load_file(checkpoint / WEIGHTS_FILE).values()
+    )
+
+
+def read_steps(checkpoint: Path) -> int:
+    """Return the number of steps that a checkpoint was written after."""
+    return json.loads((checkpoint / TRAINER_STATE_FILE).read_bytes())["global_step"]
+
+
 def read_run_state(checkpoint: Path) -> RunState:
     values = json.loads((checkpoint / STATE_FILE).read_text())
-    return RunState(values["data"], values["skipped_steps"], values.get("revision"))
+    phases = values.pop("phases", None)
+    return RunState(**values) if phases is None else RunState(**values, phases=[Phase(**phase) for phase in phases])
 
 
 def load_carried(checkpoint: Path, rank: int, world_size: int) -> dict[str, torch.Tensor]:
@@ -244,11 +265,6 @@ def _make_empty(folder: Path) -> None:
     _refuse_link(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def flush_to_disk(path: Path) -> None:

@@ -13,13 +13,16 @@ from pathlib import Path
 import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from pipeline.errors import RunError
 from pipeline.signals import StopRequest
-from pipeline.training.checkpoints import list_checkpoints
+from pipeline.training.checkpoints import find_last_good, list_checkpoints
 
 MAX_NOT_FINITE = 10  # steps in a row without a finite loss and gradient, before the run goes back to a checkpoint
+
+FIX = "lower training.learning_rate, set training.max_grad_norm, or look at the data"
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +81,17 @@ class StepGuard(TrainerCallback):
             self._skipped_since_log += 1
             logger.warning("step %d: the loss or its gradient is not finite; skipped", step)
 
+    def refuse_divergence(self, model: nn.Module, output_dir: Path, step: int) -> None:
+        """Refuse to call a training finished that left nothing to use; every rank must ask.
+
+        Raises:
+            RunError: where weights are not finite, or no step was, in a run too short to go back.
+        """
+        if not has_finite_weights(model):
+            raise RunError(explain_divergence(f"the weights are not finite after step {step}", output_dir))
+        if step and self.skipped_in_a_row >= step:
+            raise RunError(explain_divergence("no step had a finite loss and gradient", output_dir))
+
     def on_step_end(self, args, state, control, **kwargs):
         if self.skipped_in_a_row:
             control.should_save = False  # a checkpoint to go back to must lie before the trouble
@@ -101,14 +115,13 @@ class StepGuard(TrainerCallback):
             RunError: when there is nothing to go back to, or it did not help.
         """
         problem = f"the loss or its gradient was not finite in {MAX_NOT_FINITE} steps in a row"
-        fix = "lower training.learning_rate, set training.max_grad_norm, or look at the data"
         checkpoint = next(iter(list_checkpoints(output_dir)), None)
         if checkpoint is None:
-            raise RunError(f"{problem}, with no checkpoint to go back to; {fix}")
+            raise RunError(f"{problem}, with no checkpoint to go back to; {FIX}")
         if checkpoint == self._rolled_back_to:
-            raise RunError(f"{problem}, after going on from {checkpoint}; {fix}")
+            raise RunError(f"{problem}, after going on from {checkpoint}; {FIX}")
         if self.go_back is None:
-            raise RunError(f"{problem}, and DeepSpeed cannot go back to {checkpoint} in a running process; {fix}")
+            raise RunError(f"{problem}, and DeepSpeed cannot go back to {checkpoint} in a running process; {FIX}")
         logger.warning("%s; going back to %s, and on with the rows that follow", problem, checkpoint)
         self.go_back(checkpoint)
         self._rolled_back_to = checkpoint
@@ -124,3 +137,17 @@ class StepGuard(TrainerCallback):
         mean = mean * self._steps_since_log / kept if kept else math.nan
         self._steps_since_log = self._skipped_since_log = 0
         return mean
+
+
+def has_finite_weights(model: nn.Module) -> bool:
+    """Tell whether all weights are finite, on all ranks, each of which must ask."""
+    shards = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in model.parameters()]
+    is_spoiled = torch.stack([~shard.detach().isfinite().all() for shard in shards]).any().float()
+    return reduce(is_spoiled, reduction="sum").item() == 0
+
+
+def explain_divergence(problem: str, output_dir: Path) -> str:
+    """Say that a run diverged, which checkpoint was still good, and what to do."""
+    good = find_last_good(output_dir)
+    last = f"the last good checkpoint is {good}" if good else "there is no good checkpoint"
+    return f"the run diverged: {problem}; it counts as unfinished, and nothing is published; {last}; {FIX}"

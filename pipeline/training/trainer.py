@@ -6,8 +6,10 @@ the gradients (`before_optimizer_step`), and at the end of the step come logs (`
 checkpoint (`save_checkpoint`).
 """
 
+import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,16 +22,20 @@ from pipeline.data.batch_loader import BatchLoader
 from pipeline.errors import RunError, Stopped
 from pipeline.inference.evaluation import Evaluation, evaluate_features
 from pipeline.inference.metrics import Metric
+from pipeline.manifest import damage
 from pipeline.tasks.base import Batch, Feature, Task
 from pipeline.training import checkpoints
+from pipeline.training.checkpoints import NEW_RUN, RunState
 from pipeline.training.out_of_memory import (
     evaluation_changes,
     lost_worker_explained,
     out_of_memory_explained,
     training_changes,
 )
-from pipeline.training.step_guard import StepGuard
+from pipeline.training.step_guard import StepGuard, has_finite_weights
 from pipeline.training.trainer_internals import TrainerInternals
+
+logger = logging.getLogger(__name__)
 
 
 class TeacherForcingTrainer(TrainerInternals):
@@ -42,7 +48,7 @@ class TeacherForcingTrainer(TrainerInternals):
         generation: how a model that generates makes its predictions while training.
         metrics: scores of predictions; without any, only losses are evaluated.
         show: how many predictions to print at an evaluation.
-        revision: the commit of the data set, kept in the checkpoints.
+        start: where the run begins or goes on; what it says of the data and of changes is kept in the checkpoints.
     """
 
     def __init__(
@@ -54,12 +60,12 @@ class TeacherForcingTrainer(TrainerInternals):
         generation: GenerationConfig | None = None,
         metrics: Sequence[Metric] = (),
         show: int = 0,
-        revision: str | None = None,
+        start: RunState = NEW_RUN,
         callbacks: Sequence[TrainerCallback] = (),
         **kwargs,
     ):
         self.task, self.loader, self.validation = task, loader, validation
-        self.generation, self.metrics, self.show, self.revision = generation, metrics, show, revision
+        self.generation, self.metrics, self.show, self.start = generation, metrics, show, start
         super().__init__(
             train_dataset=loader.stream,
             eval_dataset=validation or None,
@@ -77,13 +83,13 @@ class TeacherForcingTrainer(TrainerInternals):
 
         Raises:
             Stopped: after SIGTERM or SIGINT, when the step in hand is finished and saved.
-            RunError: when loss or gradients stay without finite values, a checkpoint cannot be written, a loader worker
-                hangs or is killed, or there is too little memory.
+            RunError: when loss, gradients or weights stay without finite values, a checkpoint cannot be written, a
+                loader worker hangs or is killed, or there is too little memory.
         """
         if resume_from_checkpoint:
-            state = checkpoints.read_run_state(Path(resume_from_checkpoint))
-            self.loader.load_state_dict(state.data)
-            self.guard.skipped_steps = state.skipped_steps
+            if self.start.data is not None:
+                self.loader.load_state_dict(self.start.data)
+            self.guard.skipped_steps = self.start.skipped_steps
             self._take_up_carried(Path(resume_from_checkpoint))
         self._last_log = time.perf_counter()
         changes = training_changes(self.args, self.loader.stream.batch_tokens)
@@ -93,6 +99,7 @@ class TeacherForcingTrainer(TrainerInternals):
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             finally:
                 self._end_progress_bar()
+        self.guard.refuse_divergence(self.model, Path(self.args.output_dir), self.state.global_step)
         if self.guard.is_stopped:
             raise Stopped(f"stopped and saved after step {self.state.global_step}; the same command goes on from there")
         return output
@@ -195,12 +202,15 @@ class TeacherForcingTrainer(TrainerInternals):
     # Checkpoints
 
     def save_checkpoint(self) -> None:
-        """Write the checkpoint of this step, and remove older ones.
+        """Write the checkpoint of this step, and remove older ones; weights that are not finite are not worth one.
 
         Raises:
             RunError: on every rank, when a file cannot be written on any of them.
         """
         output_dir = Path(self.args.output_dir)
+        if not has_finite_weights(self.model):
+            logger.warning("step %d: the weights are not finite; no checkpoint is written", self.state.global_step)
+            return
         self.store_flos()
         checkpoint = checkpoints.write_checkpoint(output_dir, self.state.global_step, self._write_files)
         self.find_best_checkpoint()
@@ -213,7 +223,7 @@ class TeacherForcingTrainer(TrainerInternals):
         checkpoints.save_carried(folder, self.args.process_index, self.task.state_dict())
         if self.is_world_process_zero():
             self.save_trainer_state(folder)
-            state = checkpoints.RunState(self.loader.state_dict(), self.guard.skipped_steps, self.revision)
+            state = replace(self.start, data=self.loader.state_dict(), skipped_steps=self.guard.skipped_steps)
             checkpoints.save_run_state(folder, state)
 
     def go_back_to(self, checkpoint: Path) -> None:
@@ -235,7 +245,7 @@ class TeacherForcingTrainer(TrainerInternals):
         if self.guard.is_stopped:
             return False
         best = Path(self.state.best_model_checkpoint)
-        if problem := checkpoints.damage(best):
+        if problem := damage(best):
             raise RunError(
                 f"{best}, the best checkpoint, is damaged: {problem}; training.load_best_model_at_end=false with "
                 "--accept-changes takes the last one instead"

@@ -7,7 +7,9 @@ name in this file: that it exists with the parameters expected here, and that ea
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from torch import Tensor, nn
@@ -15,8 +17,31 @@ from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
 
+from pipeline.errors import RunError
+from pipeline.tasks.trained_model import find_not_finite, name_first
 from pipeline.training import checkpoints
+from pipeline.training.changes import change_scores
+from pipeline.training.schedules import go_on
 from pipeline.training.unsharded import gather_parameters, load_into_shards
+
+# Argument of the config -> what a group of an optimizer's parameters calls it.
+OPTIMIZER_SETTINGS = {
+    "training.learning_rate": ("lr", "initial_lr"),
+    "training.lr_scheduler_type": ("lr", "initial_lr"),
+    "training.weight_decay": ("weight_decay",),
+    "training.adam_beta1": ("betas",),
+    "training.adam_beta2": ("betas",),
+    "training.adam_epsilon": ("eps",),
+}
+
+
+class ReceivedState:
+    """Takes the state that Trainer has for a schedule."""
+
+    state: dict[str, Any]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = state
 
 
 class TrainerInternals(Seq2SeqTrainer, ABC):
@@ -25,12 +50,16 @@ class TrainerInternals(Seq2SeqTrainer, ABC):
     Filled in: `label_batch`, `before_optimizer_step`, `save_checkpoint`, `should_load_best_model`.
     Called: `save_training_state`, `save_trainer_state`, `load_training_state`, `unsharded_model`.
 
+    Args:
+        changes: keys of the config whose values are others than those that the checkpoint to go on from was made with.
+
     Attributes:
         plain_model: the model as an object of its own class. Under FSDP2 it is a copy, whose parameters are those of
             the last call of `unsharded_model`; its config and sizes are always right.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, changes: Collection[str] = (), **kwargs):
+        self.changes = changes
         super().__init__(**kwargs)
         if self.compute_loss_func is not None:
             # Trainer takes a `forward` with **kwargs for one that divides its loss by `num_items_in_batch`, and would
@@ -59,10 +88,53 @@ class TrainerInternals(Seq2SeqTrainer, ABC):
     # Overrides of private methods.
 
     def _init_training_state(self, *args):
-        """Look again for the best checkpoint: the state knows its path, and the folder may have been moved."""
+        """Look again for the best checkpoint: the state knows its path, and the folder may have been moved.
+
+        Trainer takes the steps of logging, evaluation and saving from the checkpoint; they are those of the arguments.
+        """
         result = super()._init_training_state(*args)
+        self.state.compute_steps(self.args, self.state.max_steps)
+        if change_scores(self.changes):
+            self.state.best_metric = self.state.best_global_step = None
         self.find_best_checkpoint()
         return result
+
+    def _load_callback_state(self):
+        """Take what callbacks counted from the checkpoint, and their settings from the config."""
+        settings = {
+            type(callback): callback.state()["args"]
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, ExportableState)
+        }
+        super()._load_callback_state()
+        for callback in self.callback_handler.callbacks:
+            for name, value in settings.get(type(callback), {}).items():
+                setattr(callback, name, value)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """Take moments and the place in the schedule from a checkpoint, and settings from the arguments.
+
+        Trainer takes all from the checkpoint. A learning rate is a function of the arguments and the step, or, where it
+        follows the scores, goes on from the checkpoint's unless `learning_rate` changed.
+        """
+        if checkpoint is None or self.is_deepspeed_enabled:  # DeepSpeed loads both by itself
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        schedule: Any = self.lr_scheduler  # type: ignore[has-type]
+        received = ReceivedState()
+        own = [{**group, "params": None} for group in self.optimizer.param_groups]
+        self.lr_scheduler = received
+        super()._load_optimizer_and_scheduler(checkpoint)
+        self.lr_scheduler = schedule
+        changed = [names for key, names in OPTIMIZER_SETTINGS.items() if key in self.changes]
+        for group, settings in zip(self.optimizer.param_groups, own, strict=True):
+            group.update({name: settings[name] for names in changed for name in names if name in settings})
+        go_on(schedule, self.optimizer.param_groups, received.state, self.state.global_step, self.changes)
+
+    def _load_scaler(self, checkpoint):
+        """Leave the loss scale of fp16 alone where this run goes on without it."""
+        if self.accelerator.scaler is not None:
+            super()._load_scaler(checkpoint)
 
     def _run_epoch(self, **kwargs):
         """Do no step more in a run that was killed between its last step and its result; Trainer would do one."""
@@ -99,11 +171,35 @@ class TrainerInternals(Seq2SeqTrainer, ABC):
             super()._load_best_model()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """Under FSDP2 load a whole model; Trainer expects FSDP's own file, which our checkpoints do not have."""
+        """Under FSDP2 load a whole model; Trainer expects FSDP's own file, which our checkpoints do not have.
+
+        Raises:
+            RunError: for weights that are not finite, as versions before 0.2.0 could save them.
+        """
         if self.is_fsdp_enabled:
             load_into_shards(self.model, type(self.plain_model), Path(resume_from_checkpoint))
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if names := find_not_finite(self.model):
+            raise RunError(
+                f"{resume_from_checkpoint} has weights that are not finite: {name_first(names)}; "
+                "name an earlier checkpoint by training.resume_from_checkpoint"
+            )
+
+    def _issue_warnings_after_load(self, load_result):
+        """Refuse a checkpoint that is not this model's, of which Trainer only warns.
+
+        Raises:
+            RunError: naming weights that are missing or belong to another model.
+        """
+        weights = dict(self.model.named_parameters(remove_duplicate=False))
+        loaded = {weight.data_ptr() for name, weight in weights.items() if name not in load_result.missing_keys}
+        missing = [
+            name for name in load_result.missing_keys if name in weights and weights[name].data_ptr() not in loaded
+        ]
+        for names, problem in ((missing, "has no weights for"), (load_result.unexpected_keys, "has weights for")):
+            if names:
+                raise RunError(f"the checkpoint {problem} {name_first(names)}, so it is not one of this model")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Under FSDP2 save the ordinary copy, so that `from_pretrained` loads it anywhere; else as Trainer does."""
@@ -157,11 +253,12 @@ class TrainerInternals(Seq2SeqTrainer, ABC):
 
     def load_training_state(self, checkpoint: Path) -> None:
         """Put a training that is under way back to a checkpoint: all but the data, the random states and callbacks."""
+        before = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         self._load_from_checkpoint(str(checkpoint))
+        self.state.global_step = before.global_step
         self._load_optimizer_and_scheduler(str(checkpoint))
         self._load_scaler(str(checkpoint))
-        before = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        for name in ("global_step", "log_history", "best_metric", "best_global_step"):
+        for name in ("log_history", "best_metric", "best_global_step"):
             setattr(self.state, name, getattr(before, name))
         self.find_best_checkpoint()
         # Trainer's mean loss: a sum, and the step since which it sums.

@@ -13,6 +13,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from transformers import PreTrainedModel
 
+from pipeline.tasks.trained_model import load_whole
+
 
 def gather_parameters(sharded: nn.Module, copy: PreTrainedModel) -> None:
     """Fill `copy`, a model of the ordinary class, with all parameters of `sharded`."""
@@ -21,7 +23,7 @@ def gather_parameters(sharded: nn.Module, copy: PreTrainedModel) -> None:
 
 def load_into_shards(sharded: nn.Module, model_class: type[PreTrainedModel], checkpoint: Path) -> None:
     """Load a checkpoint that holds the whole model; each rank takes its part of the parameters."""
-    model = model_class.from_pretrained(checkpoint)
+    model = load_whole(model_class, checkpoint)
     # `named_parameters` has tied weights by one name only. Strict loading would miss the others, which are the same.
     parameters = {name: parameter.data for name, parameter in model.named_parameters()}
     set_model_state_dict(sharded, parameters, options=StateDictOptions(full_state_dict=True, strict=False))

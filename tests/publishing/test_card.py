@@ -105,3 +105,12 @@ def test_every_task_has_a_card(make_config, name):
         assert "trust_remote_code=True" in code
     assert all(f"![{caption}]({file})" in text for file, caption in task.pictures.items())
     assert "\n\n\n" not in text and text.endswith("```\n")
+
+
+def test_what_changed_in_a_run_is_listed(make_config, make_model):
+    task = SequenceToSequence(None)
+    text = render_card(
+        make_config(), task, make_model(), STATE, {}, phases=["from step 5 on: a: 1", "from step 9 on: b"]
+    )
+    assert "settings of the last steps" in text and "\n- from step 5 on: a: 1\n- from step 9 on: b\n" in text
+    assert "settings of the last steps" not in render_card(make_config(), task, make_model(), STATE, {})

@@ -348,3 +348,21 @@ def test_a_hub_that_is_gone_for_half_a_minute_costs_nothing(make_config, data_se
     assert all(torch.equal(got[name], expected[name]) for name in expected)
     last = HUB.commits(f"{data}-disturbed")[-1]
     assert last["title"] == "Finished model" and files_of(last) == EVERY_FILE
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.json", "run.yaml"])
+def test_a_damaged_model_is_not_published(finished_folder, hub_name, name):
+    (finished_folder / "README.md").write_text("a card may be edited")
+    content = (finished_folder / name).read_bytes()
+    (finished_folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ConfigError, match=f"run is damaged: {name} has .* the command that trained it makes"):
+        hub.publish(finished_folder, hub_name)
+    with pytest.raises(hub.NotPublished, match=f"not on the Hub: .*run is damaged: {name} has"):
+        hub.publish_result(finished_folder, HubConfig(push=True, model_id=hub_name))
+    assert not HUB.commits(hub_name)
+
+
+def test_an_unfinished_run_is_not_published(finished_folder, hub_name):
+    (finished_folder / "metrics.json").unlink()
+    with pytest.raises(ConfigError, match="the run in it is not finished; go on with it, or publish one of its"):
+        hub.publish(finished_folder, hub_name)

@@ -20,8 +20,11 @@ from transformers import (
 
 from pipeline.config import HubConfig
 from pipeline.errors import ConfigError, DataError
+from pipeline.models.configuration_classifier import TransformerClassifierConfig
+from pipeline.models.configuration_forecaster import TransformerForecasterConfig
 from pipeline.publishing import hub
 from pipeline.run import train
+from pipeline.setup.model_factory import stored_settings
 from tests.conftest import HUB
 from tokenizer.training import train as train_tokenizer
 
@@ -200,3 +203,42 @@ def test_tokens_of_generation_are_those_of_the_model(make_config, no_step):
     for settings in ({"forced_bos_token_id": 500}, {"suppress_tokens": [1, 500]}, {"sequence_bias": [[[1, 500], 2.0]]}):
         with pytest.raises(ConfigError, match=rf"generation\.{next(iter(settings))}: 500 is not below the 12 tokens"):
             train(make_config(generation=settings))
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("config.json", "[]", r"config.json must hold a JSON object, not a list"),
+        ("generation_config.json", "", r"^model.from: .*generation_config.json is not valid JSON"),
+        ("model.safetensors", "", r"^model.from: .*the weights cannot be read"),
+        ("tokenizer.json", "[", r"^tokenizer.path: .*tokenizer.json is not valid JSON"),
+    ],
+)
+def test_a_damaged_model_to_start_from_is_named(make_other, pretrained, no_step, name, text, message):
+    folder = pretrained("marian")
+    (folder / name).write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        train(make_other({"from": str(folder)}))
+
+
+def test_a_model_to_start_from_has_all_its_weights(make_other, pretrained, no_step):
+    folder = pretrained("marian")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"encoder_layers": 2}))
+    with pytest.raises(ConfigError, match=r"^model.from: .* has no weights for model.encoder.layers.1.* and 13 more"):
+        train(make_other({"from": str(folder)}))
+
+
+def test_what_the_data_determined_stays_but_not_the_classes(tmp_path):
+    names = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    TransformerClassifierConfig(vocab_size=9, **names).save_pretrained(tmp_path)
+    assert stored_settings(tmp_path, names) == names
+    for classes in (["b", "a"], ["a", "c"], ["a", "b", "c"]):
+        changed = {"id2label": dict(enumerate(classes)), "label2id": {name: n for n, name in enumerate(classes)}}
+        with pytest.raises(
+            ConfigError, match=f"the classes are now {', '.join(classes)}, but those of .* are a, b; put"
+        ):
+            stored_settings(tmp_path, changed)
+    series = {"series": ["load"], "means": [0.1], "stds": [1 / 3]}
+    TransformerForecasterConfig(**series).save_pretrained(tmp_path)
+    assert stored_settings(tmp_path, {**series, "means": [7.0]}) == series

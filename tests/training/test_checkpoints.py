@@ -14,16 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.errors import RunError
+from pipeline.manifest import MANIFEST_FILE, damage
 from pipeline.run import train
-from pipeline.training.checkpoints import (
-    MANIFEST_FILE,
-    commit,
-    damage,
-    find_newest,
-    list_checkpoints,
-    rotate,
-    write_checkpoint,
-)
+from pipeline.training.checkpoints import commit, find_newest, list_checkpoints, rotate, write_checkpoint
 from tests.conftest import ROOT
 from tests.training.conftest import LONG, assert_equal, output_dir
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipeline.errors import RunError
+from pipeline.manifest import damage
 from pipeline.run import train
-from pipeline.training.checkpoints import damage
 from pipeline.training.out_of_memory import advice, lost_worker_explained, out_of_memory_explained
 from tests.conftest import write_config
 from tests.training.conftest import LONG, assert_equal, history, output_dir

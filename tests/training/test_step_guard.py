@@ -7,11 +7,16 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from pipeline.errors import RunError, Stopped
+from pipeline.manifest import MANIFEST_FILE, describe, to_json
 from pipeline.run import train
-from pipeline.training.step_guard import MAX_NOT_FINITE
+from pipeline.training.checkpoints import find_last_good
+from pipeline.training.step_guard import MAX_NOT_FINITE, StepGuard
 from pipeline.training.trainer import TeacherForcingTrainer
+from tests.conftest import write_config
 from tests.training.conftest import LONG, assert_equal, history, output_dir, spoil, spoil_gradient, weights
 
 
@@ -131,3 +136,57 @@ def test_not_finite_from_the_start_is_the_end(make_config, at_step):
     at_step(spoil, *range(1, 1000))
     with pytest.raises(RunError, match="in a row, with no checkpoint to go back to; lower"):
         train(make_config(training={**LONG, "max_steps": 40}))
+
+
+@pytest.mark.parametrize("rate, problem", [(1e6, "loss on validation is nan"), (1e38, "the weights are not finite")])
+def test_a_run_that_diverged_has_not_finished(make_config, command, tmp_path, rate, problem):
+    """In fewer steps than lead back to a checkpoint: exit code 3, and no model where a finished one would lie."""
+    training = {"learning_rate": rate, "max_steps": 3, "eval_strategy": "no", "save_strategy": "no"}
+    done = command("train", write_config(make_config, tmp_path / "run.yaml", training=training))
+    assert done.returncode == 3
+    message = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert f"the run diverged: {problem}" in message and "there is no good checkpoint; lower training" in message
+    assert not {"metrics.json", "model.safetensors"} & {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_no_step_that_counts_is_divergence(tmp_path):
+    guard, model = StepGuard(None, torch.device("cpu")), nn.Linear(2, 2)
+    for step in (1, 2):
+        guard.check_step(model, math.nan, step)
+    with pytest.raises(RunError, match="diverged: no step had a finite loss and gradient"):
+        guard.refuse_divergence(model, tmp_path, 2)
+    guard.check_step(model, 1.0, 3)
+    guard.check_step(model, math.nan, 4)
+    guard.refuse_divergence(model, tmp_path, 4)
+
+
+def test_weights_that_are_not_finite_are_not_saved(make_config, monkeypatch, caplog):
+    monkeypatch.setattr("pipeline.training.trainer.has_finite_weights", lambda model: False)
+    folder = train(make_config(training={**LONG, "max_steps": 2})).output_dir
+    assert not list(folder.glob("checkpoint-*")) and "step 2: the weights are not finite" in caplog.text
+
+
+def test_the_last_good_checkpoint_is_named(unfinished):
+    """Eight has a weight that is not finite, six a loss."""
+    newest = unfinished / "checkpoint-8"
+    spoiled = weights(newest)
+    next(iter(spoiled.values())).fill_(math.inf)
+    save_file(spoiled, newest / "model.safetensors")
+    state = json.loads((unfinished / "checkpoint-6" / "trainer_state.json").read_text())
+    state["log_history"][-1]["loss"] = math.nan
+    (unfinished / "checkpoint-6" / "trainer_state.json").write_text(json.dumps(state))
+    for checkpoint in (newest, unfinished / "checkpoint-6"):
+        files = [path for path in checkpoint.iterdir() if path.name != MANIFEST_FILE]
+        (checkpoint / MANIFEST_FILE).write_text(to_json(describe(checkpoint, files)))
+    assert find_last_good(unfinished) == unfinished / "checkpoint-4"
+
+
+def test_a_checkpoint_of_weights_that_are_not_finite_is_refused(make_config, unfinished):
+    newest = unfinished / "checkpoint-8"
+    spoiled = weights(newest)
+    next(iter(spoiled.values())).fill_(math.nan)
+    save_file(spoiled, newest / "model.safetensors")
+    files = [path for path in newest.iterdir() if path.name != MANIFEST_FILE]
+    (newest / MANIFEST_FILE).write_text(to_json(describe(newest, files)))
+    with pytest.raises(RunError, match=r"checkpoint-8 has weights that are not finite: .*; name an earlier"):
+        train(make_config(training=LONG))

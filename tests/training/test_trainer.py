@@ -3,11 +3,12 @@
 import json
 
 import pytest
+import torch
 
-from pipeline.errors import DataError, RunError
+from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.run import train
 from pipeline.training.trainer import TeacherForcingTrainer
-from tests.training.conftest import LONG, assert_equal, output_dir, weights
+from tests.training.conftest import LONG, assert_equal, history, output_dir, weights
 
 
 def test_killed_between_last_step_and_result(make_config, reference, monkeypatch):
@@ -69,3 +70,56 @@ def test_bad_rows_in_training(make_config, make_pairs, streaming, workers):
         folder = str(result.output_dir) + "-2"
         train(make_config(data={**data, "on_bad_row": "skip", "max_bad_rows": 6, "shuffle_window": 100},
                         training={**training, "output_dir": folder}))  # fmt: skip
+
+
+def test_changed_settings_are_applied_from_the_resume_point_on(make_config, unfinished):
+    """Trainer would take all of them from the checkpoint."""
+    training = {**LONG, "max_steps": 10, "learning_rate": 0.5, "lr_scheduler_type": "constant", "adam_beta1": 0.5}
+    training |= {"weight_decay": 0.3, "save_steps": 1}
+    result = train(make_config(training=training, model={"dropout": 0.25}), accept_changes=True)
+    rates = [log["learning_rate"] for log in history(result.output_dir, 10) if "learning_rate" in log]
+    assert rates[-2:] == [0.5, 0.5] and max(rates[:-2]) < 0.5
+    assert (result.output_dir / "checkpoint-9").is_dir()
+    (decayed, *_) = torch.load(result.output_dir / "checkpoint-10" / "optimizer.pt")["param_groups"]
+    assert (decayed["lr"], decayed["betas"][0], decayed["weight_decay"]) == (0.5, 0.5, 0.3)
+    assert json.loads((result.output_dir / "config.json").read_text())["dropout"] == 0.25
+    for name in ("run.yaml", "README.md"):
+        text = (result.output_dir / name).read_text()
+        assert (
+            "from step 9 on: training.learning_rate: 0.5 (before: null)" in text and "on: model.dropout: 0.25" in text
+        )
+    assert train(make_config(training=training, model={"dropout": 0.25})).was_finished
+
+
+def test_a_setting_that_would_not_be_used_is_not_claimed(make_config, undisturbed, unfinished):
+    with pytest.raises(ConfigError, match=r"training.learning_rate: the run has made all of its 8 steps"):
+        train(make_config(training={**LONG, "learning_rate": 0.5}), accept_changes=True)
+    assert (unfinished / "run.yaml").read_text() == (undisturbed / "run.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_other_data_are_read_from_their_first_row_on(make_config, make_pairs):
+    folder = make_pairs(rows=40)
+    data = {"path": str(folder), "options": {}}
+    training = {**LONG, "max_steps": 3}
+    config = make_config(data=data, training={**training, "save_steps": 3})
+    train(config)
+    (folder / "train.jsonl").write_text('{"source": "a b", "target": "b a"}\n' * 16)
+    longer = make_config(data=data, training={**training, "save_steps": 1, "max_steps": 5})
+    with pytest.raises(ConfigError, match=r"other settings \(training.max_steps\)"):
+        train(longer)
+    result = train(longer, accept_changes=True)
+    position = json.loads((result.output_dir / "checkpoint-4" / "run_state.json").read_text())["data"]
+    assert (position["pass_index"], position["next_batch"], position["epoch"]) == (1, 4, 1.5)
+    assert "the content of data.train: " in (result.output_dir / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_changed_patience_is_that_of_the_config(make_config):
+    training = {"max_steps": 4, "load_best_model_at_end": True, "metric_for_best_model": "loss", "learning_rate": 1e-9}
+    train(make_config(training=training, evaluation={"early_stopping_patience": 5}))
+    training |= {"max_steps": 40}
+    folder = train(
+        make_config(training=training, evaluation={"early_stopping_patience": 1}), accept_changes=True
+    ).output_dir
+    assert max(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")) < 10

@@ -34,14 +34,16 @@ CALLABLES = [
     (Trainer, "_save_checkpoint", "model trial"),
     (Trainer, "_load_best_model", ""),
     (Trainer, "_load_from_checkpoint", "resume_from_checkpoint model"),
+    (Trainer, "_issue_warnings_after_load", "load_result"),
+    (Trainer, "_load_callback_state", ""),
+    (Trainer, "_load_optimizer_and_scheduler", "checkpoint"),
+    (Trainer, "_load_scaler", "checkpoint"),
     (Trainer, "_save", "output_dir state_dict"),
     (Trainer, "save_model", "output_dir _internal_call"),
     # Called by TrainerInternals.
     (Trainer, "_save_optimizer_and_scheduler", "output_dir"),
     (Trainer, "_save_scaler", "output_dir"),
     (Trainer, "_save_rng_state", "output_dir"),
-    (Trainer, "_load_optimizer_and_scheduler", "checkpoint"),
-    (Trainer, "_load_scaler", "checkpoint"),
     (ExportableState, "state", ""),
     (DefaultFlowCallback, "on_epoch_end", "args state control kwargs"),
     # Public methods that TeacherForcingTrainer overrides.

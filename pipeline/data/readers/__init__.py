@@ -15,17 +15,19 @@ every folder. Pairs in the two columns of a table that ends in .pairs, for insta
     READERS = [..., Reader(pairs.accepts, pairs.read), ...]
 
 A reader gives rows with the names that the data have; `open_split` checks and picks the columns of the config, under
-their agreed names. A reader that knows file and line of each row gives the agreed columns itself (`names_places`).
+their agreed names. A reader that knows file and line of each row gives the agreed columns itself (`names_places`). One
+whose files do not begin with the name of their split says which they are (`files`), so that a change is noticed.
 """
 
 from pipeline.data.readers import delimited_text, generated, hf_datasets, json_lines, parallel_text, plain_text
 from pipeline.data.readers.base import Reader
 
 READERS = [
-    Reader(generated.accepts, generated.read),
-    Reader(parallel_text.accepts, parallel_text.read, names_places=True),
-    Reader(json_lines.accepts, json_lines.read, names_places=True),
-    Reader(delimited_text.accepts, delimited_text.read, names_places=True),
-    Reader(plain_text.accepts, plain_text.read, names_places=True),
-    Reader(hf_datasets.accepts, hf_datasets.read),  # last, as it accepts every folder and every data set of the Hub
+    Reader(generated.accepts, generated.read, files=lambda request: []),
+    Reader(parallel_text.accepts, parallel_text.read, names_places=True, files=parallel_text.files),
+    Reader(json_lines.accepts, json_lines.read, names_places=True, files=lambda request: request.files),
+    Reader(delimited_text.accepts, delimited_text.read, names_places=True, files=lambda request: request.files),
+    Reader(plain_text.accepts, plain_text.read, names_places=True, files=lambda request: request.files),
+    # Last, as it accepts every folder and every data set of the Hub.
+    Reader(hf_datasets.accepts, hf_datasets.read, files=lambda request: request.files),
 ]

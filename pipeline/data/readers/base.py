@@ -147,6 +147,12 @@ class SplitRequest:
         return [str(path) for path in download_files(self.path, names, unquote(parts[0][0]), self.patience)]
 
 
+def files_of_split(request: SplitRequest) -> list[str]:
+    """Return the local files whose names begin with that of the split, or else all in the folder."""
+    files = sorted(path for path in Path(request.path).glob("*") if path.is_file())
+    return [str(path) for path in files if path.name.startswith(request.split.name)] or [str(path) for path in files]
+
+
 @dataclass(frozen=True)
 class Reader:
     """A line of the table of readers.
@@ -155,8 +161,10 @@ class Reader:
         accepts: whether the data of a request have the shape that this reader reads.
         read: opens them.
         names_places: whether the rows come with the agreed columns, and with `PLACE` and `PROBLEM` of `data.rows`.
+        files: those that the rows are read from, by which a change of the data is noticed.
     """
 
     accepts: Callable[[SplitRequest], bool]
     read: Callable[[SplitRequest], Rows]
     names_places: bool = False
+    files: Callable[[SplitRequest], list[str]] = files_of_split

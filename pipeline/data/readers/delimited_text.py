@@ -71,11 +71,11 @@ def has_quotes(request: SplitRequest) -> bool:
 
 def _rows(
     shards: list[list[str]],
-    changed: list[list[int]],
     columns: tuple[tuple[str, str], ...],
     names: tuple[str, ...] | None,
     separator: str,
     quote: str | None,
+    fingerprint: str = "",
 ) -> Iterator[dict[str, Any]]:
     """Yield the agreed columns of each row; the first record of a file holds the names, unless they are given."""
     nothing = dict.fromkeys(agreed for agreed, _ in columns)

@@ -1,11 +1,13 @@
 """Whatever `datasets.load_dataset` reads: Parquet, JSON arrays, archives and more, and data sets of the Hub."""
 
 import csv
+from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import Features, Value
 
+from pipeline.data.fingerprints import fingerprint_files
 from pipeline.data.hub_reading import with_retries
 from pipeline.data.readers.base import Rows, SplitRequest
 from pipeline.data.readers.delimited_text import has_quotes
@@ -24,6 +26,10 @@ def read(request: SplitRequest) -> Rows:
         arguments = {name: value for name, value in arguments.items() if name not in ("name", "revision", "data_dir")}
         arguments["data_files"] = {request.dataset_split.name: request.fetch_files()}
         arguments["features"] = features
+    elif request.files and not request.streaming:
+        # The cache of `datasets` knows local files by path and time, under which other content may lie by now.
+        cache = Path(arguments.get("cache_dir") or datasets.config.HF_DATASETS_CACHE)
+        arguments = arguments | {"cache_dir": str(cache / fingerprint_files(request.files))}
 
     def load(**more: Any) -> Rows:
         split = str(request.dataset_split)

@@ -10,7 +10,7 @@ from pipeline.errors import DataError
 
 
 def accepts(request: SplitRequest) -> bool:
-    return all(file.is_file() for file in _files(request))
+    return all(Path(file).is_file() for file in files(request))
 
 
 def read(request: SplitRequest) -> Rows:
@@ -19,15 +19,15 @@ def read(request: SplitRequest) -> Rows:
     Raises:
         DataError: for an empty one.
     """
-    files = _files(request)
-    for file in files:
-        if file.stat().st_size == 0:
+    paths = files(request)
+    for file in paths:
+        if Path(file).stat().st_size == 0:
             raise DataError(f"{file}: the file is empty")
-    return open_lines(request, [[str(file) for file in files]], _parser(list(request.columns)))
+    return open_lines(request, [paths], _parser(list(request.columns)))
 
 
-def _files(request: SplitRequest) -> list[Path]:
-    return [Path(request.path) / f"{request.split.name}.{column}" for column in request.columns.values()]
+def files(request: SplitRequest) -> list[str]:
+    return [str(Path(request.path) / f"{request.split.name}.{column}") for column in request.columns.values()]
 
 
 def _parser(names: list[str]) -> Parse:

@@ -39,7 +39,7 @@ def read(request: SplitRequest) -> Rows:
 
 
 def _rows(
-    shards: list[list[str]], changed: list[list[int]], names: tuple[str, ...], by_paragraph: bool
+    shards: list[list[str]], names: tuple[str, ...], by_paragraph: bool, fingerprint: str = ""
 ) -> Iterator[dict[str, Any]]:
     for (file,) in shards:
         lines = enumerate(read_lines(file), start=1)

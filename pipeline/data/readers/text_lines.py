@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.arrow_reader import ReadInstruction
 
+from pipeline.data.fingerprints import fingerprint_files
 from pipeline.data.lines import COMPRESSED, read_lines
 from pipeline.data.readers.base import Rows, SplitRequest
 from pipeline.data.rows import PLACE, Columns
@@ -59,11 +60,11 @@ def open_files(
         features: types of its rows.
         settings: further arguments, no lists among them, as `datasets` takes those for shards.
     """
-    # The time of change is an argument so that the cache of `from_generator` does not outlive the files.
-    changed = [[Path(file).stat().st_mtime_ns if Path(file).is_file() else 0 for file in shard] for shard in shards]
-    arguments = {"shards": shards, "changed": changed, **settings}
+    arguments = {"shards": shards, **settings}
     if request.streaming:
         return IterableDataset.from_generator(make_rows, gen_kwargs=arguments)
+    # An argument, so that the cache of `from_generator` does not outlive the content of the files.
+    arguments["fingerprint"] = fingerprint_files(file for shard in shards for file in shard)
     rows = Dataset.from_generator(make_rows, gen_kwargs=arguments, features=features)
     if not request.split.slice:
         return rows
@@ -71,7 +72,7 @@ def open_files(
     return rows.select(range(part.from_, part.to))
 
 
-def _lines(shards: list[list[str]], changed: list[list[int]]) -> Iterator[dict[str, Any]]:
+def _lines(shards: list[list[str]], fingerprint: str = "") -> Iterator[dict[str, Any]]:
     """Yield the lines of each shard. Blank lines of a single file are left out."""
     for files in shards:
         for number, lines in enumerate(zip_longest(*map(read_lines, files)), start=1):

@@ -1,4 +1,5 @@
 import copy
+import os
 from typing import Any
 
 import pytest
@@ -61,3 +62,12 @@ def test_classes_have_the_names_of_their_data_set(tmp_path, streaming):
     assert [row["target"] for row in rows] == ["neg", "pos", None]
     assert rows[0]["target"].names == ["pos", "neg", "none"] and rows[0]["target"].number == 1
     assert copy.deepcopy(rows[0]["target"]).number == 1  # as on its way to a loader worker
+
+
+def test_other_content_under_the_same_time_is_read_anew(tmp_path):
+    """As `cp -p` and `rsync -t` leave it; the cache of `datasets` knows files by path and time."""
+    path = tmp_path / "train.csv"
+    for text in ("a", "b"):
+        path.write_text(f"en,fr\n{text},un\n")
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        assert texts(open_folder(tmp_path)) == [{"source": text, "target": "un"}]

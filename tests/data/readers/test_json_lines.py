@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 
 import datasets
 import pytest
@@ -85,3 +86,12 @@ def test_an_array_may_be_one_long_line(tmp_path, monkeypatch):
     monkeypatch.setattr(json_lines, "LARGEST_ARRAY", 100)
     with pytest.raises(DataError, match=r"train.json:1: the line has more than"):
         open_folder(tmp_path)
+
+
+def test_other_content_under_the_same_time_is_read_anew(tmp_path):
+    """As `cp -p` and `rsync -t` leave it."""
+    path = tmp_path / "train.jsonl"
+    for text in ("a", "b"):
+        write_jsonl(path, [{"en": text, "fr": "un"}])
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        assert texts(open_folder(tmp_path)) == [{"source": text, "target": "un"}]
