@@ -13,8 +13,10 @@ from pipeline.config import RESERVED_TRAINING_KEYS
 from pipeline.errors import ConfigError, TeacherForcingError
 from pipeline.library_settings import TRAINING, GenerationSettings, training_types
 from pipeline.run import train
-from pipeline.setup.model_factory import generation_config
+from pipeline.setup.generation_setup import generation_config
+from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from pipeline.training.arguments import check_settings, training_arguments
+from tokenizer.training import train as train_tokenizer
 
 ODD: list[Any] = [0, -1, 1, 2, 0.5, -0.5, float("nan"), float("inf"), 10**12, 10**30, True, False, None]
 ODD += ["", "x", "no", "1", "a\0", [], [1], ["a"], [[1]], [[[1], 2]], [2, 3], [-1], {}, {"a": 1}, [None]]
@@ -37,13 +39,13 @@ def mode(request):
 
 
 def test_every_setting_of_generation_is_refused_or_generates(make_config, make_model, batch, mode):
-    model = make_model()
+    model, task = make_model(), SequenceToSequence(train_tokenizer(["a b"] * 2, "word", 40, max_length=20))
     del batch["labels"]
     taken = set()
     for name in GENERATION:
         for value in ODD:
             try:
-                generation = generation_config(make_config(generation={**mode, name: value}), model)
+                generation = generation_config(make_config(generation={**mode, name: value}), model, task)
             except ConfigError:
                 continue
             torch.manual_seed(0)

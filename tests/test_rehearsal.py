@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections import namedtuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_every_task_can_be_rehearsed(rehearse, task, tmp_path):
     for split, words in (("train", "so {} on"), ("validation", "on {} so")):
         rows = [{"source": words.format(n % 7), "target": "ab"[n % 2], "load": n % 7} for n in range(64)]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    changes = {"data": {"path": str(tmp_path), "options": {}, "test": None}, "generation": {}}
+    changes: dict[str, Any] = {"data": {"path": str(tmp_path), "options": {}, "test": None}, "generation": {}}
     if task == "forecasting":
         sizes = {"context_length": 8, "prediction_length": 4, "patch_length": 4, "patch_stride": 2}
         changes |= {"forecasting": {"series": ["load"]}, "model": sizes}
@@ -144,8 +145,8 @@ def test_a_batch_that_does_not_fit_is_an_error(rehearse, make_pairs, monkeypatch
 
 
 def test_the_largest_batch_is_bounded_by_the_rows_that_there_are(make_config, make_pairs, monkeypatch):
-    scenes = []
-    monkeypatch.setattr(run, "rehearse", lambda scene: scenes.append(scene) or [])
+    scenes: list[Any] = []
+    monkeypatch.setattr(run, "rehearse", scenes.append)
     train(make_config(data={"path": str(make_pairs(rows=5)), "options": {}, "batch_tokens": 10**9}), dry_run=True)
     next(iter(rehearsal.CHECKS.values()))(scenes[0]).__next__()
     assert [len(batch) for batch in largest_batches(scenes[0])] == [5, 5]
