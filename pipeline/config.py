@@ -269,7 +269,8 @@ def _refuse_secrets(values: Any, location: Location, source: Source) -> None:
     for name, value in items:
         key = (*location, str(name))
         if str(name).lower() in SECRET_KEYS and isinstance(value, str):
-            raise ConfigError(f"{source.place(key)}{'.'.join(key)}: {NO_SECRETS}")
+            place = source.place(key)  # an override would be shown with its value
+            raise ConfigError(f"{'' if place.startswith('override') else place}{'.'.join(key)}: {NO_SECRETS}")
         _refuse_secrets(value, key, source)
 
 

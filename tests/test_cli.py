@@ -347,6 +347,7 @@ def test_metrics_that_a_checkpoint_names_are_not_run_unasked(command, checkpoint
     code.write_text(METRIC.format(str(code.with_name("was_run"))))
     config = checkpoint / "run.yaml"  # as somebody else may have published it
     config.write_text(config.read_text().replace("- exact_match", f"- {code.parent}"))
+    (checkpoint / "manifest.json").unlink()
     done = command("score", checkpoint)
     assert done.returncode == 2 and "would run code; if you trust it, add --allow-metric-code" in done.stderr
     assert not code.with_name("was_run").exists()

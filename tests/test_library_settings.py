@@ -26,7 +26,8 @@ COMPILED = {"torch_compile", "torch_compile_backend", "torch_compile_mode"}  # e
 
 
 @pytest.fixture(autouse=True)
-def quiet():
+def quiet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a folder called x may be made
     logging.disable(logging.CRITICAL)
     with mock.patch.dict(os.environ):
         yield

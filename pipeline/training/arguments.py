@@ -109,8 +109,6 @@ def _known_scores(config: Config) -> dict[str, Better]:
 def _with_mode(args: Seq2SeqTrainingArguments) -> dict[str, Any]:
     """Return the arguments of a schedule that watches a score, with which value of it is better."""
     kwargs, mode = args.lr_scheduler_kwargs or {}, "max" if args.greater_is_better else "min"
-    if not isinstance(kwargs, dict):
-        raise ConfigError(f"training.lr_scheduler_kwargs: {kwargs!r} is not a mapping such as {{patience: 2}}")
     if kwargs.get("mode", mode) != mode:
         raise ConfigError(
             f"training.lr_scheduler_kwargs: mode={kwargs['mode']} is wrong for {args.metric_for_best_model}, which is "

@@ -36,7 +36,7 @@ FREE = (
 APPLIED = (
     _keys("data", "path subset revision train validation test source target options")  # changed data
     | _keys("generation", "*")
-    | _keys("evaluation", "metrics sacrebleu num_beams max_rows average_checkpoints early_stopping_patience")
+    | _keys("evaluation", "*")
     | _keys("model", "dropout attention_dropout activation_dropout classifier_dropout embedding_dropout head_dropout")
     | _keys("training", "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps max_steps num_train_epochs")
     | _keys("training", "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor")

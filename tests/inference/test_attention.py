@@ -25,7 +25,9 @@ def tokenizer():
 
 @pytest.fixture
 def model(make_model, tokenizer):
-    return make_model(vocab_size=len(tokenizer), decoder_layers=1)
+    model = make_model(vocab_size=len(tokenizer), decoder_layers=1)
+    model.generation_config.max_new_tokens = 8  # as every run gives one
+    return model
 
 
 @pytest.fixture

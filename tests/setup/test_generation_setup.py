@@ -190,7 +190,7 @@ def test_what_training_contradicts_is_refused(words, given, message):
 
 def test_a_maximum_length_is_obeyed(make_config, make_model, words):
     """It counts the start token."""
-    config, model = make_config(generation={"max_length": 6, "max_new_tokens": None}), make_model(vocab_size=320)
+    config, model = make_config(generation={"max_length": 6}), make_model(vocab_size=320)
     model.generation_config = generation_config(config, model, SequenceToSequence(words))
     assert model.generation_config.max_new_tokens is None
     assert model.generate(torch.tensor([[5, 6, 2]]), bad_words_ids=[[2]]).shape == (1, 6)
@@ -200,12 +200,8 @@ def test_a_change_wins_over_what_is_stored():
     stored = GenerationConfig(max_new_tokens=12, do_sample=True, top_k=5)
     changed = changed_generation(stored, {"max_length": 6, "do_sample": False}, "--set")
     assert (changed.max_length, changed.max_new_tokens, changed.top_k) == (6, None, None)
-    for changes, message in (
-        ({"max_lenght": 6}, "--set: max_lenght: no such key in .*max_length"),
-        ({"top_k": 6}, "--set: "),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            changed_generation(GenerationConfig(), changes, "--set")
+    with pytest.raises(ConfigError, match="--set: "):
+        changed_generation(GenerationConfig(), {"top_k": 6}, "--set")
 
 
 @pytest.mark.slow  # trains

@@ -172,7 +172,7 @@ def test_what_watches_a_score_watches_the_loss_by_default(make_config, changes):
         (
             {"lr_scheduler_type": "greedy", "lr_scheduler_kwargs": "patience"},
             [],
-            r"training\.lr_scheduler_kwargs: 'patience' is not a mapping such as {patience: 2}",
+            r"training\.lr_scheduler_kwargs: Input should be a valid dictionary",
         ),
     ],
 )
@@ -184,7 +184,7 @@ def test_a_score_that_is_not_given_or_not_known(make_config, training, metrics, 
 def test_arguments_of_a_schedule_stay(make_config):
     kwargs = {"mode": "max", "patience": 0}
     training = {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "token_accuracy"}
-    for given in (kwargs, {"patience": 0}, '{"patience": 0}'):
+    for given in (kwargs, {"patience": 0}):
         args = training_arguments(make_config(training=training | {"lr_scheduler_kwargs": given}))
         assert args.lr_scheduler_kwargs == kwargs
 
