@@ -90,7 +90,7 @@ def test_round_trip(make_config, data_set, tmp_path, caplog):
     pinned = HUB.commits(data, "datasets")[-1]["oid"]
     name = f"{data}-model"
     folder = train(push_config(make_config, name, data)).output_dir
-    assert all("8 of 8 rows are among the training rows" in message for message in caplog.messages)
+    assert not [record for record in caplog.records if record.name != "pipeline.run"]  # which doubts so small a data set
     (folder / ".env").write_text(WRITER)
     first, last = HUB.commits(name)
     assert files_of(first) == set() and files_of(last) == EVERY_FILE

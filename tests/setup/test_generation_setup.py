@@ -190,7 +190,7 @@ def test_what_training_contradicts_is_refused(words, given, message):
 
 def test_a_maximum_length_is_obeyed(make_config, make_model, words):
     """It counts the start token."""
-    config, model = make_config(generation={"max_length": 6}), make_model(vocab_size=320)
+    config, model = make_config().model_copy(update={"generation": {"max_length": 6}}), make_model(vocab_size=320)
     model.generation_config = generation_config(config, model, SequenceToSequence(words))
     assert model.generation_config.max_new_tokens is None
     assert model.generate(torch.tensor([[5, 6, 2]]), bad_words_ids=[[2]]).shape == (1, 6)
