@@ -83,7 +83,7 @@ USED_AT_THE_END = (
 OF_SCORES = (
     HELD_OUT
     | _keys("data", "path subset revision validation source target options")
-    | _keys("evaluation", "metrics num_beams max_rows")
+    | _keys("evaluation", "metrics sacrebleu num_beams max_rows")
     | _keys("training", "metric_for_best_model greater_is_better")
 )
 
