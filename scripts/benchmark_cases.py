@@ -50,7 +50,7 @@ def stock(arguments: argparse.Namespace, is_grouped: bool) -> dict[str, Any]:
     features = encode(config, tokenizer)
     torch.manual_seed(0)
     model = make_marian(Seq2SeqTransformerConfig(vocab_size=len(tokenizer), **config.model))
-    watch = Stopwatch(config.training["logging_steps"])
+    watch = Stopwatch(int(config.training["logging_steps"]))
     shared = ("learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "label_smoothing_factor", "bf16")
     args = Seq2SeqTrainingArguments(
         output_dir=tempfile.mkdtemp(),
