@@ -90,7 +90,7 @@ class Scene:
     """What a rehearsal has to work with.
 
     Attributes:
-        held_out: features by split, all rows of it.
+        held_out: features by split, all rows of it; of the splits that there are.
         batches: training batches of the first rows, as lists of features; filled by the first check.
     """
 
@@ -205,7 +205,7 @@ def check_scores(scene: Scene) -> Iterator[Finding]:
     if not scene.task.has_metrics:
         return
     read = [feature for batch in scene.batches for feature in batch]
-    features = next((features for features in scene.held_out.values() if features), read)
+    features = next(iter(scene.held_out.values()), read)
     metrics = scene.trainer.metrics or [exact_match]  # what cannot be written is lost without a score as well
     warnings = score_warnings(scene.config, scene.task, features, metrics)
     yield from (Finding("warning", warning) for warning in warnings)
@@ -318,13 +318,14 @@ def describe_pass(scene: Scene, batch: list[Feature], seconds: float) -> str:
     if not hasattr(rows, "__len__"):
         return f"forward and backward take about {seconds:.2g} seconds a batch"
     mean = sum(map(len, scene.batches)) / len(scene.batches)
-    minutes = seconds * len(rows) / mean / scene.trainer.args.world_size / 60
-    return f"forward and backward take about {seconds:.2g} seconds a batch, {minutes:,.1f} minutes a pass"
+    a_pass = seconds * len(rows) / mean / scene.trainer.args.world_size
+    duration = f"{a_pass:.2g} seconds" if a_pass < 60 else f"{a_pass / 60:,.0f} minutes"
+    return f"forward and backward take about {seconds:.2g} seconds a batch, {duration} a pass"
 
 
 def check_generation(scene: Scene) -> Iterator[Finding]:
     """Score and generate as configured: while training, and at the end."""
-    features = next((features for features in scene.held_out.values() if features), [])[:GENERATED_ROWS]
+    features = next(iter(scene.held_out.values()), [])
     if not features:
         return
     final = scene.model.generation_config if scene.model.can_generate() else None
@@ -388,7 +389,7 @@ def check_disk(scene: Scene, model_size: int) -> Iterator[Finding]:
         saves = math.ceil(arguments.max_steps / max(1, arguments.save_steps)) if arguments.save_steps >= 1 else 1
         count = min(saves, arguments.save_total_limit or saves)
     need = (count + 1) * size  # one more is written before the oldest is removed
-    text = f"{count} checkpoints of {size / 1e6:,.1f} MB need {need / 1e6:,.0f} MB of {free / 1e6:,.0f} MB on the disk"
+    text = f"{count} checkpoints of {size / 1e6:,.1f} MB need {need / 1e6:,.1f} MB of {free / 1e6:,.0f} MB on the disk"
     if free < min(2, count + 1) * size:
         raise RunError(f"{scene.folder}: {text}; make room, or choose another training.output_dir")
     yield Finding(*(("ok", text) if need <= free else ("warning", f"{text}; set training.save_total_limit")))

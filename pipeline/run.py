@@ -89,7 +89,8 @@ def train(config: Config, *, accept_changes: bool = False, dry_run: bool = False
         held_out = encode_held_out(config, task, splits)
         trainer = build_trainer(config, args, task, model, splits, held_out["validation"], metrics, resume)
         if dry_run or resume.checkpoint is None or resume.changes:
-            scene = Scene(config, trainer, folder.path, held_out, seen)
+            there = {split: features for split, features in held_out.items() if features}
+            scene = Scene(config, trainer, folder.path, there, seen)
             findings = from_main_process(lambda: rehearse(scene))
             if dry_run:
                 return RunResult(folder.path, {}, findings=findings)
