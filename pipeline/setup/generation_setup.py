@@ -237,12 +237,16 @@ def _ends(
         stops = [number for number in (tokenizer.eos_token_id, tokenizer.sep_token_id) if number in labels][:1]
         eos = stops[0] if stops else None
     places = [place for place, number in enumerate(labels) if number in stops]
-    if not places or places[0] == 0:
-        where = "which begin with an end token" if places else "without an end token"
-        name = "tokenizer" if given.get("eos_token_id") is None else "generation.eos_token_id"
+    marks = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    is_end = bool(places) and {*labels[places[0] + 1 :]} <= marks  # such as a language, which may follow
+    if not is_end or places[0] == 0:
+        where = "where an end token comes before the end" if places else "without an end token"
+        name, way = "tokenizer", "take a tokenizer that puts its end token behind a target, and nowhere else"
+        if given.get("eos_token_id") is not None:
+            name, way = "generation.eos_token_id", "leave it out"
         raise ConfigError(
             f"{name}: targets are encoded as {tokenizer.convert_ids_to_tokens(labels)}, {where}, so generation would "
-            "not end where they do; take a tokenizer that puts its end token behind a target, and nowhere else"
+            f"not end where they do; {way}"
         )
     forced = settings.get("forced_eos_token_id")
     return {"eos_token_id": eos, "forced_eos_token_id": forced if forced in (None, *stops) else None}

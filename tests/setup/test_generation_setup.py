@@ -188,6 +188,14 @@ def test_what_training_contradicts_is_refused(words, given, message):
         generation_config(asked(**given), model, SequenceToSequence(words, (64, 64)))  # type: ignore[arg-type]
 
 
+def test_an_end_token_within_the_targets_is_refused(words):
+    model, given = make_model("bart", len(words), **IDS), asked(eos_token_id=words.convert_tokens_to_ids("1"))
+    with pytest.raises(
+        ConfigError, match=r"generation.eos_token_id: .* an end token comes before the end.* leave it out"
+    ):
+        generation_config(given, model, SequenceToSequence(words, (64, 64)))  # type: ignore[arg-type]
+
+
 def test_a_maximum_length_is_obeyed(make_config, make_model, words):
     """It counts the start token."""
     config, model = make_config().model_copy(update={"generation": {"max_length": 6}}), make_model(vocab_size=320)

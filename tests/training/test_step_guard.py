@@ -149,6 +149,16 @@ def test_a_run_that_diverged_has_not_finished(make_config, command, tmp_path, ra
     assert not {"metrics.json", "model.safetensors"} & {path.name for path in (tmp_path / "run").iterdir()}
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_run_without_validation_that_diverged_has_not_finished(make_config, steps):
+    """The first step spoils the weights, which stay finite; the others are skipped."""
+    training = {"learning_rate": 1e6, "max_steps": steps, "eval_strategy": "no", "save_strategy": "no"}
+    config = make_config(data={"validation": None, "test": None}, training=training)
+    with pytest.raises(RunError, match="the run diverged: no loss of the last batches is finite"):
+        train(config)
+    assert not (output_dir(config) / "metrics.json").exists()
+
+
 def test_no_step_that_counts_is_divergence(tmp_path):
     guard, model = StepGuard(None, torch.device("cpu")), nn.Linear(2, 2)
     for step in (1, 2):
