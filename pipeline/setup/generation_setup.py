@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.config import Config
+from pipeline.config import Config, check_generation
 from pipeline.errors import ConfigError
+from pipeline.library_settings import GenerationSettings
 from pipeline.setup.model_factory import is_own
 from pipeline.setup.tokenizer_setup import has_languages
 from pipeline.tasks.base import Feature, Task, tokenize
@@ -117,7 +118,11 @@ def _own_settings(model: PreTrainedModel, given: dict[str, Any]) -> dict[str, An
     stored = model.generation_config.to_diff_dict()
     left_out = {"transformers_version", "_from_model_config", "max_length", "max_new_tokens"}
     left_out |= _useless_settings(stored, given)
-    return {name: value for name, value in stored.items() if name not in left_out}
+    used = {name: value for name, value in stored.items() if name not in left_out}
+    # Some have values that mean nothing, such as an empty list of tokens.
+    known = {name: used[name] for name in GenerationSettings.model_fields if used.get(name) and name not in given}
+    check_generation(known, lambda _: "model.from: its generation_config.json: ")
+    return used
 
 
 def _useless_settings(stored: dict[str, Any], given: dict[str, Any]) -> set[str]:

@@ -149,7 +149,7 @@ class TeacherForcingTrainer(TrainerInternals):
         """
         self._last_batches.append(inputs)
         arguments = self.task.with_state(inputs)
-        if self.compute_loss_func is not None and self.model.config.is_encoder_decoder:
+        if self.compute_loss_func is not None and hasattr(self.model, "prepare_decoder_input_ids_from_labels"):
             # Trainer gives the labels to the function only, and the model makes its decoder's inputs of labels.
             arguments["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
         loss, outputs = super().compute_loss(model, arguments, True, num_items_in_batch)

@@ -142,6 +142,16 @@ PUBLISHED = {
 PUBLISHED |= {"min_length": 5, "temperature": 0.9}  # the last has no effect there, and transformers does not store it
 
 
+def test_a_published_setting_that_cannot_work_is_refused(words):
+    """Unless the config replaces it."""
+    model, task = make_model("bart", len(words), **IDS), SequenceToSequence(words)
+    model.generation_config = GenerationConfig(**IDS)
+    model.generation_config.num_beams = -3
+    with pytest.raises(ConfigError, match=r"^model.from: its generation_config.json: generation.num_beams: .*-3"):
+        generation_config(asked(), model, task)  # type: ignore[arg-type]
+    assert generation_config(asked(num_beams=2), model, task).num_beams == 2  # type: ignore[arg-type]
+
+
 def test_settings_of_a_published_model_stay(words):
     """But those that others make useless; and what is meant for beams does not reach evaluations without."""
     model, task = make_model("bart", len(words), **IDS), SequenceToSequence(words)
