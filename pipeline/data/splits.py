@@ -217,7 +217,8 @@ def _check_left_out(request: SplitRequest, files: list[str]) -> None:
         return
     shard = re.compile(rf"{re.escape(name)}([-_.]?\d+)?(-of-\d+)?{SUFFIXES}", re.IGNORECASE)
     read = {Path(file).resolve() for file in files}
-    others = sorted(path for path in folder.iterdir() if shard.fullmatch(path.name) and path.resolve() not in read)
+    shards = [path for path in folder.iterdir() if shard.fullmatch(path.name) and path.is_file()]
+    others = sorted(path for path in shards if path.resolve() not in read)
     if others:
         raise ConfigError(
             f"data: {others[0]} would be left out beside {files[0]}, which is of another kind; move it away, or name "
