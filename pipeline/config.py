@@ -198,6 +198,8 @@ RESERVED_TRAINING_KEYS = {
     "generation_num_beams": "evaluation.num_beams",
     "generation_max_length": "generation.max_new_tokens",
     "remove_unused_columns": "data.source and data.target",
+    "train_sampling_strategy": "this project: batches hold rows of like lengths, see data.shuffle_window",
+    "length_column_name": "this project: lengths are those of the tokens",
     "ignore_data_skip": "this project: a run goes on at its row, without replaying",
     "restore_callback_states_from_checkpoint": "this project: they always are",
     "enable_jit_checkpoint": "this project: SIGTERM always saves",

@@ -40,6 +40,7 @@ SAMPLE = 500  # training rows that are read for it at most
 GENERATED_ROWS = 2
 GENERATED_TOKENS = 8  # a new model does not stop by itself, and the first tokens show every setting
 UNKNOWN_SHARE = 0.01  # of unknown tokens in validation and test, above which the tokenizer is doubted
+TRIED_TOKENS = 16_384  # of a batch, on a CPU
 WATCHED_ROWS = 1_000_000  # training rows that are compared with validation and test at most: 8 MB
 ADAM_STATES = 2  # tensors as large as the weights
 FLOAT = 4  # bytes
@@ -217,19 +218,22 @@ def check_largest_batch(scene: Scene) -> Iterator[Finding]:
     """Go forward and backward, and see whether the largest batch fits into the memory.
 
     On a GPU that batch is run. On a CPU, where it can take minutes and the system kills what takes too much, its memory
-    is estimated from that of a real batch.
+    is estimated from that of the first rows of a real batch.
     """
     if not scene.batches or scene.trainer.is_fsdp_enabled:  # sharded only when the training begins
         return
     real = max(scene.batches, key=lambda batch: tokens_of(scene.task, batch))
-    seconds, peak = measure_step(scene, real)
-    yield Finding("ok", describe_pass(scene, real, seconds))
+    is_gpu = scene.trainer.args.device.type == "cuda"
+    tried = real if is_gpu else first_rows(scene, real)
+    tokens = max(1, tokens_of(scene.task, tried))
+    seconds, peak = measure_step(scene, tried)
+    yield Finding("ok", describe_pass(scene, real, seconds * tokens_of(scene.task, real) / tokens))
     expected, possible = largest_batches(scene)
     settings = [*training_changes(scene.trainer.args, scene.config.data.batch_tokens)]
     advice = f"; what helps: {', '.join(settings[0] + settings[1]) or 'a smaller model'}"
     room = available_memory(scene.trainer.args.device)
-    states = ADAM_STATES * sum(parameter.nbytes for parameter in scene.model.parameters() if parameter.requires_grad)
-    is_gpu = scene.trainer.args.device.type == "cuda"
+    gradients = sum(parameter.nbytes for parameter in scene.model.parameters() if parameter.requires_grad)
+    states = ADAM_STATES * gradients
 
     def need(batch: list[Feature]) -> float:
         if is_gpu:
@@ -240,7 +244,8 @@ def check_largest_batch(scene: Scene) -> Iterator[Finding]:
                     raise
                 torch.cuda.empty_cache()
                 return math.inf
-        return peak * tokens_of(scene.task, batch) / max(1, tokens_of(scene.task, real)) + states
+        fixed = min(peak, gradients)  # as large whatever the batch
+        return fixed + (peak - fixed) * tokens_of(scene.task, batch) / tokens + states
 
     for batch, status, when in ((possible, "warning", "rows may be that long"), (expected, "error", "rows are")):
         bytes_needed = need(batch)
@@ -271,6 +276,13 @@ def largest_batches(scene: Scene) -> tuple[list[Feature], list[Feature]]:
         return [feature] * min(stream.room(task.lengths(feature)), stream.window, num_rows)
 
     return fill(longest), fill(task.stretch(longest, scene.config.data))
+
+
+def first_rows(scene: Scene, batch: list[Feature]) -> list[Feature]:
+    """Return as many rows of a batch as a CPU goes through in seconds."""
+    if scene.trainer.loader.stream.make_batches is not None:  # whose rows belong together
+        return batch
+    return batch[: max(1, TRIED_TOKENS * len(batch) // max(1, tokens_of(scene.task, batch)))]
 
 
 def tokens_of(task: Task, batch: Sequence[Feature]) -> int:

@@ -191,6 +191,10 @@ class RunFolder:
         if resume_from in (None, True):
             return checkpoints.find_newest(self.path)
         checkpoint = Path(str(resume_from))
+        if not checkpoint.is_dir():
+            raise ConfigError(
+                f"training.resume_from_checkpoint: there is no folder {checkpoint}; name a checkpoint of a run"
+            )
         if problem := damage(checkpoint):
             raise RunError(f"training.resume_from_checkpoint: {checkpoint} is not a whole checkpoint: {problem}")
         return checkpoint

@@ -144,6 +144,16 @@ def test_a_batch_that_does_not_fit_is_an_error(rehearse, make_pairs, monkeypatch
     assert "data.batch_tokens below 1024" in of(findings, "error")
 
 
+def test_a_large_batch_is_not_run_on_a_cpu(rehearse, monkeypatch):
+    """Of the rows that were read, only some are tried."""
+    tried = []
+    real = rehearsal.measure_step
+    monkeypatch.setattr(rehearsal, "measure_step", lambda scene, rows: tried.append(len(rows)) or real(scene, rows))
+    monkeypatch.setattr(rehearsal, "TRIED_TOKENS", 30)
+    rehearse()
+    assert tried[0] < 8
+
+
 def test_the_largest_batch_is_bounded_by_the_rows_that_there_are(make_config, make_pairs, monkeypatch):
     scenes: list[Any] = []
     monkeypatch.setattr(run, "rehearse", scenes.append)

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from pipeline.data.rows import PLACE, PROBLEM, Columns
 from pipeline.errors import ConfigError, DataError, RunError
 
 FIRST_ROWS = 100  # are looked at before anything starts
+SUFFIXES = r"\.(csv|tsv|json|jsonl|ndjson|txt|parquet|arrow)(\.(gz|bz2|xz|zst))?"  # of tables and texts
 SHOWN_FILES = 10  # of a folder, in a message
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
@@ -64,6 +66,7 @@ def open_split(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
     with _errors_explained(data, place):
         request = make_request(data, split, columns)
         reader = find_reader(request)
+        _check_left_out(request, reader.files(request))
         rows = reader.read(request)
         if reader.names_places:
             return _check_problems(rows, list(iterate_rows(rows.take(FIRST_ROWS), request.patience)), place)
@@ -205,6 +208,22 @@ def _check_files(folder: Path, spec: SplitSpec) -> None:
             raise ConfigError(f"data: {file} is a folder where a file is needed")
         if file.stat().st_size == 0:
             raise DataError(f"{file}: the file is empty")
+
+
+def _check_left_out(request: SplitRequest, files: list[str]) -> None:
+    """Refuse shards of several kinds, such as train-0.jsonl and train-1.csv, of which `datasets` reads one kind."""
+    folder, name = Path(request.path), request.split.name
+    if not files or request.split.is_file or not folder.is_dir():
+        return
+    shard = re.compile(rf"{re.escape(name)}([-_.]?\d+)?(-of-\d+)?{SUFFIXES}", re.IGNORECASE)
+    read = {Path(file).resolve() for file in files}
+    shards = [path for path in folder.iterdir() if shard.fullmatch(path.name) and path.is_file()]
+    others = sorted(path for path in shards if path.resolve() not in read)
+    if others:
+        raise ConfigError(
+            f"data: {others[0]} would be left out beside {files[0]}, which is of another kind; move it away, or name "
+            f"the files, such as {Path(files[0]).name}, in the place of {name!r}"
+        )
 
 
 def _list_files(folder: Path) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.config import Config
+from pipeline.config import Config, check_generation
 from pipeline.errors import ConfigError
+from pipeline.library_settings import GenerationSettings
 from pipeline.setup.model_factory import is_own
 from pipeline.setup.tokenizer_setup import has_languages
 from pipeline.tasks.base import Feature, Task, tokenize
@@ -117,7 +118,11 @@ def _own_settings(model: PreTrainedModel, given: dict[str, Any]) -> dict[str, An
     stored = model.generation_config.to_diff_dict()
     left_out = {"transformers_version", "_from_model_config", "max_length", "max_new_tokens"}
     left_out |= _useless_settings(stored, given)
-    return {name: value for name, value in stored.items() if name not in left_out}
+    used = {name: value for name, value in stored.items() if name not in left_out}
+    # Some have values that mean nothing, such as an empty list of tokens.
+    known = {name: used[name] for name in GenerationSettings.model_fields if used.get(name) and name not in given}
+    check_generation(known, lambda _: "model.from: its generation_config.json: ")
+    return used
 
 
 def _useless_settings(stored: dict[str, Any], given: dict[str, Any]) -> set[str]:
@@ -237,12 +242,16 @@ def _ends(
         stops = [number for number in (tokenizer.eos_token_id, tokenizer.sep_token_id) if number in labels][:1]
         eos = stops[0] if stops else None
     places = [place for place, number in enumerate(labels) if number in stops]
-    if not places or places[0] == 0:
-        where = "which begin with an end token" if places else "without an end token"
-        name = "tokenizer" if given.get("eos_token_id") is None else "generation.eos_token_id"
+    marks = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    is_end = bool(places) and {*labels[places[0] + 1 :]} <= marks  # such as a language, which may follow
+    if not is_end or places[0] == 0:
+        where = "where an end token comes before the end" if places else "without an end token"
+        name, way = "tokenizer", "take a tokenizer that puts its end token behind a target, and nowhere else"
+        if given.get("eos_token_id") is not None:
+            name, way = "generation.eos_token_id", "leave it out"
         raise ConfigError(
             f"{name}: targets are encoded as {tokenizer.convert_ids_to_tokens(labels)}, {where}, so generation would "
-            "not end where they do; take a tokenizer that puts its end token behind a target, and nowhere else"
+            f"not end where they do; {way}"
         )
     forced = settings.get("forced_eos_token_id")
     return {"eos_token_id": eos, "forced_eos_token_id": forced if forced in (None, *stops) else None}

@@ -48,7 +48,7 @@ def prepare_tokenizer(
     try:
         tokenizer = load_tokenizer(path or config.output_dir)
     except ConfigError as error:
-        raise ConfigError(f"tokenizer.path: no tokenizer could be loaded from {path!r}: {error}") from error
+        raise ConfigError(f"tokenizer.path: no tokenizer could be loaded from {str(path)!r}: {error}") from error
     _set_languages(config, tokenizer)
     return tokenizer
 

@@ -118,8 +118,15 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
                 raise DataError(
                     f"forecasting.series: {name} is the same in all rows of {config.data.train}; leave it out"
                 )
-            means.append(float(finite.mean()))
-            stds.append(float(finite.std()))
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                mean, std = float(finite.mean()), float(finite.std())
+            if not math.isfinite(mean) or not 0 < std < math.inf:
+                raise DataError(
+                    f"forecasting.series: {name} has values from {finite.min():.3g} to {finite.max():.3g}, too large "
+                    "or too near one another to be standardised; take another unit"
+                )
+            means.append(mean)
+            stds.append(std)
         return {"series": series, "means": means, "stds": stds}
 
     def to_samples(self, rows: Rows) -> Rows:

@@ -39,6 +39,7 @@ NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?")
 class TextClassificationSettings(Section):
     labels: list[str] | None = Field(
         None,
+        min_length=2,
         description="names of the classes, in the order of their numbers; null: those of the training split, sorted",
         json_schema_extra={"formerly": "data.labels"},
     )
@@ -96,7 +97,10 @@ print(classify("{example}"))""",
             )
         names = labels or _class_names(row["target"] for row in rows)
         if len({*names}) < 2:
-            raise ConfigError(f"data.target: there must be at least two classes; found: {', '.join(names) or 'none'}")
+            raise ConfigError(
+                f"data.target: there must be at least two classes; found: {', '.join(names) or 'none'}; is "
+                f"{config.data.target} the column of the classes, with a name or number in each row?"
+            )
         return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
 
     def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | BadRow]:

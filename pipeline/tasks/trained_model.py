@@ -29,7 +29,9 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from pipeline.config import check_generation
 from pipeline.errors import ConfigError
+from pipeline.library_settings import GenerationSettings
 from pipeline.manifest import damage_if_described
 from pipeline.tasks.base import Task
 from pipeline.tasks.registry import MODELS, TASKS
@@ -64,6 +66,7 @@ def load_trained(checkpoint: str | Path) -> tuple[PreTrainedModel, Task]:
             if generation is None and is_own:
                 raise ConfigError(f"{checkpoint}: generation_config.json is missing; {COPY}")
             model.generation_config = generation or model.generation_config
+            _check_special_tokens(checkpoint, model)
         tokenizer = load_tokenizer(checkpoint) if task_class.text_columns else None
         if is_own and tokenizer is not None:
             _check_tokenizer_fits(checkpoint, tokenizer, config)
@@ -232,7 +235,23 @@ def load_generation_config(checkpoint: str | Path, is_own: bool) -> GenerationCo
         generation.validate()
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{checkpoint}: generation_config.json: {_line(error)}") from error
+    if is_own:  # some models of others have values that are looked at nowhere
+        known = {name: settings[name] for name in GenerationSettings.model_fields if settings.get(name) is not None}
+        check_generation(known, lambda _: f"{checkpoint}: generation_config.json: ")
     return generation
+
+
+def _check_special_tokens(checkpoint: str | Path, model: PreTrainedModel) -> None:
+    """Raise ConfigError for a generation config with a token that the model does not have, so never writes."""
+    vocab_size = model.config.get_text_config().vocab_size
+    for name in (*SPECIAL_TOKENS, "decoder_start_token_id"):
+        ids = getattr(model.generation_config, name)
+        for number in ids if isinstance(ids, list) else [ids]:
+            if number is not None and number >= vocab_size:
+                raise ConfigError(
+                    f"{checkpoint}: generation_config.json: {name} is {number}, which is not below the {vocab_size} "
+                    f"tokens of the model; {COPY}"
+                )
 
 
 def _check_tokenizer_fits(checkpoint: str | Path, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:

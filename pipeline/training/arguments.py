@@ -9,6 +9,7 @@ import torch
 from accelerate import PartialState
 from transformers import SchedulerType, Seq2SeqTrainingArguments, Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
+from transformers.training_args import ParallelMode
 from transformers.utils import is_liger_kernel_available
 
 from pipeline.config import Config
@@ -53,6 +54,10 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
         )
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training: {error}") from error
+    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
+        raise ConfigError(
+            "training.fsdp: there is one process only; start several by `accelerate launch`, or leave it out"
+        )
     if args.lr_scheduler_type in WATCHING_SCHEDULES:
         args.lr_scheduler_kwargs = _with_mode(args)
     return args
@@ -217,7 +222,8 @@ def _check_optimizer(args: Seq2SeqTrainingArguments) -> None:
             if isinstance(optimizer_class, type):  # else it is made of the whole model
                 optimizer_class(weights, **settings)
     except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"training.optim={args.optim} with optim_args={args.optim_args}: {error}") from error
+        name = str(getattr(args.optim, "value", args.optim))
+        raise ConfigError(f"training.optim={name} with optim_args={args.optim_args}: {error}") from error
     try:
         get_scheduler(
             args.lr_scheduler_type,

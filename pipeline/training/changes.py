@@ -62,8 +62,7 @@ REFUSED = (
     | _keys("augmentation", "*")
     | _keys("model", "*")
     | _keys("training", "optim optim_args optim_target_modules seed data_seed full_determinism")
-    | _keys("training", "fsdp fsdp_config deepspeed parallelism_config train_sampling_strategy length_column_name")
-    | _keys("training", "label_names sortish_sampler")
+    | _keys("training", "fsdp fsdp_config deepspeed parallelism_config label_names sortish_sampler")
     | {"language_modeling.bptt", "text_classification.labels", "forecasting.series", "forecasting.time"}
 )
 LENGTHS = {"training.max_steps", "training.num_train_epochs"}

@@ -21,7 +21,6 @@ from pipeline.signals import StopRequest
 from pipeline.training.checkpoints import find_last_good, list_checkpoints
 
 MAX_NOT_FINITE = 10  # steps in a row without a finite loss and gradient, before the run goes back to a checkpoint
-LAST_STEPS = 3  # of a run; if none of them was finite, the model is lost, and not a row or two
 
 FIX = "lower training.learning_rate, set training.max_grad_norm, or look at the data"
 
@@ -86,13 +85,12 @@ class StepGuard(TrainerCallback):
         """Refuse to call a training finished that left nothing to use; every rank must ask.
 
         Raises:
-            RunError: where weights are not finite, or the last steps were not, in a run too short to go back.
+            RunError: where weights are not finite, or no step was, in a run too short to go back.
         """
         if not has_finite_weights(model):
             raise RunError(explain_divergence(f"the weights are not finite after step {step}", output_dir))
-        if step and self.skipped_in_a_row >= min(step, LAST_STEPS):
-            problem = f"the last {self.skipped_in_a_row} steps had no finite loss and gradient"
-            raise RunError(explain_divergence(problem, output_dir))
+        if step and self.skipped_in_a_row >= step:
+            raise RunError(explain_divergence("no step had a finite loss and gradient", output_dir))
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.skipped_in_a_row:

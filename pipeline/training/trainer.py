@@ -8,6 +8,7 @@ checkpoint (`save_checkpoint`).
 
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +33,10 @@ from pipeline.training.out_of_memory import (
     out_of_memory_explained,
     training_changes,
 )
-from pipeline.training.step_guard import StepGuard, has_finite_weights
+from pipeline.training.step_guard import StepGuard, explain_divergence, has_finite_weights
 from pipeline.training.trainer_internals import TrainerInternals
+
+LAST_BATCHES = 4  # of the training, one of which must have a finite loss at its end
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +79,7 @@ class TeacherForcingTrainer(TrainerInternals):
         self.guard = StepGuard(None if self.is_deepspeed_enabled else self.go_back_to, self.args.device)
         self.add_callback(self.guard)
         self._counts = torch.zeros(2, device=self.args.device)  # items since the last log, and those predicted right
+        self._last_batches: deque[Batch] = deque(maxlen=LAST_BATCHES)
         self._last_log = 0.0  # on the clock, put forward by what evaluations took
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs):
@@ -99,10 +103,28 @@ class TeacherForcingTrainer(TrainerInternals):
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             finally:
                 self._end_progress_bar()
-        self.guard.refuse_divergence(self.model, Path(self.args.output_dir), self.state.global_step)
+        self.guard.refuse_divergence(self.model, output_dir, self.state.global_step)
+        if not self.validation:  # whose scores else tell
+            self._refuse_divergence_by_loss(output_dir)
         if self.guard.is_stopped:
             raise Stopped(f"stopped and saved after step {self.state.global_step}; the same command goes on from there")
         return output
+
+    def _refuse_divergence_by_loss(self, output_dir: Path) -> None:
+        """Refuse a model that gives none of the last batches a finite loss, though its weights are finite.
+
+        Raises:
+            RunError: on every rank.
+        """
+        model = self.unsharded_model()
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            losses = [model(**self.task.with_state(batch)).loss for batch in self._last_batches]
+        model.train(was_training)
+        num_finite = torch.tensor(sum(bool(loss.isfinite()) for loss in losses), device=self.args.device)
+        if losses and not self.accelerator.reduce(num_finite):
+            raise RunError(explain_divergence("no loss of the last batches is finite", output_dir))
 
     def _end_progress_bar(self) -> None:
         """End the line of a bar that an error left behind, so that the error stands on its own line."""
@@ -125,8 +147,9 @@ class TeacherForcingTrainer(TrainerInternals):
         The micro-batches of a step then add up to the mean over its items. A mean of the micro-batches' own means would
         weigh the items of a short one more than those of a long one.
         """
+        self._last_batches.append(inputs)
         arguments = self.task.with_state(inputs)
-        if self.compute_loss_func is not None and self.model.config.is_encoder_decoder:
+        if self.compute_loss_func is not None and hasattr(self.model, "prepare_decoder_input_ids_from_labels"):
             # Trainer gives the labels to the function only, and the model makes its decoder's inputs of labels.
             arguments["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
         loss, outputs = super().compute_loss(model, arguments, True, num_items_in_batch)

@@ -41,6 +41,16 @@ def test_formats(tmp_path, name, writer, streaming):
     assert texts(open_folder(tmp_path / name, streaming=streaming)) == EXPECTED  # the file itself
 
 
+def test_shards_of_several_kinds_are_refused(tmp_path):
+    write_jsonl(tmp_path / "train-0.jsonl", ROWS[:3])
+    write_csv(tmp_path / "train-1.csv", ROWS[3:])
+    with pytest.raises(
+        ConfigError, match=r"train-1.csv would be left out beside .*train-0.jsonl, .*; move it away, or"
+    ):
+        open_folder(tmp_path)
+    assert texts(open_folder(tmp_path, "train-1.csv")) == EXPECTED[3:]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_sharded_files(tmp_path, streaming):
     write_jsonl(tmp_path / "train-00000-of-00002.jsonl", ROWS[:3])

@@ -142,6 +142,16 @@ PUBLISHED = {
 PUBLISHED |= {"min_length": 5, "temperature": 0.9}  # the last has no effect there, and transformers does not store it
 
 
+def test_a_published_setting_that_cannot_work_is_refused(words):
+    """Unless the config replaces it."""
+    model, task = make_model("bart", len(words), **IDS), SequenceToSequence(words)
+    model.generation_config = GenerationConfig(**IDS)
+    model.generation_config.num_beams = -3
+    with pytest.raises(ConfigError, match=r"^model.from: its generation_config.json: generation.num_beams: .*-3"):
+        generation_config(asked(), model, task)  # type: ignore[arg-type]
+    assert generation_config(asked(num_beams=2), model, task).num_beams == 2  # type: ignore[arg-type]
+
+
 def test_settings_of_a_published_model_stay(words):
     """But those that others make useless; and what is meant for beams does not reach evaluations without."""
     model, task = make_model("bart", len(words), **IDS), SequenceToSequence(words)
@@ -186,6 +196,14 @@ def test_what_training_contradicts_is_refused(words, given, message):
     model = make_model("bart", len(words), **IDS)
     with pytest.raises(ConfigError, match=message):
         generation_config(asked(**given), model, SequenceToSequence(words, (64, 64)))  # type: ignore[arg-type]
+
+
+def test_an_end_token_within_the_targets_is_refused(words):
+    model, given = make_model("bart", len(words), **IDS), asked(eos_token_id=words.convert_tokens_to_ids("1"))
+    with pytest.raises(
+        ConfigError, match=r"generation.eos_token_id: .* an end token comes before the end.* leave it out"
+    ):
+        generation_config(given, model, SequenceToSequence(words, (64, 64)))  # type: ignore[arg-type]
 
 
 def test_a_maximum_length_is_obeyed(make_config, make_model, words):

@@ -110,6 +110,8 @@ def test_a_level_does_not_change_the_scores(offset):
         ([None, 2.0], "load is nan in row 0 of the split, which is not finite"),
         (["1", "1_000"], "forecasting.series: load is '1_000' in row 1 of the split, not a number"),
         ([1, 10**400], "forecasting.series: load is 1.* in row 1 of the split, not a number"),
+        ([1e200, -1e200], "load has values from -1e.200 to 1e.200, too large or too near one another"),
+        ([1e-200, -1e-200], "too near one another to be standardised; take another unit"),
         ([1e8 + 0.1] * 7, "forecasting.series: load is the same in all rows of train; leave it out"),
     ],
 )

@@ -108,7 +108,7 @@ def test_classes_are_those_of_the_training_split():
 
 
 def test_one_class_is_none():
-    with pytest.raises(ConfigError, match="there must be at least two classes; found: 1"):
+    with pytest.raises(ConfigError, match="there must be at least two classes; found: 1; is target the column"):
         TextClassification.model_settings(config(), [{"target": 1}] * 3)
     with pytest.raises(ConfigError, match=r"text_classification\.labels: name the classes"):
         TextClassification.model_settings(config(streaming=True), [])

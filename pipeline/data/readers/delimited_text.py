@@ -82,12 +82,22 @@ def _rows(
     for (file,) in shards:
         header = None if names is None else list(names)
         indices = {} if header is None else _find_columns(header, columns, file)
+        blanks: list[int] = []  # lines since the last record; those at the end of a file are none
         for number, fields, problem in _records(read_lines(file), separator, quote):
             if header is None:
+                if not fields and problem is None:
+                    continue
                 if problem is not None:
                     raise DataError(f"{file}:{number}: {problem}")
                 header, indices = fields, _find_columns(fields, columns, file)
                 continue
+            if not fields and problem is None:
+                blanks.append(number)
+                continue
+            # A field of the only column that is empty is a blank line, as every step of a series counts.
+            for blank in blanks if len(header) == 1 else ():
+                yield {**nothing, **dict.fromkeys(indices, ""), PLACE: f"{file}:{blank}", PROBLEM: None}
+            blanks.clear()
             if problem is None and len(fields) != len(header):
                 problem = f"the row has {len(fields)} fields, where the header has {len(header)}"
             values = nothing if problem else {agreed: fields[index] for agreed, index in indices.items()}
@@ -113,14 +123,14 @@ def _find_columns(header: list[str], columns: tuple[tuple[str, str], ...], file:
 
 
 def _records(lines: Iterator[bytes], separator: str, quote: str | None) -> Iterator[tuple[int, list[str], str | None]]:
-    """Yield the number of the first line, the fields, and the problem of each record; blank lines are left out."""
+    """Yield the number of the first line, the fields, and the problem of each record; a blank line has no fields."""
     waiting: deque[bytes] = deque()  # lines that were read for a record whose quotes did not end
     number = 1
     mark = None if quote is None else quote.encode()
     while (line := waiting.popleft() if waiting else next(lines, None)) is not None:
         if mark is None or mark not in line:
-            if text := decode(line):
-                yield number, text.split(separator), find_line_problem(line)
+            text = decode(line)
+            yield number, text.split(separator) if text else [], find_line_problem(line)
             number += 1
             continue
         taken = [line]

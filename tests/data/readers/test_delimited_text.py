@@ -2,7 +2,9 @@ import gzip
 
 import pytest
 
+from pipeline.config import DataConfig
 from pipeline.data.rows import PLACE, PROBLEM
+from pipeline.data.splits import open_split
 from pipeline.errors import DataError
 from tests.data.folders import open_folder, texts
 
@@ -88,3 +90,12 @@ def test_columns_may_have_any_name_but_one_twice(tmp_path, streaming):
     (tmp_path / "train.csv").write_text("en,fr,en\na,b,c\n")
     with pytest.raises(DataError, match=r"train.csv: there are 2 columns 'en'; rename one"):
         open_folder(tmp_path, streaming=streaming)
+
+
+def test_a_blank_line_of_one_column_is_an_empty_field(tmp_path):
+    """So that no step of a series gets lost; at the end of a file, and between rows of several columns, it is none."""
+    (tmp_path / "train.csv").write_text("load\n1\n\n3\n\n")
+    rows = list(open_split(DataConfig(path=str(tmp_path)), "train", {"load": "load"}))
+    assert [(row["load"], row[PLACE].rpartition(":")[2]) for row in rows] == [("1", "2"), ("", "3"), ("3", "4")]
+    (tmp_path / "train.csv").write_text("en,fr\na,b\n\nc,d\n")
+    assert pairs(open_folder(tmp_path)) == [("a", "b"), ("c", "d")]
