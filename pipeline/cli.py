@@ -392,6 +392,8 @@ def train_tokenizer(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--kind: {arguments.kind!r} is unknown{nearest(arguments.kind, KINDS)}")
     if arguments.output.exists() and not arguments.output.is_dir():
         raise ConfigError(f"{arguments.output} is a file; name a folder to write the tokenizer into")
+    if (arguments.output / "model.safetensors").exists():
+        raise ConfigError(f"{arguments.output} holds a model, which needs its own tokenizer; name another folder")
     try:
         if arguments.sentencepiece:
             tokenizer = import_sentencepiece(arguments.sentencepiece, max_length=arguments.max_length)

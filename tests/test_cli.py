@@ -381,12 +381,16 @@ def test_tokenizer_names_what_is_wrong(command, tmp_path):
     text, latin = tmp_path / "text", tmp_path / "latin"
     text.write_text("hello world\nhello\n" * 5)
     latin.write_bytes(b"hello\nw\xf6rld\n")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.safetensors").touch()
     for words, message in (
         ([tmp_path / "a", "--files", tmp_path / "none"], f"--files {tmp_path / 'none'}: No such file or directory"),
         ([tmp_path / "a", "--files", text, latin, "--vocab-size", 300], f"{latin}:2: invalid UTF-8"),
         ([tmp_path / "a", "--files", text, "--kind", "wrod"], "--kind: 'wrod' is unknown; did you mean word?"),
         ([tmp_path / "a", "--files", text, "--vocab-size", 10], "tokenizer.vocab_size: 10 is too small"),
         ([text, "--files", text, "--vocab-size", 300], f"{text} is a file; name a folder"),
+        ([run, "--files", text, "--vocab-size", 300], f"{run} holds a model, which needs its own tokenizer"),
         ([text / "a", "--files", text, "--vocab-size", 300], f"{text / 'a'}: Not a directory"),
     ):
         done = command("tokenizer", *words)

@@ -41,6 +41,13 @@ def test_formats(tmp_path, name, writer, streaming):
     assert texts(open_folder(tmp_path / name, streaming=streaming)) == EXPECTED  # the file itself
 
 
+@pytest.mark.parametrize("part", ["[:0]", "[5:5]", "[100:200]"])
+def test_a_part_without_rows_is_refused(tmp_path, part):
+    write_jsonl(tmp_path / "train.jsonl", ROWS[:3])
+    with pytest.raises(DataError, match=r"train\[.*\] holds no row, as there are 3 in all"):
+        open_folder(tmp_path, f"train{part}")
+
+
 def test_shards_of_several_kinds_are_refused(tmp_path):
     write_jsonl(tmp_path / "train-0.jsonl", ROWS[:3])
     write_csv(tmp_path / "train-1.csv", ROWS[3:])

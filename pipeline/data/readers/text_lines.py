@@ -69,7 +69,10 @@ def open_files(
     if not request.split.slice:
         return rows
     (part,) = ReadInstruction.from_spec(f"train{request.split.slice}").to_absolute({"train": len(rows)})
-    return rows.select(range(part.from_, part.to))
+    numbers = range(len(rows))[part.from_ : part.to]
+    if not numbers:
+        raise DataError(f"data: {request.split} holds no row, as there are {len(rows)} in all; name another part")
+    return rows.select(numbers)
 
 
 def _lines(shards: list[list[str]], fingerprint: str = "") -> Iterator[dict[str, Any]]:
