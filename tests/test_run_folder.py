@@ -192,6 +192,11 @@ def test_a_checkpoint_of_another_run_must_fit(stopped, tmp_path):
         other.find_resume_point(make(model={"d_model": 32}), str(folder.path / "checkpoint-4"), accept_changes=True)
 
 
+def test_a_finished_model_is_not_a_checkpoint(finished_folder, make_config):
+    with pytest.raises(ConfigError, match=r"has no state of a training; name a checkpoint"):
+        RunFolder(finished_folder).find_resume_point(make_config(), str(finished_folder), accept_changes=False)
+
+
 def test_a_run_without_fingerprints_goes_on(old_run, caplog):
     caplog.set_level("INFO", "pipeline")
     point = RunFolder(old_run).find_resume_point(old_config(old_run), None, accept_changes=False)
