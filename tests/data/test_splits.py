@@ -134,7 +134,7 @@ def test_a_path_that_cannot_be_read_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("name", ["train.parquet", "train.zip", "train.jsonl.zip", "train.json"])
+@pytest.mark.parametrize("name", ["train.parquet", "train.zip", "train.tar", "train.jsonl.zip", "train.json"])
 def test_files_that_are_not_what_they_seem(tmp_path, streaming, name):
     (tmp_path / name).write_bytes(b"\x80 neither of these")
     with pytest.raises(DataError, match=r"^data.path: .* \(train\): "):
