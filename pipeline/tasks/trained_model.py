@@ -295,7 +295,8 @@ def load_generation_config(checkpoint: str | Path, is_own: bool) -> GenerationCo
     # Models of others may hold settings that are of no use here.
     known = {*GenerationSettings.model_fields} if not is_own else settings.keys() - {"transformers_version"}
     given = {name: settings[name] for name in settings if name in known and name[0] != "_"}
-    given = {name: value for name, value in given.items() if value not in (None, [])}
+    # `save_pretrained` also writes what is off, and 0 is not.
+    given = {name: value for name, value in given.items() if not (value is None or value is False or value == [])}
     check_generation(given, lambda _: f"{checkpoint}: generation_config.json: ")
     try:
         generation = GenerationConfig.from_pretrained(checkpoint)
