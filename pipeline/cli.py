@@ -121,10 +121,11 @@ def print_errors(run: Callable[[argparse.Namespace], int | None], arguments: arg
 
 
 def _check_paths(arguments: argparse.Namespace) -> None:
-    """Refuse what the system refuses to look up: a loop of links, or a name that is too long."""
+    """Refuse what the system refuses to look up, such as a loop of links, and names that cannot be printed."""
     for name, value in vars(arguments).items():
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, Path) or (name == "checkpoint" and item):
+                _check_text(str(item), name)
                 with explain_path(str(item)), suppress(FileNotFoundError, NotADirectoryError):
                     os.stat(item)
 
@@ -463,8 +464,9 @@ def generate(arguments: argparse.Namespace) -> None:
 def _set_generation(arguments: argparse.Namespace, model: "PreTrainedModel") -> None:
     """Change the model's generation config by `--set`, and check the whole of it."""
     from pipeline.config import check_generation
-    from pipeline.setup.generation_setup import changed_generation, check_token_ids
+    from pipeline.setup.generation_setup import changed_generation
     from pipeline.source import parse_overrides
+    from pipeline.tasks.trained_model import check_token_ids
 
     if not model.can_generate():
         if arguments.set:

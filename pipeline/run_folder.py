@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.data.batch_stream import Position
 from pipeline.data.hub_reading import is_on_hub, resolve_commit
 from pipeline.data.splits import fingerprint_splits
-from pipeline.errors import STORAGE_ERRORS, ConfigError, RunError
+from pipeline.errors import STORAGE_ERRORS, ConfigError, RunError, one_line
 from pipeline.manifest import MANIFEST_FILE, damage, damage_if_described, describe, describe_content, to_json
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import get_task
@@ -118,7 +118,7 @@ class RunFolder:
         for name in (METRICS_FILE, MANIFEST_FILE):
             (self.path / name).unlink(missing_ok=True)
         write_text(self.path / STATE_FILE, json.dumps(asdict(state)))
-        comments = "".join(f"# {line}\n" for line in describe_phases(state.phases))
+        comments = "".join(f"# {one_line(line)}\n" for line in describe_phases(state.phases))
         write_text(self.path / CONFIG_FILE, comments + config.to_yaml())
 
     @property
@@ -197,6 +197,11 @@ class RunFolder:
             )
         if problem := damage(checkpoint):
             raise RunError(f"training.resume_from_checkpoint: {checkpoint} is not a whole checkpoint: {problem}")
+        if not (checkpoint / checkpoints.TRAINER_STATE_FILE).is_file():  # such as the folder of a finished run
+            raise ConfigError(
+                f"training.resume_from_checkpoint: {checkpoint} has no state of a training; name a checkpoint of a "
+                f"run, as in {checkpoints.checkpoint_path(checkpoint, 100)}"
+            )
         return checkpoint
 
     def changed_keys(self, config: Config) -> list[str]:

@@ -170,10 +170,10 @@ def test_a_standard_output_that_is_closed_or_full(to, code, unbuffered):
     assert done.stderr == expected
 
 
-PATHS = ("loop", "x" * 300, "a\0b", "file/x")
+PATHS = ("loop", "x" * 300, "a\0b", "file/x", "a\udcffb")
 
 
-@pytest.mark.parametrize("name", PATHS, ids=("loop", "long", "NUL", "below a file"))
+@pytest.mark.parametrize("name", PATHS, ids=("loop", "long", "NUL", "below a file", "not UTF-8"))
 @pytest.mark.parametrize(
     "words",
     [

@@ -5,6 +5,7 @@ import random
 import shutil
 from collections import namedtuple
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -146,20 +147,20 @@ def test_a_batch_that_does_not_fit_is_an_error(rehearse, make_pairs, monkeypatch
 
 def test_a_large_batch_is_not_run_on_a_cpu(rehearse, monkeypatch):
     """Of the rows that were read, only some are tried."""
-    tried = []
-    real = rehearsal.measure_step
-    monkeypatch.setattr(rehearsal, "measure_step", lambda scene, rows: tried.append(len(rows)) or real(scene, rows))
+    measured = Mock(wraps=rehearsal.measure_step)
+    monkeypatch.setattr(rehearsal, "measure_step", measured)
     monkeypatch.setattr(rehearsal, "TRIED_TOKENS", 30)
     rehearse()
-    assert tried[0] < 8
+    assert len(measured.call_args_list[0].args[1]) < 8
 
 
 def test_the_largest_batch_is_bounded_by_the_rows_that_there_are(make_config, make_pairs, monkeypatch):
-    scenes: list[Any] = []
-    monkeypatch.setattr(run, "rehearse", scenes.append)
+    rehearsed = Mock(return_value=[])
+    monkeypatch.setattr(run, "rehearse", rehearsed)
     train(make_config(data={"path": str(make_pairs(rows=5)), "options": {}, "batch_tokens": 10**9}), dry_run=True)
-    next(iter(rehearsal.CHECKS.values()))(scenes[0]).__next__()
-    assert [len(batch) for batch in largest_batches(scenes[0])] == [5, 5]
+    (scene,) = rehearsed.call_args.args
+    next(iter(rehearsal.CHECKS.values()))(scene).__next__()
+    assert [len(batch) for batch in largest_batches(scene)] == [5, 5]
 
 
 def test_a_disk_that_is_too_small_is_found(rehearse, monkeypatch):

@@ -192,6 +192,19 @@ def test_a_checkpoint_of_another_run_must_fit(stopped, tmp_path):
         other.find_resume_point(make(model={"d_model": 32}), str(folder.path / "checkpoint-4"), accept_changes=True)
 
 
+def test_a_changed_value_stays_in_its_comment(make_config, tmp_path):
+    """Whatever ends a line for YAML."""
+    changes = {"data.path": ["a\u0085task: x", "b\u2028task: y"]}
+    RunFolder(tmp_path).begin(make_config(), replace(NEW_RUN, phases=[Phase(1, {}), Phase(5, changes)]))
+    assert load_config(tmp_path / "run.yaml") == make_config()
+    assert (tmp_path / "run.yaml").read_text().splitlines()[1].startswith("task: ")
+
+
+def test_a_finished_model_is_not_a_checkpoint(finished_folder, make_config):
+    with pytest.raises(ConfigError, match=r"has no state of a training; name a checkpoint"):
+        RunFolder(finished_folder).find_resume_point(make_config(), str(finished_folder), accept_changes=False)
+
+
 def test_a_run_without_fingerprints_goes_on(old_run, caplog):
     caplog.set_level("INFO", "pipeline")
     point = RunFolder(old_run).find_resume_point(old_config(old_run), None, accept_changes=False)

@@ -8,6 +8,7 @@
 
 import logging
 import lzma
+import tarfile
 import time
 import zipfile
 import zlib
@@ -42,7 +43,10 @@ API_TIMEOUT = 30.0  # seconds for one answer
 # that is told to stay offline.
 NOT_REACHED = (HfHubHTTPError, httpx.TransportError, DatasetNotFoundError, ConnectionError)
 # What they raise for files that cannot be read; pyarrow's and pandas' errors are ValueErrors.
-UNREADABLE = (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, DatasetGenerationError)
+UNREADABLE = (
+    *(ValueError, OSError, EOFError, DatasetGenerationError),
+    *(zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError),
+)
 
 Result = TypeVar("Result")
 

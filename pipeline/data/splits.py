@@ -126,6 +126,9 @@ def _errors_explained(data: DataConfig, place: str) -> Iterator[None]:
         yield
     except datasets.exceptions.DatasetGenerationError as error:
         raise _explain(error.__cause__ or error, data, place) from error
+    except StopIteration as error:  # of `datasets`, where an option such as chunksize=0 leaves nothing
+        options = ", ".join(data.options)
+        raise DataError(f"{place} gives no row to read{options and f' with data.options of {options}'}") from error
     except (*NOT_REACHED, *UNREADABLE, TypeError, LookupError) as error:
         raise _explain(error, data, place) from error
 
@@ -144,6 +147,8 @@ def make_request(data: DataConfig, split: str, columns: dict[str, str]) -> Split
                 f"data: a stream has no part {split!r}; set data.streaming=false, or name the whole split"
             )
         _check_path(path)
+        if spec.name.startswith("/"):
+            raise ConfigError(f"data: {spec.name} must lie below data.path; name it from there, as in train.jsonl")
         if Path(path).is_file():
             path, spec = _folder_of_file(Path(path), spec)
         if Path(path).is_dir():
@@ -195,6 +200,8 @@ def _check_path(path: str) -> None:
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise ConfigError(f"data.path: {path[:200]!r}: {reason}") from error
+    if Path(path).resolve() == Path("/"):  # which has no name, and `datasets` needs one
+        raise ConfigError(f"data.path: {path} is the root of all files; name the folder of the data below it")
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise ConfigError(f"data.path: {path} is a device or a pipe; name a file or a folder")
 

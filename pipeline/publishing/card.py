@@ -55,7 +55,7 @@ def render_card(
         remarks=task.remarks(scores),
         has_code=has_code,
         license=config.hub.license and _as_code(config.hub.license),
-        phases=[_one_line(phase) for phase in phases],
+        phases=[_escape(phase) for phase in phases],
         configuration=config.to_yaml(),
         fence="`" * max(3, _longest_run(config.to_yaml()) + 1),
     )

@@ -14,7 +14,7 @@ from huggingface_hub import get_token
 from pipeline.errors import ConfigError
 
 FORMS = (
-    r"hf_[A-Za-z0-9]{30,}|api_org_[A-Za-z0-9]{30,}",  # Hugging Face
+    r"hf_(?:oauth_|jwt_)?[A-Za-z0-9]{30,}|api_org_[A-Za-z0-9]{30,}",  # Hugging Face
     r"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}",
     r"gl(?:pat|dt|ft|soat|rt|rtr|cbt|ptt|oas|agent|imt|ffct)-[\w-]{20,}",  # GitLab
     r"AIza[\w-]{35}|ya29\.[\w-]{20,}|GOCSPX-[\w-]{20,}",  # Google
@@ -27,22 +27,32 @@ FORMS = (
     r"SG\.[\w-]{16,}\.[\w-]{16,}",  # SendGrid
     r"(?:dapi|SK|AC)[0-9a-f]{32}",  # Databricks, Twilio
     r"\d{8,10}:AA[\w-]{33}",  # Telegram
+    r"[MNO][\w-]{23,27}\.[\w-]{6}\.[\w-]{27,40}",  # Discord
+    r"hv[sbr]\.[\w-]{24,}|\w{14}\.atlasv1\.[\w-]{60,}|ATATT3[\w=-]{50,}",  # HashiCorp, Atlassian
+    r"(?:lsv2_pt|lsv2_sk|lin_api|ntn|secret|figd|glc|sntrys|sntryu|rubygems|pscale_tkn|pscale_pw)_(?=\w{0,39}\d)[\w=-]{32,}",
+    r"(?:pplx|nvapi|xai|HRKU|PMAK|NRAK|sq0atp|sq0csp)-(?=[\w-]{0,40}\d)[\w-]{20,}|dp\.(?:pt|st|ct|sa)\.[\w.-]{40,}",
+    r"(?:pul|key)-[0-9a-f]{32,}",  # Pulumi, Mailgun
 )
 # What is secret by what stands before it.
 IN_PLACE = (
     r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|PuTTY-User-Key-File-\d|AGE-SECRET-KEY-1",
     r"hooks\.slack\.com/services/\w+/\w+/\w+|discord(?:app)?\.com/api/webhooks/\d+/[\w-]+",
-    r"://[\w.~%!$&*+,;=-]{0,100}:[\w.~%!$&*+,;=?#^-]{3,200}@[A-Za-z0-9\[]",  # user:password@host
+    r"://[\w.~%!$&*+,;=\x80-\xff-]{0,100}:[\w.~%!$&*+,;=?#^\x80-\xff-]{1,200}@[A-Za-z0-9\[]",  # user:password@host
+    r"://[\w-]{20,200}@[A-Za-z0-9\[]",  # token@host
+    r"\blogin\s{1,8}\S{1,100}\s{1,8}password\s{1,8}\S",  # .netrc
+    r"[?&]sig=[\w%+/-]{40,}",  # Azure, a signed address
     r"AccountKey=[A-Za-z0-9+/]{60,}",  # Azure
     r"(?i:aws|secret)[\w \"'\\:=>.-]{0,40}?[ \"'\\:=>](?=[a-z0-9/+]{0,39}[A-Z])(?=[A-Z0-9/+]{0,39}[a-z])"
     r"[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])",  # an AWS secret key, which has no form of its own
     r"(?i:password|passwd|secret|api_?key|access_?key|auth_?token|_token|authorization)[\"']?\s{0,3}[:=]\s{0,3}"
     r"(?:(?i:bearer|basic)\s)?[\"']?(?=[\w+/=-]{0,60}\d[\w+/=-]{0,60}\d)(?=[\w+/=-]{0,60}[A-Za-z])[\w+/=-]{20,}",
+    r"(?:PASSWORD|PASSWD|SECRET|TOKEN|API_KEY)=[\"']?(?=[^\s\"'$<>{}]{0,60}\d)[^\s\"'$<>{}]{8,}",  # of a shell
+    r"(?i:password|passwd)[\"']?\s{0,3}[:=]\s{0,3}(?:\"[^\s\"]{6,}\"|'[^\s']{6,}')",
 )
 SECRET = re.compile(
     "|".join((rf"(?<![A-Za-z0-9])(?:{'|'.join(FORMS)})", *IN_PLACE)).encode(),
 )
-ESCAPE = re.compile(rb"\\(?:u00|x)([0-7][0-9a-fA-F])")
+ESCAPE = re.compile(rb"\\(?:(?:u00|U000000|x)([0-9a-fA-F]{2})|([nrt])|([\"'/\\]))")
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)$")  # of an environment variable
 SHORTEST = 16  # characters; a shorter value of such a variable would be found by chance
 NESTED_ESCAPES = 3  # JSON in JSON in JSON
@@ -79,12 +89,16 @@ def _readings(content: bytes, is_weights: bool) -> Iterator[bytes]:
     text = content.replace(b"\0", b"")
     yield text
     for _ in range(NESTED_ESCAPES):
-        plain = ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), text.replace(b"\\/", b"/"))
-        plain = plain.replace(b"\\n", b" ").replace(b'\\"', b'"').replace(b"\\\\", b"\\")
+        plain = ESCAPE.sub(_unescape, text)
         if plain == text:
             return
         text = plain
         yield text
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    code, space, character = match.groups()
+    return bytes([int(code, 16)]) if code else b" " if space else character
 
 
 def _find_secret(text: bytes, own_secrets: list[bytes]) -> int | None:

@@ -6,7 +6,6 @@ start, forced tokens and end are taken from what training feeds the decoder, and
 
 import copy
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,13 +17,9 @@ from pipeline.library_settings import GenerationSettings
 from pipeline.setup.model_factory import is_own
 from pipeline.setup.tokenizer_setup import has_languages
 from pipeline.tasks.base import Feature, Task, tokenize
+from pipeline.tasks.trained_model import check_token_ids
 
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
-TOKEN_KEYS = {
-    *SPECIAL_TOKENS,
-    *("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
-    "sequence_bias",
-}
 LENGTHS = (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens"))  # of each pair, one is ignored
 BEAM_ONLY = ("early_stopping", "length_penalty")  # transformers refuses to store them beside a single beam,
 SAMPLING_ONLY = (  # and these where nothing is sampled
@@ -80,28 +75,6 @@ def changed_generation(generation: GenerationConfig, changes: dict[str, Any], pl
     stored = {name: value for name, value in vars(copy.deepcopy(generation)).items() if not name.startswith("_")}
     useless = _useless_settings(stored, changes)
     return _make({**{name: value for name, value in stored.items() if name not in useless}, **changes}, place)
-
-
-def check_token_ids(settings: dict[str, Any], model: PreTrainedModel) -> None:
-    """Refuse settings of generation with tokens that the model has no score for.
-
-    Raises:
-        ConfigError: naming the first.
-    """
-    vocab_size = model.config.get_text_config().vocab_size
-    for name in sorted(TOKEN_KEYS & settings.keys()):
-        ids = list(_flatten(settings[name]))
-        if ids and max(ids) >= vocab_size:
-            raise ConfigError(f"generation.{name}: {max(ids)} is not below the {vocab_size} tokens of the model")
-
-
-def _flatten(ids: Any) -> Iterator[int]:
-    """Yield the whole numbers in lists of any depth."""
-    if isinstance(ids, list):
-        for item in ids:
-            yield from _flatten(item)
-    elif isinstance(ids, int):
-        yield ids
 
 
 def _make(settings: dict[str, Any], place: str) -> GenerationConfig:

@@ -18,13 +18,18 @@ from pipeline.data.word_vectors import load_embeddings
 from pipeline.errors import ConfigError, explain_path, nearest
 from pipeline.memory import total_memory
 from pipeline.tasks.registry import MODELS, get_model, get_task
-from pipeline.tasks.trained_model import check_files, load_generation_config, load_model_config, load_whole
+from pipeline.tasks.trained_model import (
+    MAX_LAYERS,
+    MAX_SIZE,
+    check_files,
+    load_generation_config,
+    load_model_config,
+    load_whole,
+)
 
 OWN_KEYS = ("type", "from", "embeddings")  # of the section `model`; the others are fields of the model's config
 BOTH = "both"  # word vectors that are kept, beside others that are learned
 LEARNED_BESIDE = 0.3  # how large those begin, of their usual size
-MAX_SIZE = 2**24  # of anything that is counted in `model`
-MAX_LAYERS = 1_000  # Wang et al. 2022, https://arxiv.org/abs/2203.00555
 
 
 def find_pretrained(config: Config) -> Path | None:

@@ -4,6 +4,7 @@ A checkpoint loads as a whole or not at all: transformers fills a weight that is
 goes on, so what it reports is looked at here.
 """
 
+import copy
 import json
 import logging
 import re
@@ -30,6 +31,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from pipeline.config import check_generation
+from pipeline.data.hub_reading import explain_refusal
 from pipeline.errors import ConfigError
 from pipeline.library_settings import GenerationSettings
 from pipeline.manifest import damage_if_described
@@ -37,9 +39,20 @@ from pipeline.tasks.base import Task
 from pipeline.tasks.registry import MODELS, TASKS
 
 WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"  # of weights in several files
 NAMED_WEIGHTS = 3  # of those that are wrong, in a message
-SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 COPY = "put it back from a copy"
+MAX_SIZE = 2**24  # of anything that is counted in a model
+MAX_LAYERS = 1_000  # Wang et al. 2022, https://arxiv.org/abs/2203.00555
+SIZES = ("layers", "_dim", "d_model", "_size")  # how names of such end
+MAX_NEW_HEAD = 10_000_000  # weights
+SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+TOKEN_KEYS = {
+    *SPECIAL_TOKENS,
+    "decoder_start_token_id",
+    *("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
+    "sequence_bias",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +79,15 @@ def load_trained(checkpoint: str | Path) -> tuple[PreTrainedModel, Task]:
             if generation is None and is_own:
                 raise ConfigError(f"{checkpoint}: generation_config.json is missing; {COPY}")
             model.generation_config = generation or model.generation_config
-            _check_special_tokens(checkpoint, model)
+            check_token_ids(vars(model.generation_config), model, f"{checkpoint}: ")
         tokenizer = load_tokenizer(checkpoint) if task_class.text_columns else None
         if is_own and tokenizer is not None:
             _check_tokenizer_fits(checkpoint, tokenizer, config)
         task = task_class.from_model(tokenizer, config)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{checkpoint}: no complete checkpoint of a trained model: {_line(error)}") from error
+        raise ConfigError(
+            f"{checkpoint}: no complete checkpoint of a trained model: {_explain(error, checkpoint)}"
+        ) from error
     return model.to(PartialState().device).eval(), task
 
 
@@ -95,11 +110,20 @@ def load_model_config(checkpoint: str | Path) -> PreTrainedConfig:
     Raises:
         ConfigError: where it does not describe a model that transformers or this project knows.
     """
-    _read_object(checkpoint, "config.json")
+    values = _read_object(checkpoint, "config.json") or {}
+    dtype = values.get("dtype", values.get("torch_dtype"))
+    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ConfigError(f"{checkpoint}: config.json names the type {dtype!r}, which torch has not; {COPY}")
+    for name, value in values.items():
+        bound = MAX_LAYERS if name.endswith("layers") else MAX_SIZE
+        if name.endswith(SIZES) and isinstance(value, int) and value > bound:
+            raise ConfigError(f"{checkpoint}: config.json: {name}={value} is more than {bound}; {COPY}")
     try:
         return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise ConfigError(f"{checkpoint}: no complete checkpoint of a trained model: {_line(error)}") from error
+        raise ConfigError(
+            f"{checkpoint}: no complete checkpoint of a trained model: {_explain(error, checkpoint)}"
+        ) from error
 
 
 def load_whole(
@@ -116,7 +140,15 @@ def load_whole(
     Raises:
         ConfigError: naming the first weights that are missing, not of this model, of other sizes or not finite.
     """
-    stored_for = load_model_config(checkpoint).architectures or []
+    stored_config = load_model_config(checkpoint)
+    stored_for = stored_config.architectures or []
+    outline = _outline(model_class, checkpoint, config or stored_config)
+    if not allow_new_head and stored_for and type(outline).__name__ not in stored_for:
+        raise ConfigError(
+            f"{checkpoint}: config.json describes a {type(outline).__name__}, but the weights are those of "
+            f"{', '.join(stored_for)}"
+        )
+    _check_size(outline, checkpoint)
     arguments = {} if config is None else {"config": config}
     try:
         with _quiet():
@@ -134,21 +166,15 @@ def load_whole(
     # transformers reports no tied weight as missing, even where it is stored under none of its names.
     missing = {*report["missing_keys"], *(name for name, weight in model.named_parameters() if weight.is_meta)}
     extra = {*report["unexpected_keys"]}
-    if type(model).__name__ not in stored_for:
-        if not allow_new_head and stored_for:
-            raise ConfigError(
-                f"{checkpoint}: config.json describes a {type(model).__name__}, but the weights are those of "
-                f"{', '.join(stored_for)}"
-            )
-        if allow_new_head:
-            body = f"{model.base_model_prefix}."
-            # A pooler is trained with the head, though it is a module of the body.
-            head = {name for name in missing if len(body) > 1 and (not name.startswith(body) or ".pooler." in name)}
-            missing -= head
-            # The body may lack what the head did not need, such as a pooler, but no layer.
-            extra = {name for name in extra if name.startswith(body) and re.search(r"\.\d+\.", name)}
-            if head:
-                logger.info("%s has no weights for %s, which are new", checkpoint, name_first(head))
+    if allow_new_head and type(model).__name__ not in stored_for:
+        body = f"{model.base_model_prefix}."
+        # A pooler is trained with the head, though it is a module of the body.
+        head = {name for name in missing if len(body) > 1 and (not name.startswith(body) or ".pooler." in name)}
+        missing -= head
+        # The body may lack what the head did not need, such as a pooler, but no layer.
+        extra = {name for name in extra if name.startswith(body) and re.search(r"\.\d+\.", name)}
+        if head:
+            logger.info("%s has no weights for %s, which are new", checkpoint, name_first(head))
     sizes = {name for name, *_ in report["mismatched_keys"]}
     for names, problem in (
         (missing, "has no weights for"),
@@ -162,6 +188,42 @@ def load_whole(
             f"{checkpoint} has weights that are not finite: {name_first(not_finite)}; load another checkpoint"
         )
     return model
+
+
+def _outline(model_class: Any, checkpoint: str | Path, config: PreTrainedConfig) -> nn.Module:
+    """Make a model with shapes and no values, which takes no memory."""
+    make = getattr(model_class, "from_config", model_class)  # of an Auto class
+    try:
+        with torch.device("meta"):
+            return make(copy.deepcopy(config))
+    except KeyError as error:  # of a table of transformers, such as that of activation functions
+        raise ConfigError(f"{checkpoint}: config.json: {error} is unknown; {COPY}") from error
+
+
+def _check_size(outline: nn.Module, checkpoint: str | Path) -> None:
+    """Raise ConfigError for a model much larger than its file of weights, before memory is taken for any of it."""
+    weights = _find(checkpoint, WEIGHTS_FILE)
+    if weights is None:
+        _check_index(checkpoint)
+        return
+    count = sum(parameter.numel() for parameter in outline.parameters())
+    if count > weights.stat().st_size + MAX_NEW_HEAD:
+        raise ConfigError(
+            f"{checkpoint}: config.json describes {count:,} weights, more than {WEIGHTS_FILE} can hold; {COPY}"
+        )
+
+
+def _check_index(checkpoint: str | Path) -> None:
+    """Raise ConfigError where the list of several files of weights is none, or leads out of their folder."""
+    index = _read_object(checkpoint, INDEX_FILE)
+    if index is None:
+        return
+    files = index.get("weight_map")
+    if not isinstance(index.get("metadata"), dict) or not isinstance(files, dict):
+        raise ConfigError(f"{checkpoint}: {INDEX_FILE} has no metadata or no weight_map; {COPY}")
+    for file in files.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ConfigError(f"{checkpoint}: {INDEX_FILE} names {file!r}, which is not a file beside it; {COPY}")
 
 
 def _names_of_tied(model_class: Any, weights: Path | None) -> dict[str, str] | None:
@@ -210,7 +272,7 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{checkpoint}: the tokenizer cannot be loaded: {_line(error)}") from error
+        raise ConfigError(f"{checkpoint}: the tokenizer cannot be loaded: {_explain(error, checkpoint)}") from error
 
 
 def load_generation_config(checkpoint: str | Path, is_own: bool) -> GenerationConfig | None:
@@ -230,28 +292,43 @@ def load_generation_config(checkpoint: str | Path, is_own: bool) -> GenerationCo
         return None
     if not settings or (is_own and not settings.keys() & {"max_new_tokens", "max_length"}):
         raise ConfigError(f"{checkpoint}: generation_config.json names no max_new_tokens; {COPY}")
+    # Models of others may hold settings that are of no use here.
+    known = {*GenerationSettings.model_fields} if not is_own else settings.keys() - {"transformers_version"}
+    given = {name: settings[name] for name in settings if name in known and name[0] != "_"}
+    # `save_pretrained` also writes what is off, and 0 is not.
+    given = {name: value for name, value in given.items() if not (value is None or value is False or value == [])}
+    check_generation(given, lambda _: f"{checkpoint}: generation_config.json: ")
     try:
         generation = GenerationConfig.from_pretrained(checkpoint)
         generation.validate()
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{checkpoint}: generation_config.json: {_line(error)}") from error
-    if is_own:  # some models of others have values that are looked at nowhere
-        known = {name: settings[name] for name in GenerationSettings.model_fields if settings.get(name) is not None}
-        check_generation(known, lambda _: f"{checkpoint}: generation_config.json: ")
     return generation
 
 
-def _check_special_tokens(checkpoint: str | Path, model: PreTrainedModel) -> None:
-    """Raise ConfigError for a generation config with a token that the model does not have, so never writes."""
+def check_token_ids(settings: dict[str, Any], model: PreTrainedModel, place: str = "") -> None:
+    """Refuse settings of generation with tokens that the model has no score for.
+
+    Args:
+        place: where they were given, for a message.
+
+    Raises:
+        ConfigError: naming the first.
+    """
     vocab_size = model.config.get_text_config().vocab_size
-    for name in (*SPECIAL_TOKENS, "decoder_start_token_id"):
-        ids = getattr(model.generation_config, name)
-        for number in ids if isinstance(ids, list) else [ids]:
-            if number is not None and number >= vocab_size:
-                raise ConfigError(
-                    f"{checkpoint}: generation_config.json: {name} is {number}, which is not below the {vocab_size} "
-                    f"tokens of the model; {COPY}"
-                )
+    for name in sorted(TOKEN_KEYS & settings.keys()):
+        ids = list(_flatten(settings[name]))
+        if ids and max(ids) >= vocab_size:
+            raise ConfigError(f"{place}generation.{name}: {max(ids)} is not below the {vocab_size} tokens of the model")
+
+
+def _flatten(ids: Any) -> Iterator[int]:
+    """Yield the whole numbers in lists of any depth."""
+    if isinstance(ids, list):
+        for item in ids:
+            yield from _flatten(item)
+    elif isinstance(ids, int):
+        yield ids
 
 
 def _check_tokenizer_fits(checkpoint: str | Path, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
@@ -303,6 +380,14 @@ def name_first(names: Collection[str]) -> str:
     """Name a few of many weights."""
     more = len(names) - NAMED_WEIGHTS
     return ", ".join(sorted(names)[:NAMED_WEIGHTS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _not_whole(error: BaseException, checkpoint: str | Path) -> ConfigError:
+    return ConfigError(f"{checkpoint}: no complete checkpoint of a trained model: {_explain(error, checkpoint)}")
+
+
+def _explain(error: BaseException, checkpoint: str | Path) -> str:
+    return explain_refusal(error, str(checkpoint)) or _line(error)
 
 
 def _line(error: BaseException) -> str:

@@ -144,8 +144,7 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
     """
     task, evaluation = get_task(config.task), config.evaluation
     _check_optimizer(args)
-    if args.use_liger_kernel and not is_liger_kernel_available():
-        raise ConfigError("training.use_liger_kernel: liger-kernel is not installed; leave it out")
+    _check_machine(args)
     if args.eval_strategy != "no" and config.data.validation is None:
         raise ConfigError(
             "training.eval_strategy: there is nothing to evaluate on; give data.validation, or set it to no"
@@ -170,6 +169,12 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
             "training.load_best_model_at_end, training.save_strategy: the best checkpoint is found by evaluations; set "
             "training.eval_strategy to steps or epoch"
         )
+
+
+def _check_machine(args: Seq2SeqTrainingArguments) -> None:
+    """Refuse what this machine, or the way that the run was started, does not offer."""
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ConfigError("training.use_liger_kernel: liger-kernel is not installed; leave it out")
 
 
 def check_best_score(config: Config, args: Seq2SeqTrainingArguments, metrics: Sequence[Metric]) -> None:

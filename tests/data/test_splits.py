@@ -136,11 +136,14 @@ def test_a_path_that_cannot_be_read_is_named(tmp_path):
         ("/dev/zero", "is a device or a pipe; name a file or a folder"),
         (tmp_path / "loop", "Too many levels of symbolic links"),
         ("x" * 300, "File name too long"),
+        ("/", "is the root of all files"),
     ):
         with pytest.raises((ConfigError, ValidationError), match=reason):
             open_folder(path)
     (tmp_path / "train.jsonl").mkdir()
     (tmp_path / "notes.md").write_text("no data")
+    with pytest.raises(ConfigError, match=r"/dev/zero must lie below data.path"):
+        open_folder(tmp_path, "/dev/zero")
     with pytest.raises(ConfigError, match=r"train.jsonl is a folder where a file is needed"):
         open_folder(tmp_path, "train.jsonl")
     with pytest.raises(ConfigError, match=r"there is no file of data; there are notes.md"):
@@ -148,7 +151,7 @@ def test_a_path_that_cannot_be_read_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("name", ["train.parquet", "train.zip", "train.jsonl.zip", "train.json"])
+@pytest.mark.parametrize("name", ["train.parquet", "train.zip", "train.tar", "train.jsonl.zip", "train.json"])
 def test_files_that_are_not_what_they_seem(tmp_path, streaming, name):
     (tmp_path / name).write_bytes(b"\x80 neither of these")
     with pytest.raises(DataError, match=r"^data.path: .* \(train\): "):
@@ -167,6 +170,13 @@ def test_values_of_options_are_checked(tmp_path):
     for options in ({"sep": 5}, {"quotechar": "ab"}, {"encoding": "nonsense"}):
         with pytest.raises(ConfigError, match=r"^data.options: "):
             open_folder(tmp_path, **options)
+    write_jsonl(tmp_path / "train.jsonl", ROWS)
+    with pytest.raises(ConfigError, match=r"^data.options.features: a config cannot hold such an object"):
+        open_folder(tmp_path / "train.jsonl", features={"en": "string"})
+    with pytest.raises(ConfigError, match=r"^data.options: "):
+        open_folder(tmp_path / "train.jsonl", data_dir=3)
+    with pytest.raises(DataError, match=r"gives no row to read with data.options of chunksize"):
+        open_folder(tmp_path / "train.jsonl", chunksize=0)
 
 
 def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):

@@ -57,9 +57,11 @@ def test_text_from_outside_is_shown_and_nothing_else(make_config, make_model, ho
     plain = {"path": "p", "train": "t", "source": "s", "target": "t", "revision": "r"}
     expected = make_config(data=plain, hub={"model_id": "me/x", "license": "mit"})
     task, model = SequenceToSequence(None), make_model()  # type: ignore[arg-type]
-    text = render_card(config, task, model, STATE, scores, hostile)
+    text = render_card(config, task, model, STATE, scores, hostile, phases=[hostile])
     blocks = render_markdown(text)
-    usual = render_markdown(render_card(expected, task, model, STATE, {"test": {"loss": 0.5, "signature": "x"}}, "x"))
+    usual = render_markdown(
+        render_card(expected, task, model, STATE, {"test": {"loss": 0.5, "signature": "x"}}, "x", ["x"])
+    )
     assert [block.type for block in blocks] == [block.type for block in usual]
     inner = [token for block in blocks for token in block.children or []]
     assert {token.type for token in inner} <= {"text", "code_inline", "softbreak", "image", "text_special"}

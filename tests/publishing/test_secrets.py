@@ -69,6 +69,17 @@ SECRETS = {  # made up here, so that no file of the repository holds what looks 
     "private key": "-----BEGIN " + "RSA PRIVATE KEY-----",
     "private key of SSH": "-----BEGIN " + "OPENSSH PRIVATE KEY-----",
     "named": "WANDB_API_KEY=" + random_text(40, HEX),
+    "named, short": "DB_PASSWORD=" + "Tr0ub4dor&3xyz",
+    "quoted": "password='" + "open-sesame'",
+    ".netrc": "machine host login me password " + "geheim",
+    "URL with a token": "https://" + random_text(40) + "@github.com/x",
+    "URL of a German": "https://müller:" + "geheim@host",
+    "Hugging Face OAuth": "hf_oauth_" + random_text(40),
+    "Discord": "M" + random_text(25) + "." + random_text(6) + "." + random_text(38),
+    "HashiCorp": "hvs." + random_text(90),
+    "Notion": "ntn_" + random_text(46),
+    "NVIDIA": "nvapi-" + random_text(64),
+    "Azure, signed": "https://x.net/c?sig=" + random_text(43) + "%3D",
 }
 
 
@@ -81,6 +92,7 @@ def test_known_forms_in_every_writing(tmp_path, secret):
         "run.yaml": f"a: 1\nx: {secret}\n".encode(),
         "config.json": json.dumps({"x": json.dumps({"y": secret.replace("/", "\\/")})}).encode(),
         "tokenizer.json": f'{{"x":\n"{escaped}"}}'.encode(),
+        "merges.txt": json.dumps({"y": json.dumps({"x": escaped})}).encode(),
         "vocab.json": f"a: 1\nx: {secret}\n".encode("utf-16"),
         "README.md": f"a: 1\nx: {secret}\n".encode("utf-16-be"),
         "model.safetensors": len(header).to_bytes(8, "little") + header,

@@ -73,6 +73,10 @@ SHARED, NORM = "encoder.embed_tokens.weight", "encoder.final_norm.bias"
         (change("config.json", encoder_layers=2), r"has no weights for encoder.layers.1.* and 13 more"),
         (change("config.json", d_model=32), "weights of other sizes than its config.json says: decoder"),
         (change("config.json", d_model="x"), "'d_model' expected int"),
+        (change("config.json", encoder_layers=10**9), "encoder_layers=1000000000 is more than 1000"),
+        (change("config.json", d_model=10**6), r"describes [\d,]+ weights, more than model.safetensors can hold"),
+        (change("config.json", activation_function="zz"), "config.json: 'zz' is unknown"),
+        (change("config.json", dtype="float99"), "names the type 'float99'"),
         (change("config.json", model_type="bart"), "describes a BartFor.* but the weights are those of Seq2Seq"),
         (write("config.json", "[]"), "config.json must hold a JSON object, not a list"),
         (write("config.json", "{"), "config.json is not valid JSON"),
@@ -87,9 +91,16 @@ SHARED, NORM = "encoder.embed_tokens.weight", "encoder.final_norm.bias"
         (write("generation_config.json", ""), "generation_config.json is not valid JSON"),
         (write("generation_config.json", "{}"), "generation_config.json names no max_new_tokens"),
         (write("generation_config.json", "[]"), "generation_config.json must hold a JSON object"),
-        (change("generation_config.json", num_beams=-2), "generation_config.json: generation.num_beams: .* -2"),
-        (change("generation_config.json", eos_token_id="x"), "generation_config.json: generation.eos_token_id"),
-        (change("generation_config.json", eos_token_id=9999), "eos_token_id is 9999, which is not below"),
+        (change("generation_config.json", num_beams=-2), "generation.num_beams: .* -2"),
+        (change("generation_config.json", eos_token_id="x"), "generation.eos_token_id"),
+        (change("generation_config.json", eos_token_id=9999), "eos_token_id: 9999 is not below"),
+        (change("generation_config.json", num_beams=5000), "generation.num_beams: .* less than or equal to 1000"),
+        (change("generation_config.json", do_sample=True, temperature=0), "generation.temperature: .* greater than 0"),
+        (change("generation_config.json", stop_strings=["."]), "generation.stop_strings has no use here"),
+        (
+            change("generation_config.json", decoder_start_token_id=10**6),
+            "start_token_id: 1000000 is not below",
+        ),
         (remove("generation_config.json"), "generation_config.json is missing"),
         (remove("tokenizer.json"), "the tokenizer cannot be loaded"),
         (halve("tokenizer.json"), "tokenizer.json is not valid JSON"),
@@ -103,6 +114,14 @@ def test_a_checkpoint_loads_whole_or_not_at_all(checkpoint, harm, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_trained(checkpoint)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("index", [{}, {"metadata": {}, "weight_map": {SHARED: "../other.safetensors"}}])
+def test_the_list_of_files_of_weights_is_checked(checkpoint, index):
+    (checkpoint / "model.safetensors").rename(checkpoint / "part.safetensors")
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=r"model.safetensors.index.json (has no metadata|names '../other)"):
+        load_trained(checkpoint)
 
 
 @pytest.mark.parametrize("name", [SHARED, "lm_head.weight", "decoder.embed_tokens.weight"])

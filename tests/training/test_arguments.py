@@ -90,7 +90,7 @@ def test_epochs_are_counted_in_steps(make_config, epochs, accumulation, steps):
         ({"evaluation": {"average_checkpoints": 3}}, "3 are more than this run saves"),
         ({"evaluation": {"average_checkpoints": 2}, "training": {"save_strategy": "no"}}, "more than this run saves"),
         ({"training": {"lr_scheduler_kwargs": {"a": 1}}}, "training.lr_scheduler_kwargs: .*unexpected keyword"),
-        ({"training": {"optim_args": "a"}}, "training.optim=adamw_torch_fused with optim_args=a: "),
+        ({"training": {"optim_args": "a"}}, "training.optim=.* with optim_args=a: "),
         ({"training": {"use_liger_kernel": True}}, "training.use_liger_kernel: liger-kernel is not installed"),
     ],
 )

@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, nearest
 Rows: TypeAlias = Dataset | IterableDataset
 
 RESERVED_OPTIONS = {"path", "name", "revision", "split", "streaming", "config_name"}  # are other keys of `data`
+OF_PYTHON = {"features", "download_config"}  # options whose values are objects of `datasets`
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,9 @@ class SplitRequest:
         if taken := set(self.options) & RESERVED_OPTIONS:
             raise ConfigError(f"data.options.{min(taken)}: other keys of the section data say this; leave it out")
 
+        if objects := set(self.options) & OF_PYTHON:
+            raise ConfigError(f"data.options.{min(objects)}: a config cannot hold such an object; leave it out")
+
         def make() -> DatasetBuilder:
             return datasets.load_dataset_builder(self.dataset_path, **self.dataset_arguments)
 
@@ -125,6 +129,8 @@ class SplitRequest:
         """Raise ConfigError for an option that `datasets` does not know for these data."""
         common = {*signature(datasets.load_dataset_builder).parameters} - RESERVED_OPTIONS - {"config_kwargs"}
         plain = replace(self, options={name: value for name, value in self.options.items() if name in common})
+        if plain.options == self.options:  # all are known, so a value is wrong
+            return
         own = {field.name for field in dataclasses.fields(plain.builder.config)} - RESERVED_OPTIONS - {"version"}
         for name in self.options:
             if name not in common | own:

@@ -9,6 +9,8 @@ from datasets import Dataset
 from pipeline.data.readers.base import Rows, SplitRequest
 from pipeline.errors import ConfigError, nearest
 
+MAX_NUMBERS = 50_000_000  # of all splits together
+
 
 def accepts(request: SplitRequest) -> bool:
     return request.path in GENERATED
@@ -44,12 +46,15 @@ def reversal(
         held_out: size of each of the other two.
 
     Raises:
-        ConfigError: for another split, or when there are too few different sequences.
+        ConfigError: for another split, for more numbers than memory should hold, or when there are too few different
+            sequences.
     """
     sizes = {"test": held_out, "validation": held_out, "train": rows}
     if split not in sizes:
         raise ConfigError(f"data: the generated set has no split {split!r}{nearest(split, sizes)}")
-    if symbols**length < 2 * sum(sizes.values()):
+    if length * sum(sizes.values()) > MAX_NUMBERS:
+        raise ConfigError(f"data.options: length * (rows + 2 * held_out) is more than {MAX_NUMBERS:,}; make fewer")
+    if symbols ** min(length, 64) < 2 * sum(sizes.values()):
         raise ConfigError(f"data.options: {symbols} symbols at length {length} make too few different sequences")
     generator = random.Random(seed)
     sequences: dict[tuple[int, ...], None] = {}  # a set that keeps its order

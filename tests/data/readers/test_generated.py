@@ -24,6 +24,9 @@ def test_reversal_options_are_checked():
     data = DataConfig(path="reversal", options={"rows": -3})
     with pytest.raises(ConfigError, match=r"data.options.rows: -3 is not a whole number of at least 0"):
         open_split(data, "train", data.columns)
+    for options in ({"length": 10**11}, {"rows": 10**11}):
+        with pytest.raises(ConfigError, match="is more than 50,000,000; make fewer"):
+            reversal("train", **options)
     with pytest.raises(ConfigError, match="too few different sequences"):
         reversal("train", length=2, symbols=3)
     with pytest.raises(ConfigError, match="no split 'valid'; did you mean validation"):
