@@ -1,6 +1,8 @@
 """Whatever `datasets.load_dataset` reads: Parquet, JSON arrays, archives and more, and data sets of the Hub."""
 
 import csv
+from collections import deque
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,12 @@ from datasets import Features, Value
 
 from pipeline.data.fingerprints import fingerprint_files
 from pipeline.data.hub_reading import with_retries
+from pipeline.data.lines import read_lines
 from pipeline.data.readers.base import Rows, SplitRequest
 from pipeline.data.readers.delimited_text import has_quotes
+from pipeline.data.readers.text_lines import has_suffix
+
+FIRST_LINES = 1_000  # of a file, whose length is looked at
 
 
 def accepts(request: SplitRequest) -> bool:
@@ -18,6 +24,11 @@ def accepts(request: SplitRequest) -> bool:
 
 
 def read(request: SplitRequest) -> Rows:
+    for file in request.files:
+        is_text = request.builder.name in ("csv", "text") or has_suffix(file, (".jsonl", ".ndjson"))
+        if is_text and Path(file).is_file():
+            # `datasets` takes a line of any length into memory, several times.
+            deque(islice(read_lines(file), FIRST_LINES), maxlen=0)
     path, arguments = request.dataset_path, request.dataset_arguments
     features = request.builder.info.features
     if request.files and request.is_downloaded:

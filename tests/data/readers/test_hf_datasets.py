@@ -71,3 +71,11 @@ def test_other_content_under_the_same_time_is_read_anew(tmp_path):
         path.write_text(f"en,fr\n{text},un\n")
         os.utime(path, (1_700_000_000, 1_700_000_000))
         assert texts(open_folder(tmp_path)) == [{"source": text, "target": "un"}]
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.jsonl"])
+def test_a_line_too_long_for_the_memory_is_refused_here_too(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("pipeline.data.lines.LONGEST_LINE", 100)
+    (tmp_path / name).write_text("a" * 101)
+    with pytest.raises(DataError, match=rf"{name}:1: the line has more than"):
+        open_folder(tmp_path, chunksize=1000)
