@@ -127,7 +127,7 @@ def check_config(path: Path, overrides: list[str]) -> None:
         check_settings(config, training_arguments(config))
 
 
-@examples(100, 3000)
+@examples(60, 3000)
 def test_changed_configs(tmp_path, count):
     path = tmp_path / "run.yaml"
 
@@ -143,7 +143,7 @@ def test_changed_configs(tmp_path, count):
     check()
 
 
-@examples(100, 2000)
+@examples(60, 2000)
 def test_odd_overrides(tmp_path, count):
     path = tmp_path / "run.yaml"
 

@@ -54,7 +54,16 @@ def test_every_task_can_be_rehearsed(rehearse, task, tmp_path):
     assert {"training rows", "memory and time", "evaluation", "saving"} <= {finding.check for finding in findings}
 
 
-@pytest.mark.parametrize("training", [{}, {"gradient_checkpointing": True}, {"bf16": True, "use_cpu": True}])
+@pytest.mark.parametrize(
+    "training",
+    [
+        {},
+        *(
+            pytest.param(more, marks=pytest.mark.slow)
+            for more in ({"gradient_checkpointing": True}, {"bf16": True, "use_cpu": True})
+        ),
+    ],
+)
 def test_nothing_of_it_stays(make_config, monkeypatch, tmp_path, training):
     """Weights, optimizer and scores are those of the same run without rehearsal."""
     folders = []
