@@ -5,12 +5,15 @@ no list names. A key that is in no list, such as one of a task from outside this
 """
 
 import json
+import textwrap
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.training.checkpoints import Phase
+
+INDENTED: Any = {"initial_indent": "  ", "subsequent_indent": "  ", "break_on_hyphens": False}
 
 
 def _keys(section: str, names: str) -> set[str]:
@@ -172,7 +175,8 @@ def as_text() -> str:
         "present window may be read twice, or not in this pass.\n"
         "A changed list of classes is refused, wherever it comes from."
     )
-    return "\n".join([*(f"{title}\n  {'  '.join(sorted(keys))}" for keys, title in titles), notes])
+    lists = (f"{title}\n{textwrap.fill('  '.join(sorted(keys)), 100, **INDENTED)}" for keys, title in titles)
+    return "\n".join([*lists, notes])
 
 
 def _has_no_end(config: Config) -> bool:
