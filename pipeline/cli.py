@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def end_one_of_many(code: int) -> None:
     """End one of several processes here, without the destructors of its libraries.
 
-    Seen in about one of 100 launches with torch 2.13: threads of gloo that outlive the interpreter abort the process
+    Seen now and then with torch 2.13: threads of gloo that outlive the interpreter abort the process
     ("terminate called without an active exception"), and the launcher then kills the others. Destroying the process
     group before does not help, as wrapped models hold it, and collecting those can wait for a thread for ever.
     """

@@ -12,9 +12,11 @@ import shutil
 import tempfile
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,13 +28,14 @@ from transformers import GenerationConfig, PreTrainedModel
 from pipeline.config import Config
 from pipeline.data.batch_stream import Position
 from pipeline.data.rows import HOW_TO_FIX, Feature
-from pipeline.errors import ConfigError, DataError, RunError, TeacherForcingError
+from pipeline.errors import ConfigError, DataError, RunError, TeacherForcingError, one_line
 from pipeline.inference.batches import batches_by_length
 from pipeline.inference.expected_scores import score_warnings
 from pipeline.inference.metrics import alike, exact_match
 from pipeline.memory import available_memory, peak_memory
 from pipeline.publishing.secrets import refuse_secrets
 from pipeline.tasks.base import Batch, Task
+from pipeline.training.arguments import count_saves
 from pipeline.training.out_of_memory import is_out_of_memory, training_changes
 from pipeline.training.trainer import TeacherForcingTrainer
 
@@ -163,6 +166,8 @@ def check_training_rows(scene: Scene) -> Iterator[Finding]:
     if window.bad_rows and stream.max_bad_rows == 0:
         raise DataError(f"{window.bad_rows[0]}; {HOW_TO_FIX}")
     scene.batches += window.batches
+    # Where no tokenizer is trained, nobody has read the rows before.
+    deque(scene.seen.watch(chain.from_iterable(window.batches)), maxlen=0)
     yield Finding("ok", f"{window.num_rows:,} rows read, {len(window.bad_rows):,} of them bad")
 
 
@@ -347,7 +352,9 @@ def check_generation(scene: Scene) -> Iterator[Finding]:
             evaluate_shortly(scene, features, generation)
         except (ValueError, TypeError, NotImplementedError, ImportError, IndexError) as error:
             # What transformers and the metrics raise for a setting that they cannot follow.
-            raise ConfigError(f"generation or evaluation as configured fails: {in_one_line(error)}") from error
+            raise ConfigError(
+                f"generation or evaluation as configured fails: {one_line(error) or type(error).__name__}"
+            ) from error
     yield Finding("ok", f"{len(features)} rows scored{' and generated' if scene.trainer.metrics else ''} as configured")
 
 
@@ -395,20 +402,13 @@ def check_disk(scene: Scene, model_size: int) -> Iterator[Finding]:
     arguments = scene.trainer.args
     size = model_size + ADAM_STATES * FLOAT * sum(p.numel() for p in scene.model.parameters() if p.requires_grad)
     free = shutil.disk_usage(scene.folder).free
-    if arguments.save_strategy == "no":
-        count = 0
-    else:
-        saves = math.ceil(arguments.max_steps / max(1, arguments.save_steps)) if arguments.save_steps >= 1 else 1
-        count = min(saves, arguments.save_total_limit or saves)
+    saves = count_saves(arguments)
+    count = min(saves, arguments.save_total_limit or (1 if math.isinf(saves) else saves))
     need = (count + 1) * size  # one more is written before the oldest is removed
     text = f"{count} checkpoints of {size / 1e6:,.1f} MB need {need / 1e6:,.1f} MB of {free / 1e6:,.0f} MB on the disk"
     if free < min(2, count + 1) * size:
         raise RunError(f"{scene.folder}: {text}; make room, or choose another training.output_dir")
     yield Finding(*(("ok", text) if need <= free else ("warning", f"{text}; set training.save_total_limit")))
-
-
-def in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 # In this order, as the first one reads the rows that others work on.

@@ -116,6 +116,15 @@ def test_copies_of_training_rows_in_the_test_split_are_found(rehearse, make_pair
     assert "held-out rows: test: 3 of 4 rows are among the training rows" in warning
 
 
+def test_copies_are_found_where_the_tokenizer_is_not_trained(rehearse, make_pairs, finished_run):
+    folder = make_pairs()
+    (folder / "train.jsonl").write_text('{"source": "1 2", "target": "2 1"}\n' * 9)
+    (folder / "validation.jsonl").write_text('{"source": "1 2", "target": "2 1"}\n')
+    data = {"path": str(folder), "options": {}, "test": None}
+    warning = of(rehearse(data=data, tokenizer={"path": str(finished_run)}), "warning")
+    assert "validation: 1 of 1 rows are among the training rows" in warning
+
+
 def test_seen_rows_of_one_running_text_are_not_counted():
     seen = SeenRows(())
     assert list(seen.watch([{"source": "a"}])) == [{"source": "a"}] and not seen.find([{"source": "a"}])

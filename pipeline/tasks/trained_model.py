@@ -85,9 +85,7 @@ def load_trained(checkpoint: str | Path) -> tuple[PreTrainedModel, Task]:
             _check_tokenizer_fits(checkpoint, tokenizer, config)
         task = task_class.from_model(tokenizer, config)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{checkpoint}: no complete checkpoint of a trained model: {_explain(error, checkpoint)}"
-        ) from error
+        raise _not_whole(error, checkpoint) from error
     return model.to(PartialState().device).eval(), task
 
 
@@ -121,9 +119,7 @@ def load_model_config(checkpoint: str | Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise ConfigError(
-            f"{checkpoint}: no complete checkpoint of a trained model: {_explain(error, checkpoint)}"
-        ) from error
+        raise _not_whole(error, checkpoint) from error
 
 
 def load_whole(

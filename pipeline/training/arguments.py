@@ -198,14 +198,14 @@ def _check_average(count: int, args: Seq2SeqTrainingArguments) -> None:
             f"evaluation.average_checkpoints: {count} must be kept by training.save_total_limit, and "
             "training.load_best_model_at_end=false"
         )
-    if count > _count_saves(args):
+    if count > count_saves(args):
         raise ConfigError(
             f"evaluation.average_checkpoints: {count} are more than this run saves; save more often, by "
             "training.save_strategy=steps and a smaller training.save_steps"
         )
 
 
-def _count_saves(args: Seq2SeqTrainingArguments) -> float:
+def count_saves(args: Seq2SeqTrainingArguments) -> float:
     """Count the checkpoints that a run writes, where its steps are known; else infinity."""
     if args.save_strategy == "no":
         return 0
