@@ -120,7 +120,7 @@ def test_copies_are_found_where_the_tokenizer_is_not_trained(rehearse, make_pair
     folder = make_pairs()
     (folder / "train.jsonl").write_text('{"source": "1 2", "target": "2 1"}\n' * 9)
     (folder / "validation.jsonl").write_text('{"source": "1 2", "target": "2 1"}\n')
-    data = {"path": str(folder), "options": {}, "test": None}
+    data: dict[str, Any] = {"path": str(folder), "options": {}, "test": None}
     warning = of(rehearse(data=data, tokenizer={"path": str(finished_run)}), "warning")
     assert "validation: 1 of 1 rows are among the training rows" in warning
 
