@@ -26,7 +26,7 @@ from pipeline.cli import print_errors
 from pipeline.config import Config
 from pipeline.data.batch_loader import BatchLoader
 from pipeline.data.splits import open_split
-from pipeline.exporting.marian import make_marian, to_marian
+from pipeline.exporting.stock import make_stock, to_stock
 from pipeline.inference.generation import generate
 from pipeline.memory import peak_memory
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
@@ -49,7 +49,7 @@ def stock(arguments: argparse.Namespace, is_grouped: bool) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.path)
     features = encode(config, tokenizer)
     torch.manual_seed(0)
-    model = make_marian(Seq2SeqTransformerConfig(vocab_size=len(tokenizer), **config.model))
+    model = make_stock(Seq2SeqTransformerConfig(vocab_size=len(tokenizer), **config.model))
     watch = Stopwatch(int(config.training["logging_steps"]))
     shared = ("learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "label_smoothing_factor", "bf16")
     args = Seq2SeqTrainingArguments(
@@ -183,7 +183,7 @@ def generate_ids(arguments: argparse.Namespace, name: str, beams: int) -> dict[s
         max_new_tokens=config.data.max_target_length,
         **{key: getattr(model.config, key) for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id")},
     )
-    model = (to_marian(model) if name == "stock" else model).to(arguments.device)
+    model = (to_stock(model) if name == "stock" else model).to(arguments.device)
     tokenizer: Any = task.tokenizer
     ends = {options.pad_token_id, options.eos_token_id, options.decoder_start_token_id}
     tokenizer.batch_decode = lambda rows, **_: [[id for id in row if id not in ends] for row in rows.tolist()]
@@ -210,7 +210,7 @@ def step_memory(arguments: argparse.Namespace, name: str) -> int:
     config = Seq2SeqTransformerConfig(
         vocab_size=MEMORY_VOCABULARY, **load_config(arguments.config, arguments.overrides).model
     )
-    model = make_marian(config) if name == "stock" else Seq2SeqTransformerForConditionalGeneration(config)
+    model = make_stock(config) if name == "stock" else Seq2SeqTransformerForConditionalGeneration(config)
     model.train().to(arguments.device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ids = torch.randint(4, MEMORY_VOCABULARY, MEMORY_SHAPE, device=arguments.device)

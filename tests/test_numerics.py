@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from pipeline.exporting.marian import to_marian
+from pipeline.exporting.stock import to_stock
 from pipeline.inference.metrics import bleu, chrf
 from pipeline.models import transformer_layers
 from pipeline.models.modeling_seq2seq import shift_right
@@ -110,19 +110,20 @@ def test_layers_are_torch_layers(make_model, pre_norm, activation):
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_whole_model_is_marian(make_model, batch):
-    model = make_model(pre_norm=False)
+@pytest.mark.parametrize("pre_norm", [False, True], ids=["marian", "pegasus"])
+def test_whole_model_is_a_stock_one(make_model, batch, pre_norm):
+    model = make_model(pre_norm=pre_norm)
     randomise(model)
-    marian = to_marian(model, positions=64)
+    stock = to_stock(model, positions=64)
     with torch.no_grad():
         ours = model(**batch)
-        theirs = marian(**batch)
+        theirs = stock(**batch)
         torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(ours.loss, theirs.loss)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     for options in ({}, {"num_beams": 3}):
         options |= {"max_new_tokens": 8, "do_sample": False}
-        assert model.generate(**inputs, **options).tolist() == marian.generate(**inputs, **options).tolist()
+        assert model.generate(**inputs, **options).tolist() == stock.generate(**inputs, **options).tolist()
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_label_smoothing_is_torchs(make_model, batch):
 def test_two_hundred_steps_lose_as_marian_does(make_model):
     """Without logits, and by plain cross-entropy over all of them: the same losses, on the same rows in one order."""
     model = make_model(pre_norm=False, dropout=0.0, label_smoothing=0.1).train()
-    marian = to_marian(model, positions=64).train()
+    marian = to_stock(model, positions=64).train()
     marian.config.dropout = 0.0
     optimizers = [torch.optim.AdamW(network.parameters(), lr=1e-3) for network in (model, marian)]
     generator = torch.Generator().manual_seed(0)

@@ -1,0 +1,104 @@
+"""A sequence-to-sequence model as one of transformers' own, which needs no code of this project.
+
+What a post-norm model computes is a `MarianMTModel`, what a pre-norm one computes a `PegasusForConditionalGeneration`,
+but for the order of the residual stream: here sine and cosine of a position alternate, there all sines come first. So
+the D places of every hidden state are put into that order, by the weights that write or read them.
+"""
+
+import torch
+from torch import Tensor
+from transformers import MarianConfig, MarianMTModel, PegasusConfig, PegasusForConditionalGeneration
+
+from pipeline.errors import ConfigError
+from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
+from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
+
+StockModel = MarianMTModel | PegasusForConditionalGeneration
+
+NAMES = {
+    "self_attn_residual.norm": "self_attn_layer_norm",
+    "cross_attn_residual.norm": "encoder_attn_layer_norm",
+    "feed_forward_residual.norm": "final_layer_norm",
+    "feed_forward.": "",
+    "cross_attn.": "encoder_attn.",
+    "final_norm": "layer_norm",
+}
+WRITERS = ("out_proj", "fc2")  # their outputs are added to the residual stream; all other matrices read it
+
+
+def make_stock(config: Seq2SeqTransformerConfig, positions: int = 512) -> StockModel:
+    """Make transformers' own model of the same sizes, with random weights.
+
+    Args:
+        positions: length of its table of positions, which ends there.
+    """
+    config_class, model_class = (
+        (PegasusConfig, PegasusForConditionalGeneration) if config.pre_norm else (MarianConfig, MarianMTModel)
+    )
+    return model_class(
+        config_class(
+            vocab_size=config.vocab_size,
+            d_model=config.d_model,
+            encoder_layers=config.encoder_layers,
+            decoder_layers=config.decoder_layers,
+            encoder_attention_heads=config.attention_heads,
+            decoder_attention_heads=config.attention_heads,
+            encoder_ffn_dim=config.ffn_dim,
+            decoder_ffn_dim=config.ffn_dim,
+            activation_function=config.activation_function,
+            dropout=float(config.dropout),
+            attention_dropout=float(config.attention_dropout),
+            activation_dropout=float(config.activation_dropout),
+            scale_embedding=True,
+            pad_token_id=config.pad_token_id,
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            decoder_start_token_id=config.decoder_start_token_id,
+            forced_eos_token_id=None,
+            max_position_embeddings=positions,
+        )
+    )
+
+
+def to_stock(model: Seq2SeqTransformerForConditionalGeneration, positions: int = 512) -> StockModel:
+    """Make a stock model with the weights of `model`, ready to predict.
+
+    Args:
+        positions: length of its table of positions, which ends there; `model` has no such bound.
+
+    Raises:
+        ConfigError: for a model whose embeddings and output projection are not one matrix.
+    """
+    if not model.config.tie_word_embeddings:
+        raise ConfigError("model.tie_word_embeddings: the stock models have one matrix for embeddings and output")
+    order = torch.cat([torch.arange(0, model.config.d_model, 2), torch.arange(1, model.config.d_model, 2)])
+    state = {_stock_name(name): _reorder(name, tensor, order.to(tensor.device)) for name, tensor in _weights(model)}
+    state["model.shared.weight"] = state["lm_head.weight"]
+    state["final_logits_bias"] = torch.zeros(1, model.config.vocab_size)
+    converted = make_stock(model.config, positions).to(dtype=model.dtype).eval()
+    # The tables of positions are its own, made when it is made or loaded.
+    for side in ("encoder", "decoder"):
+        name = f"model.{side}.embed_positions.weight"
+        state[name] = converted.get_parameter(name)
+    converted.load_state_dict(state, strict=True)
+    return converted
+
+
+def _weights(model: Seq2SeqTransformerForConditionalGeneration) -> list[tuple[str, Tensor]]:
+    return [(name, tensor.detach()) for name, tensor in model.state_dict().items()]
+
+
+def _stock_name(name: str) -> str:
+    for ours, theirs in NAMES.items():
+        name = name.replace(ours, theirs)
+    return name if name.startswith("lm_head") else f"model.{name}"
+
+
+def _reorder(name: str, tensor: Tensor, order: Tensor) -> Tensor:
+    """Put the places of the residual stream that a weight reads or writes into the order of the stock models."""
+    module = name.split(".")[-2]
+    if module in WRITERS:
+        return tensor[order]  # rows of a matrix (D, ...), or a bias (D)
+    if module in ("norm", "final_norm") or tensor.ndim == 2:
+        return tensor[..., order]  # a norm (D), or columns of a matrix (..., D)
+    return tensor  # a bias within a block
