@@ -74,7 +74,14 @@ class DataConfig(Section):
         description="batches without padding, of batch_tokens tokens in one sequence where rows are masked from each "
         "other; for GPUs, as a CPU is faster with rows of like lengths",
     )
-    shuffle_window: int = Field(10_000, ge=1, description="rows shuffled and grouped by length at a time")
+    shuffle_window: int = Field(10_000, ge=1, description="rows of a lane, shuffled and grouped by length at a time")
+    lanes: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="shares of the training rows that are prepared by themselves; a run has the same batches on any "
+        "number of processes; those that it begins with when left out",
+    )
     hub_patience: float = Field(600, ge=0, description="seconds to wait for a Hub that fails for a while")
     worker_timeout: int = Field(1200, ge=1, description="seconds to wait for a window from a loader worker")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import EarlyStoppingCallback, PreTrainedModel, Seq2SeqTrainingArguments
 
 from pipeline import plots
@@ -25,7 +26,7 @@ from pipeline.publishing.card import render_card
 from pipeline.rehearsal import Finding, Scene, SeenRows, raise_errors, rehearse, seen_rows
 from pipeline.run_folder import ResumePoint, RunFolder
 from pipeline.setup.generation_setup import changed_generation, generation_config
-from pipeline.setup.loader_setup import build_loader
+from pipeline.setup.loader_setup import build_loader, count_lanes
 from pipeline.setup.model_factory import build_model, find_pretrained, is_own, stored_settings
 from pipeline.setup.tokenizer_setup import check_tokenizer, prepare_tokenizer
 from pipeline.signals import is_launched_by_accelerate
@@ -83,11 +84,12 @@ def train(config: Config, *, accept_changes: bool = False, dry_run: bool = False
         if resume.is_finished:
             publish_result(config)  # costs nothing where it is there already
             return RunResult(folder.path, folder.read_scores(), was_finished=True)
-        splits = open_splits(config, resume.state.revision)
+        lanes = count_lanes(config, resume.state.data, get_task(config.task))
+        splits = open_splits(config, resume.state.revision, lanes)
         seen = seen_rows(get_task(config.task))
         task, model = build_task_and_model(config, splits, resume, args.seed, seen)
         held_out = encode_held_out(config, task, splits)
-        trainer = build_trainer(config, args, task, model, splits, held_out["validation"], metrics, resume)
+        trainer = build_trainer(config, args, task, model, splits, held_out["validation"], metrics, resume, lanes)
         if dry_run or resume.checkpoint is None or resume.changes:
             there = {split: features for split, features in held_out.items() if features}
             scene = Scene(config, trainer, folder.path, there, seen)
@@ -130,19 +132,19 @@ class Splits:
     test: Rows | None
 
 
-def open_splits(config: Config, revision: str | None) -> Splits:
+def open_splits(config: Config, revision: str | None, lanes: int = 1) -> Splits:
     """Open the splits of a config, so that one that is missing, or lacks a column, is named before anything is trained.
 
     Args:
         revision: the commit at which a data set of the Hub is read; None for data that are not on the Hub.
+        lanes: shares of the training rows that are read by themselves.
     """
     data = config.data.model_copy(update={"revision": revision})
     columns = get_task(config.task).columns(config)
-    train, validation, test = (
-        None if name is None else open_split(data, name, columns) for name in (data.train, data.validation, data.test)
+    validation, test = (
+        None if name is None else open_split(data, name, columns) for name in (data.validation, data.test)
     )
-    assert train is not None
-    return Splits(train, validation, test)
+    return Splits(open_split(data, data.train, columns, lanes), validation, test)
 
 
 def build_task_and_model(
@@ -192,11 +194,13 @@ def build_trainer(
     validation: list[Feature],
     metrics: list[Metric],
     resume: ResumePoint,
+    lanes: int = 1,
 ) -> TeacherForcingTrainer:
     """Make the trainer with its batches.
 
     Args:
         validation: features of all its rows; `evaluation.max_rows` says how many are used while training.
+        lanes: of the training rows.
 
     Raises:
         ConfigError: for a tokenizer that loses what training needs, an average under FSDP, or changes that the rest of
@@ -209,8 +213,9 @@ def build_trainer(
         check_tokenizer(config, task.tokenizer, [feature["source"] for feature in shown[:CHECKED_TEXTS]])
     if BATCH_ROWS in resume.changes and task.make_batches(1, 1) is not None:
         raise ConfigError(f"{BATCH_ROWS}: {config.task} carries a state for each row of a batch; begin a new run")
-    loader = build_loader(config, args, task, splits.train)
-    args = with_max_steps(args, loader.stream.count_batches)
+    loader = build_loader(config, args, task, splits.train, lanes)
+    # A pass ends with its longest lane.
+    args = with_max_steps(args, lambda: lanes * max(gather_object([loader.lanes.count_batches()])))
     if resume.checkpoint is not None:
         refuse_unused(resume.changes, read_steps(resume.checkpoint), args.max_steps)
     patience = config.evaluation.early_stopping_patience

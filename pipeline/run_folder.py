@@ -14,8 +14,8 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 from pipeline.config import Config
-from pipeline.data.batch_stream import Position
 from pipeline.data.hub_reading import is_on_hub, resolve_commit
+from pipeline.data.lanes import begin_other_data
 from pipeline.data.splits import fingerprint_splits
 from pipeline.errors import STORAGE_ERRORS, ConfigError, RunError, one_line
 from pipeline.manifest import MANIFEST_FILE, damage, damage_if_described, describe, describe_content, to_json
@@ -256,7 +256,7 @@ def _go_on(
         phases = [*phases, Phase(checkpoints.read_steps(checkpoint) + 1, changes)]
     if change_training_data(changes, is_known=state.fingerprints is not None):
         logger.warning("the training data are others than before: going on with the first of them")
-        position = asdict(Position.from_dict(position or {}).begin_other_data())
+        position = begin_other_data(position) if position else None
     return replace(state, data=position, revision=revision, fingerprints=fingerprints, phases=phases)
 
 

@@ -146,7 +146,7 @@ def load_batches(arguments: argparse.Namespace, streaming: bool) -> float:
     tokens = passes = 0
     begin = now = time.perf_counter()
     for batch in loader:
-        if loader.position.pass_index > passes:
+        if loader.lanes.progress().pass_index > passes:
             passes, now = passes + 1, time.perf_counter()
             if passes == 1:
                 tokens, begin = 0, now

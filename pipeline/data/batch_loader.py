@@ -1,26 +1,30 @@
-"""Batches collated here or by worker processes, which prepare windows of a stream in turn.
+"""Batches collated here or by worker processes, which prepare windows of the lanes.
 
-With two workers, worker n % 2 prepares window n, and DataLoader asks them in turn, so the windows arrive in order:
+With one lane and two workers, worker n % 2 prepares window n, and they are asked in turn:
 
     worker 0    window 0    window 2    window 4 ...
     worker 1          window 1    window 3 ...
     trainer         batches of 0   of 1   of 2 ...
 
+With as many lanes as workers or more, each worker has lanes of its own, and prepares their windows in the order in
+which the batches are needed.
+
 All that this project uses of torch's private names is in `WorkerWindows`, and listed in `PRIVATE_NAMES`.
 """
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
-from dataclasses import asdict
-from itertools import count
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from itertools import cycle
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from pipeline.data.batch_stream import BatchStream, Position, Window
+from pipeline.data.batch_stream import BatchStream, Window
+from pipeline.data.lanes import Lanes
 from pipeline.data.rows import Feature
 from pipeline.errors import DataError, RunError
 from pipeline.signals import ignore_in_worker
@@ -33,11 +37,12 @@ PRIVATE_NAMES = ("_try_get_data", "_workers", "_shutdown_workers")
 
 
 class BatchLoader:
-    """What Trainer iterates over: collated batches of a `BatchStream`, and the position behind the one in use.
+    """What Trainer iterates over: collated batches of this rank, and the positions of its lanes behind the one in use.
 
     It has no length, so Trainer only counts steps, and no step is cut short where a pass over the data ends.
 
     Args:
+        lanes: what this rank trains on.
         num_workers: processes that read, encode and collate, each a window at a time; 0 does it here.
         prefetch_factor: windows that a worker prepares before they are asked for.
         timeout: seconds to wait for a window.
@@ -50,66 +55,77 @@ class BatchLoader:
 
     def __init__(
         self,
-        stream: BatchStream,
+        lanes: Lanes,
         collate: Callable[[list[Feature]], Batch],
         num_workers: int = 0,
         prefetch_factor: int = 1,
         timeout: int = 1200,
         pin_memory: bool = False,
     ):
-        self.stream, self.collate = stream, collate
+        self.lanes, self.collate = lanes, collate
         self.num_workers, self.prefetch_factor, self.timeout = num_workers, prefetch_factor, timeout
         self.pin_memory = pin_memory
 
     @property
-    def position(self) -> Position:
-        return self.stream.position
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position, for a checkpoint."""
-        return asdict(self.position)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at the position of a checkpoint."""
-        self.stream.position = Position.from_dict(state)
+    def stream(self) -> BatchStream:
+        """The stream of one lane, for what is the same in all of them."""
+        return self.lanes.first
 
     def __iter__(self) -> Iterator[Batch]:
-        windows = self._windows_of_workers() if self.num_workers else self.stream.windows(self.position)
-        with closing(windows):
-            for batch, position in self.stream.batches(windows):
+        self.lanes.restart()
+        with ExitStack() as stack:
+            for batch in self.lanes.batches(self._windows(stack)):
                 if self.num_workers:
                     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
                 else:
                     tensors = self.collate(batch)
-                self.stream.position = position
                 yield {name: tensor.pin_memory() for name, tensor in tensors.items()} if self.pin_memory else tensors
 
-    def _windows_of_workers(self) -> Generator[Window]:
-        """Yield the windows in the order of the stream, their batches collated."""
+    def _windows(self, stack: ExitStack) -> dict[int, Iterator[Window]]:
+        """Return the windows of each lane, made here or by workers, which end with the stack."""
+        if not self.num_workers:
+            streams = self.lanes.streams.items()
+            return {lane: stack.enter_context(closing(stream.windows(stream.position))) for lane, stream in streams}
+        started = [stack.enter_context(closing(self._start(worker))) for worker in range(self.num_workers)]
+        workers = [self._receive(items, worker) for worker, items in enumerate(started)]
+        return {
+            lane: _in_turn([workers[worker] for worker in self.lanes.workers_of(lane, self.num_workers)])
+            for lane in self.lanes.streams
+        }
+
+    def _start(self, worker: int) -> "WorkerWindows":
+        """Start a worker, and return the windows that it prepares, their batches collated."""
         loader = DataLoader(
-            CollatedWindows(self.stream, self.collate),
+            CollatedWindows(self.lanes, self.collate, worker, self.num_workers),
             batch_size=None,
             # A generator for this loader only: DataLoader draws a seed at its start, which would shift a resumed run's
             # dropout.
             generator=torch.Generator(),
-            num_workers=self.num_workers,
+            num_workers=1,
             prefetch_factor=self.prefetch_factor,
             timeout=self.timeout,
             worker_init_fn=ignore_in_worker,
         )
-        with closing(WorkerWindows(loader)) as windows:
-            for turn in count():
-                try:
-                    window = next(windows)
-                except WorkerTimeout:
-                    raise RunError(
-                        f"loader worker {turn % self.num_workers} of {self.num_workers} gave nothing in {self.timeout} "
-                        f"seconds, after row {self.position.first_row} of pass {self.position.pass_index}; look at "
-                        "what it reads, or raise data.worker_timeout"
-                    ) from None
-                if isinstance(window, DataError):
-                    raise window
-                yield window
+        return WorkerWindows(loader)
+
+    def _receive(self, items: "WorkerWindows", worker: int) -> Iterator[Window]:
+        while True:
+            try:
+                window = next(items)
+            except WorkerTimeout:
+                behind = max(self.lanes.positions.values(), key=attrgetter("first_batch"))
+                raise RunError(
+                    f"loader worker {worker} of {self.num_workers} gave nothing in {self.timeout} "
+                    f"seconds, after row {behind.first_row} of pass {behind.pass_index}; look at "
+                    "what it reads, or raise data.worker_timeout"
+                ) from None
+            if isinstance(window, DataError):
+                raise window
+            yield window
+
+
+def _in_turn(workers: list[Iterator[Window]]) -> Iterator[Window]:
+    return (next(worker) for worker in cycle(workers))
 
 
 class WorkerTimeout(Exception):
@@ -145,14 +161,12 @@ class WorkerWindows(_MultiProcessingDataLoaderIter):
 class CollatedWindows(torch.utils.data.IterableDataset):
     """A worker's windows, collated; an error of the data is the last item, as DataLoader would garble it."""
 
-    def __init__(self, stream: BatchStream, collate: Callable[[list[Feature]], Batch]):
-        self.stream, self.collate = stream, collate
+    def __init__(self, lanes: Lanes, collate: Callable[[list[Feature]], Batch], worker: int, num_workers: int):
+        self.lanes, self.collate, self.worker, self.num_workers = lanes, collate, worker, num_workers
 
     def __iter__(self) -> Iterator[Window | DataError]:
-        worker = get_worker_info()
-        assert worker is not None
         try:
-            for window in self.stream.windows(self.stream.position, worker.id, worker.num_workers):
+            for window in self.lanes.windows(self.worker, self.num_workers):
                 window.batches = [self._to_arrays(batch) for batch in window.batches]
                 yield window
         except DataError as error:

@@ -1,19 +1,19 @@
-"""Endless, shuffled, length-grouped batches in one global order, whose position is a small state.
+"""Endless, shuffled, length-grouped batches of one lane, in an order whose position is a small state.
+
+A lane is a share of the rows that is prepared by itself; `data/lanes.py` deals batches of all lanes out to the ranks.
+A run with one lane has all rows in it.
 
 Rows are read a window at a time. Inside a window they are shuffled, grouped by length and cut into batches, and the
-batches are shuffled again. The order depends only on (seed, pass, window), so it is the same on every rank: of `n`
-ranks, rank `r` takes every n-th batch.
+batches are shuffled again. The order depends only on (seed, lane, pass, window), so it is the same whoever prepares it.
 
-Ten rows in windows of six, batches of two rows, two ranks:
+Ten rows in windows of six, batches of two rows:
 
     pass      |               0                |            1           |
     window    |         0          |     1     |       0      |    1    |
     rows      |   7 2 9 0 4 8      |  1 5 6 3  |  3 9 0 5 8 2 | 6 1 4 7 |     permuted for each pass
     batch     |  [0]   [1]   [2]   | [3]   [4] | [5]  [6] [7] | [8] [9] |     numbered over all passes
-    rank      |   0     1     0    |  1     0  |  1    0   1  |  0   1  |
-    step      |   0     0     1    |  1     2  |  2    3   3  |  4   4  |
                                          ^
-A position is the beginning of a window and a count of batches. Behind step 1 (^) it is
+A position is the beginning of a window and a count of batches. Behind batch 3 (^) it is
 
     Position(pass_index=0, window=1, first_row=6, first_batch=3, next_batch=4)
 
@@ -44,6 +44,7 @@ NAMED_BAD_ROWS = 3  # of a window, in the log
 # pyarrow's and pandas' errors are ValueErrors; the others are the Hub's, when patience is at its end.
 UNREADABLE = (ValueError, DatasetGenerationError, HfHubHTTPError, httpx.TransportError, ConnectionError, EOFError)
 FIRST_ROWS = 1_000  # in the very first window, so that training begins soon whatever a window holds
+FAIR_SHARDS = 8  # of a lane, from which on one more in some lanes is a small difference
 CHUNKS_OF_WINDOW = 10  # a stream is read a tenth of a window at a time, so a window ends up to a tenth late
 OLD_NAMES = {"number": "pass_index", "rows": "stream_state"}  # of a Position, in checkpoints of version 0.1.0
 
@@ -52,14 +53,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the endless order of batches; plain data, so that a checkpoint can hold it as JSON.
+    """A place in the endless order of a lane's batches; plain data, so that a checkpoint can hold it as JSON.
 
     Attributes:
         pass_index: passes over the rows before this one.
         window: windows of this pass before this one.
-        stream_state: where the window starts in a stream: the turn of its shard and the state inside that; None at the
-            beginning of a pass, and for a data set.
-        first_row: rows of this pass before the window.
+        stream_state: where the window starts in a stream: the turn of its shard, the state inside that, and the rows
+            of all lanes that were read for it; None at the beginning of a pass, and for a data set.
+        first_row: rows of this pass, and this lane, before the window.
         first_batch: batches of all passes before the window.
         next_batch: batches of all passes that are consumed, over all ranks.
         skipped_before: bad rows of all passes before the window.
@@ -101,10 +102,10 @@ class Position:
         """Return the beginning of a pass, where the pass before it ends here."""
         return replace(self, pass_index=pass_index, window=0, stream_state=None, first_row=0, skipped_in_pass=0)
 
-    def begin_other_data(self) -> "Position":
-        """Return where to go on when the rows are others than before: at the beginning of the next pass."""
+    def begin_other_data(self, pass_index: int) -> "Position":
+        """Return where to go on when the rows are others than before: at the beginning of a later pass."""
         return replace(
-            self.begin_pass(self.pass_index + 1),
+            self.begin_pass(pass_index),
             first_batch=self.next_batch,
             skipped_before=self.skipped_before + self.skipped_in_window,
             skipped_in_window=0,
@@ -116,13 +117,15 @@ class Window:
     """What the rows of one window give. It does not know its position, which needs the counts of all before it.
 
     Attributes:
-        pass_index: of the pass that it belongs to.
+        lane: that it belongs to.
+        pass_index: of its pass.
         batches: lists of features, or what they are collated into.
         num_rows: rows that were read for it, bad ones included.
         bad_rows: those that are in no batch.
         end_state: in a stream, the state behind its last row.
     """
 
+    lane: int
     pass_index: int
     batches: list[Any]
     num_rows: int
@@ -131,10 +134,12 @@ class Window:
 
 
 class BatchStream(torch.utils.data.IterableDataset):
-    """Batches without end, one pass over the rows after another, from `position` on.
+    """Batches of a lane without end, one pass over the rows after another, from `position` on.
 
     Args:
-        rows: a data set or a stream; a data set is permuted whole for each pass, a stream has its shards permuted.
+        rows: a data set or a stream, with the rows of all lanes; a data set is permuted whole for each pass, a stream
+            has its shards permuted. Then every `lanes`-th row of a data set, or shard of a stream that has enough of
+            them, belongs to this lane; of a stream with fewer, every `lanes`-th row.
         encode: columns of some rows, their numbers among them as "row" -> a feature or a `BadRow` for each.
         lengths: tokens on each side of a feature; rows of like lengths share a batch.
         batch_rows: rows in a batch, where `batch_tokens` is None.
@@ -147,7 +152,7 @@ class BatchStream(torch.utils.data.IterableDataset):
         augment: changes a feature, by random numbers that differ for every pass and row.
         patience: seconds to try again what a stream cannot read.
         max_bad_rows: bad rows that a pass may have; they are skipped. None skips any number.
-        rank, world_size: which batches of the global order are yielded here.
+        lane, lanes: which of how many lanes is made here.
 
     Yields:
         (list of features, position): the batch, and the position from which the stream goes on behind it.
@@ -172,27 +177,34 @@ class BatchStream(torch.utils.data.IterableDataset):
         max_bad_rows: int | None = 0,
         patience: float = 0.0,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        lane: int = 0,
+        lanes: int = 1,
     ):
         self.rows, self.encode, self.lengths = rows, encode, lengths
         self.batch_rows, self.batch_tokens, self.packing = batch_rows, batch_tokens, packing
         self.window, self.max_bad_rows, self.patience = window, max_bad_rows, patience
         self.make_batches, self.augment = make_batches, augment
-        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.lane, self.lanes = lane, lanes
+        self.order_seed = seed  # of the order of all rows, in which the lanes take turns
+        self.seed = seed if lanes == 1 else int(np.random.SeedSequence((seed, lanes, lane)).generate_state(1)[0])
         self.position = Position()
 
     def count_batches(self) -> int:
-        """Count the batches of the first pass, over all ranks; reads and encodes every row once."""
+        """Count the batches of the first pass; reads and encodes every row of the lane once."""
         begin = Position()
         windows = (
             self._make_window(read(), end_state, 0, index)
             for index, (read, end_state) in enumerate(self._read_windows(begin))
         )
-        return sum(len(window.batches) for _, _, window in self._with_positions(windows, begin))
+        return sum(len(window.batches) for _, _, window in self.with_positions(windows, begin))
 
     def __iter__(self) -> Iterator[tuple[list[Feature], Position]]:
-        return self.batches(self.windows(self.position))
+        for start, end, window in self.with_positions(self.windows(self.position), self.position):
+            for index, batch in enumerate(window.batches):
+                next_batch = start.first_batch + index + 1
+                if next_batch > self.position.next_batch:  # the others were consumed before this stream began
+                    self.position = self.position_behind(start, end, next_batch)
+                    yield batch, self.position
 
     def windows(self, position: Position, worker: int = 0, num_workers: int = 1) -> Generator[Window]:
         """Yield windows from `position` on, pass after pass; of these, every `num_workers`-th, beginning with `worker`.
@@ -208,27 +220,22 @@ class BatchStream(torch.utils.data.IterableDataset):
                 if next(turns) == worker:
                     yield self._make_window(read(), end_state, pass_index, index)
             if is_empty:  # or this would go on for ever
-                raise DataError("there are no training rows")
+                hint = "" if self.lanes == 1 else f" for one of data.lanes={self.lanes}; set fewer"
+                raise DataError(f"there are no training rows{hint}")
 
-    def batches(self, windows: Iterator[Window]) -> Iterator[tuple[Any, Position]]:
-        """Yield this rank's batches of `windows`, which begin at `self.position`, each with the position behind it.
+    def position_behind(self, start: Position, end: Position, next_batch: int) -> Position:
+        """Return the position from which the lane goes on with batch `next_batch`.
 
-        That is behind the step of the batch, in which every rank takes one: from any rank's position the stream goes on
-        with the same batch.
+        Args:
+            start, end: of the window in use.
         """
-        begin = self.position.next_batch
-        for start, end, window in self._with_positions(windows, self.position):
-            for index, batch in enumerate(window.batches):
-                # Batches before `begin` were consumed before this stream began; from there on the ranks take turns.
-                step, rank = divmod(start.first_batch + index - begin, self.world_size)
-                if step < 0 or rank != self.rank:
-                    continue
-                next_batch = begin + (step + 1) * self.world_size
-                position = start if next_batch < end.first_batch else end  # a used up window is not read again
-                epoch = start.pass_index + self._share_of_pass(start, (index + 1) / len(window.batches))
-                yield batch, replace(position, next_batch=next_batch, epoch=epoch)
+        num_batches = end.first_batch - start.first_batch
+        share_of_window = min(1.0, (next_batch - start.first_batch) / num_batches) if num_batches else 1.0
+        epoch = start.pass_index + self._share_of_pass(start, share_of_window)
+        # A used up window is not read again.
+        return replace(start if next_batch < end.first_batch else end, next_batch=next_batch, epoch=epoch)
 
-    def _with_positions(
+    def with_positions(
         self, windows: Iterator[Window], position: Position
     ) -> Iterator[tuple[Position, Position, Window]]:
         """Yield each window with the positions of its beginning and its end; the first one begins at `position`.
@@ -271,10 +278,10 @@ class BatchStream(torch.utils.data.IterableDataset):
             batches = pack(features, self.lengths, self.batch_tokens, generator)
         else:
             batches = group(features, self.lengths, self.room, generator)
-        return Window(pass_index, batches, len(encoded), bad_rows, end_state)
+        return Window(self.lane, pass_index, batches, len(encoded), bad_rows, end_state)
 
     def _report_bad_rows(self, bad_rows: list[BadRow], position: Position) -> None:
-        """Name some bad rows of the window at `position` in the log, on one process.
+        """Name some bad rows of the window at `position` in the log.
 
         Raises:
             DataError: for more than are allowed.
@@ -286,7 +293,7 @@ class BatchStream(torch.utils.data.IterableDataset):
             raise DataError(
                 f"{num_bad} bad rows in one pass, where data.max_bad_rows={self.max_bad_rows}; one: {bad_rows[0]}"
             )
-        if position.pass_index == 0 and self.rank == 0:
+        if position.pass_index == 0:
             for bad_row in bad_rows[:NAMED_BAD_ROWS]:
                 logger.warning("skipped: %s", bad_row)
             if len(bad_rows) > NAMED_BAD_ROWS:
@@ -306,7 +313,7 @@ class BatchStream(torch.utils.data.IterableDataset):
         )
 
     def _windows_of_dataset(self, position: Position) -> Iterator[tuple[Callable[[], Columns], None]]:
-        order = self._order(position, len(self.rows))
+        order = self._order(position, len(self.rows))[self.lane :: self.lanes]
         start = position.first_row
         for size in self._sizes(position):
             if start >= len(order):
@@ -321,7 +328,8 @@ class BatchStream(torch.utils.data.IterableDataset):
         columns: Columns = {"row": []}
         for chunk, end_state in self._read_shards(position):
             num_rows = len(next(iter(chunk.values())))
-            columns["row"] += range(next_row, next_row + num_rows)
+            numbers = range(next_row, next_row + num_rows)  # among the rows of this lane
+            columns["row"] += [number * self.lanes + self.lane for number in numbers]
             next_row += num_rows
             for name, values in chunk.items():
                 columns.setdefault(name, []).extend(values)
@@ -345,31 +353,40 @@ class BatchStream(torch.utils.data.IterableDataset):
         return {**self.rows[numbers], "row": numbers.tolist()}
 
     def _read_shards(self, position: Position) -> Iterator[tuple[Columns, Any]]:
-        """Yield columns of some rows at a time, and the state behind them: a shard's turn and the state inside it.
+        """Yield columns of some rows of this lane at a time, and the state behind them: see `Position.stream_state`.
 
         The shards are permuted here, as `IterableDataset.shuffle` reads ten of them at once, and a resume would
         open all of them: https://github.com/huggingface/datasets/blob/5.2.0/src/datasets/iterable_dataset.py
         """
         num_shards = self.rows.num_shards
-        order = self._order(position, num_shards).tolist()
-        first_turn, state = position.stream_state or (0, None)
-        rows_read = position.first_row
+        order = self._order(position, num_shards)
+        # The lane's own shards with all their rows, or its own rows of all shards.
+        order, stride = (order[self.lane :: self.lanes], 1) if self.has_shards else (order, self.lanes)
+        first_turn, state, *rest = position.stream_state or (0, None)
+        rows_read = rest[0] if rest else position.first_row
         chunk_size = max(1, min(self.window // CHUNKS_OF_WINDOW, FIRST_ROWS))
-        for turn in range(first_turn, num_shards):
-            shard = self.rows.shard(num_shards, order[turn])
+        for turn in range(first_turn, len(order)):
+            shard = self.rows.shard(num_shards, int(order[turn]))
             try:
                 for columns, next_state in iterate_stream(shard, chunk_size, self.patience, state):
-                    yield columns, (turn, next_state)
+                    first = (self.lane - rows_read) % stride
                     rows_read += len(next(iter(columns.values())))
+                    own = {name: values[first::stride] for name, values in columns.items()} if stride > 1 else columns
+                    yield own, (turn, next_state, rows_read)
             except UNREADABLE as error:
                 raise DataError(f"data: the rows behind row {rows_read} cannot be read: {error}") from error
             state = None  # the next shard begins at its beginning
 
+    @property
+    def has_shards(self) -> bool:
+        """Whether the lanes of a stream have shards of their own: with about as many rows in each."""
+        return is_divisible(self.rows.num_shards, self.lanes)
+
     def _order(self, position: Position, count: int) -> np.ndarray:
-        """Return the order of rows or shards in a pass, (count)."""
+        """Return the order of all rows or shards in a pass, (count)."""
         if self.make_batches is not None:
             return np.arange(count)
-        return np.random.default_rng((self.seed, position.pass_index)).permutation(count)
+        return np.random.default_rng((self.order_seed, position.pass_index)).permutation(count)
 
     def room(self, longest: Lengths) -> int:
         """Return how many rows a batch may hold when each side is padded to its longest."""
@@ -379,5 +396,11 @@ class BatchStream(torch.utils.data.IterableDataset):
         """Return how much of a pass is done behind a share of the window at `position`; 0 where its end is unknown."""
         if not isinstance(self.rows, Dataset):
             return 0.0
-        num_rows = min(next(self._sizes(position)), len(self.rows) - position.first_row)
-        return (position.first_row + share_of_window * num_rows) / len(self.rows)
+        all_rows = len(range(self.lane, len(self.rows), self.lanes))
+        num_rows = min(next(self._sizes(position)), all_rows - position.first_row)
+        return (position.first_row + share_of_window * num_rows) / max(1, all_rows)
+
+
+def is_divisible(num_shards: int, lanes: int) -> bool:
+    """Tell whether shards can be dealt out to lanes as they are: all get as many, or nearly so."""
+    return num_shards % lanes == 0 or num_shards >= FAIR_SHARDS * lanes

@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,14 @@ SHOWN_FILES = 10  # of a folder, in a message
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
-def open_split(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
+def open_split(data: DataConfig, split: str, columns: dict[str, str], lanes: int = 1) -> Rows:
     """Open one split.
 
     Args:
         data: where the rows are.
         split: the value of data.train, data.validation or data.test.
         columns: agreed name -> name in the data, where dots reach into nested columns.
+        lanes: that will share a stream; it has shards for each of them, where its reader can make them.
 
     Returns:
         Rows with exactly the agreed columns. Rows of text files also have `PLACE`, file and line, and `PROBLEM`, what
@@ -64,7 +66,7 @@ def open_split(data: DataConfig, split: str, columns: dict[str, str]) -> Rows:
         raise ConfigError(f"data: a column cannot be called {min(reserved)}; rename it")
     place = f"data.path: {data.path} ({split})"
     with _errors_explained(data, place):
-        request = make_request(data, split, columns)
+        request = replace(make_request(data, split, columns), lanes=lanes)
         reader = find_reader(request)
         _check_left_out(request, reader.files(request))
         rows = reader.read(request)

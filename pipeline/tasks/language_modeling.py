@@ -76,6 +76,7 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
     eos_position: ClassVar[str] = "start"
     has_metrics: ClassVar[bool] = False
     answers_empty: ClassVar[bool] = False
+    has_independent_rows: ClassVar[bool] = False
 
     @classmethod
     def from_model(

@@ -22,7 +22,7 @@ def _keys(section: str, names: str) -> set[str]:
 
 # No result so far, and none to come, depends on them.
 FREE = (
-    _keys("data", "worker_timeout hub_patience on_bad_row max_bad_rows")  # skip, after a bad row was an error
+    _keys("data", "worker_timeout hub_patience on_bad_row max_bad_rows lanes")  # lanes have a check of their own
     | _keys("evaluation", "show")
     | _keys("hub", "*")
     | _keys("training", "output_dir resume_from_checkpoint run_name project report_to")  # a folder may be moved

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, reduce
 from safetensors import SafetensorError
 
 from pipeline.errors import RunError, TeacherForcingError
@@ -38,6 +39,21 @@ def fail_together(action: Callable[[], Any], main_only: bool = False) -> None:
     problems = [other for other in gather_object([problem]) if other is not None]
     if problems:
         raise problem or problems[0]
+
+
+def raise_together(problem: TeacherForcingError | None) -> None:
+    """Raise what went wrong on this rank or any other, on all of them; every rank must ask.
+
+    A rank that ended alone would leave the others waiting for it.
+    """
+    state = PartialState()
+    if state.num_processes > 1:
+        if not reduce(torch.tensor(float(problem is not None), device=state.device)).item():
+            return
+        problems = gather_object([problem])
+        problem = problem or next(other for other in problems if other is not None)
+    if problem is not None:
+        raise problem
 
 
 def from_main_process(action: Callable[[], Result]) -> Result:

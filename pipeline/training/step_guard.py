@@ -7,11 +7,11 @@ the run goes back to its newest checkpoint, and on with the rows that follow.
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from accelerate.utils import reduce
+from accelerate.utils import gather, reduce
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
@@ -57,7 +57,7 @@ class StepGuard(TrainerCallback):
         """Add the loss of a micro-batch; stays on the device, so that the CPU does not wait for it."""
         self._loss += loss
 
-    def check_step(self, model: nn.Module, grad_norm: float, step: int) -> None:
+    def check_step(self, model: nn.Module, grad_norm: float, step: int, facts: Sequence[float] = ()) -> Tensor:
         """Drop the gradients of a step whose loss or gradient is not finite on any rank.
 
         Without gradients an optimizer changes neither weights nor moments. The ranks must meet here anyway, so here
@@ -66,9 +66,16 @@ class StepGuard(TrainerCallback):
         Args:
             grad_norm: over all ranks, before clipping.
             step: its number, from 1, for the log.
+            facts: F numbers that this rank tells the others.
+
+        Returns:
+            The facts of all ranks, (W, F), on the CPU.
         """
-        is_requested = torch.full_like(self._loss, self.stop_request.received is not None)
-        loss, num_requests = reduce(torch.stack([self._loss, is_requested]), reduction="sum").tolist()
+        told = torch.tensor([[0.0, self.stop_request.received is not None, *facts]], dtype=torch.float64)
+        told = told.to(self._loss.device, torch.float32 if self._loss.device.type == "mps" else None)
+        told[0, 0] = self._loss
+        told = gather(told).cpu()
+        loss, num_requests = told[:, :2].sum(0).tolist()
         self._loss.zero_()
         self.is_stopped = num_requests > 0
         self._steps_since_log += 1
@@ -80,6 +87,7 @@ class StepGuard(TrainerCallback):
             self.skipped_in_a_row += 1
             self._skipped_since_log += 1
             logger.warning("step %d: the loss or its gradient is not finite; skipped", step)
+        return told[:, 2:]
 
     def refuse_divergence(self, model: nn.Module, output_dir: Path, step: int) -> None:
         """Refuse to call a training finished that left nothing to use; every rank must ask.

@@ -10,17 +10,19 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
 from transformers import GenerationConfig, ProgressCallback, TrainerCallback, TrainerControl
 from transformers.trainer_callback import DefaultFlowCallback
 
 from pipeline.data.batch_loader import BatchLoader
-from pipeline.errors import RunError, Stopped
+from pipeline.data.lanes import Progress, merge_states
+from pipeline.errors import DataError, RunError, Stopped
 from pipeline.inference.evaluation import Evaluation, evaluate_features
 from pipeline.inference.metrics import Metric
 from pipeline.manifest import damage
@@ -73,12 +75,14 @@ class TeacherForcingTrainer(TrainerInternals):
             train_dataset=loader.stream,
             eval_dataset=validation or None,
             processing_class=task.tokenizer,
-            callbacks=[*callbacks, PassEnd(loader)],
+            callbacks=callbacks,
             **kwargs,
         )
+        self.add_callback(PassEnd(self))
         self.guard = StepGuard(None if self.is_deepspeed_enabled else self.go_back_to, self.args.device)
         self.add_callback(self.guard)
         self._counts = torch.zeros(2, device=self.args.device)  # items since the last log, and those predicted right
+        self.progress = loader.lanes.progress()  # of all ranks, behind the last step
         self._last_batches: deque[Batch] = deque(maxlen=LAST_BATCHES)
         self._last_log = 0.0  # on the clock, put forward by what evaluations took
 
@@ -92,7 +96,7 @@ class TeacherForcingTrainer(TrainerInternals):
         """
         if resume_from_checkpoint:
             if self.start.data is not None:
-                self.loader.load_state_dict(self.start.data)
+                self.loader.lanes.load_state_dict(self.start.data)
             self.guard.skipped_steps = self.start.skipped_steps
             self._take_up_carried(Path(resume_from_checkpoint))
         self._last_log = time.perf_counter()
@@ -167,7 +171,11 @@ class TeacherForcingTrainer(TrainerInternals):
     def before_optimizer_step(self, model: nn.Module, grad_norm: float) -> None:
         # fp16 finds its loss scale by gradients that overflow, and its scaler skips those steps itself.
         norm = 0.0 if self.accelerator.scaler is not None else grad_norm
-        self.guard.check_step(model, norm, self.state.global_step + 1)
+        facts = self.guard.check_step(model, norm, self.state.global_step + 1, astuple(self.loader.lanes.progress()))
+        self.progress = Progress.of_all(facts.tolist())
+        bound = self.loader.stream.max_bad_rows
+        if bound is not None and self.progress.skipped_in_pass > bound:
+            raise DataError(f"{self.progress.skipped_in_pass} bad rows in one pass, where data.max_bad_rows={bound}")
 
     # Logs and evaluation
 
@@ -183,15 +191,13 @@ class TeacherForcingTrainer(TrainerInternals):
             self._last_log += seconds
             self._counts.zero_()
             logs["loss"] = self.guard.take_mean_loss(logs["loss"])
-        self.state.epoch = self.loader.position.epoch
+        self.state.epoch = self.progress.epoch
         super().log(logs | {name: count for name, count in self.skipped.items() if count}, start_time)
 
     @property
     def skipped(self) -> dict[str, int]:
         """What was left out so far: bad rows, over all passes, and steps that were not finite."""
-        position = self.loader.position
-        skipped_rows = position.skipped_before + position.skipped_in_window
-        return {"skipped_rows": skipped_rows, "skipped_steps": self.guard.skipped_steps}
+        return {"skipped_rows": self.progress.skipped_rows, "skipped_steps": self.guard.skipped_steps}
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
         """Score the validation features; see `pipeline.inference.evaluation.evaluate_features`."""
@@ -235,6 +241,7 @@ class TeacherForcingTrainer(TrainerInternals):
             logger.warning("step %d: the weights are not finite; no checkpoint is written", self.state.global_step)
             return
         self.store_flos()
+        self._data_state = merge_states(gather_object([self.loader.lanes.state_dict()]))
         checkpoint = checkpoints.write_checkpoint(output_dir, self.state.global_step, self._write_files)
         self.find_best_checkpoint()
         if self.is_world_process_zero():
@@ -246,7 +253,7 @@ class TeacherForcingTrainer(TrainerInternals):
         checkpoints.save_carried(folder, self.args.process_index, self.task.state_dict())
         if self.is_world_process_zero():
             self.save_trainer_state(folder)
-            state = replace(self.start, data=self.loader.state_dict(), skipped_steps=self.guard.skipped_steps)
+            state = replace(self.start, data=self._data_state, skipped_steps=self.guard.skipped_steps)
             checkpoints.save_run_state(folder, state)
 
     def go_back_to(self, checkpoint: Path) -> None:
@@ -292,13 +299,13 @@ class TeacherForcingTrainer(TrainerInternals):
 class PassEnd(TrainerCallback):
     """Lets `eval_strategy: epoch` and the like act where a pass over the data ends; Trainer sees an endless one."""
 
-    def __init__(self, loader: BatchLoader):
-        self.loader = loader
+    def __init__(self, trainer: TeacherForcingTrainer):
+        self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.pass_index = self.loader.position.pass_index
+        self.pass_index = self.trainer.progress.pass_index
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.loader.position.pass_index > self.pass_index:
-            self.pass_index = self.loader.position.pass_index
+        if self.trainer.progress.pass_index > self.pass_index:
+            self.pass_index = self.trainer.progress.pass_index
             return DefaultFlowCallback().on_epoch_end(args, state, control, **kwargs)

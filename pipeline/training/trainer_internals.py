@@ -17,10 +17,12 @@ from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
 
-from pipeline.errors import RunError
+from pipeline.errors import RunError, TeacherForcingError
 from pipeline.tasks.trained_model import find_not_finite, name_first
 from pipeline.training import checkpoints
 from pipeline.training.changes import change_scores
+from pipeline.training.out_of_memory import lost_worker_explained
+from pipeline.training.ranks import raise_together
 from pipeline.training.schedules import go_on
 from pipeline.training.unsharded import gather_parameters, load_into_shards
 
@@ -85,7 +87,7 @@ class TrainerInternals(Seq2SeqTrainer, ABC):
     def should_load_best_model(self) -> bool:
         """Return whether the best checkpoint can be loaded at the end of a training that asks for it."""
 
-    # Overrides of private methods.
+    # Overrides of private methods, and of one that is public.
 
     def _init_training_state(self, *args):
         """Look again for the best checkpoint: the state knows its path, and the folder may have been moved.
@@ -142,6 +144,18 @@ class TrainerInternals(Seq2SeqTrainer, ABC):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(**kwargs)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Take the batches of a step; what one rank cannot read ends all ranks, before any of them waits for it."""
+        problem: TeacherForcingError | None = None
+        batches: list[dict[str, Tensor]] = []
+        try:
+            with lost_worker_explained(Path(self.args.output_dir)):
+                batches = [next(epoch_iterator) for _ in range(num_batches)]
+        except TeacherForcingError as error:
+            problem = error
+        raise_together(problem)
+        return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Count the items of a task's loss: Trainer counts "labels", which not every task's batches have."""

@@ -8,6 +8,7 @@ from datasets import Dataset, IterableDataset
 
 from pipeline.data.batch_loader import BatchLoader
 from pipeline.data.batch_stream import BatchStream
+from pipeline.data.lanes import Lanes
 from pipeline.data.rows import BadRow
 
 KINDS = pytest.mark.parametrize("kind", ["dataset", "stream"])
@@ -32,6 +33,10 @@ def encode(columns):
 def make_stream(kind: str, **options) -> BatchStream:
     options = {"batch_rows": 4, "window": 30, "seed": 1, **options}
     return BatchStream(make_rows(kind), options.pop("encode", encode), lambda each: each["lengths"], **options)
+
+
+def make_lanes(kind: str, lanes: int = 1, rank: int = 0, world_size: int = 1, **options) -> Lanes:
+    return Lanes(lambda lane: make_stream(kind, lane=lane, lanes=lanes, **options), lanes, rank, world_size)
 
 
 def collate(features):

@@ -12,40 +12,17 @@ from torch.utils.data import get_worker_info
 
 from pipeline.data import batch_loader
 from pipeline.data.batch_loader import PRIVATE_NAMES, BatchLoader, WorkerWindows
-from pipeline.data.batch_stream import BatchStream, Position
+from pipeline.data.batch_stream import BatchStream
+from pipeline.data.lanes import Lanes
 from pipeline.data.rows import BadRow
 from pipeline.errors import DataError, RunError
-from tests.data.streams import KINDS, collate, encode, make_stream, take, take_loaded
-
-
-@pytest.mark.parametrize("before, after", [((1, 0), (2, 2)), ((2, 2), (1, 4)), ((2, 4), (3, 0)), ((1, 4), (1, 2))])
-@KINDS
-def test_other_ranks_and_workers_go_on_with_the_same_order(kind, before: tuple[int, int], after: tuple[int, int]):
-    """(ranks, loader workers) before and after a resume at the end of a step, in the second pass."""
-    whole = [[feature["value"] for feature in batch] for batch in take_whole(kind)]
-
-    def train(ranks: int, workers: int, steps: int, position: Position) -> tuple[list, Position]:
-        taken = []
-        for rank in range(ranks):
-            stream = make_stream(kind, rank=rank, world_size=ranks)
-            stream.position = position
-            loader = BatchLoader(stream, collate, num_workers=workers)
-            taken.append(take_loaded(loader, steps))
-        return [batch for turn in zip(*taken, strict=True) for batch in turn], loader.position
-
-    first, position = train(*before, 15, Position())
-    second, _ = train(*after, 20, position)
-    assert first + second == whole[: len(first) + len(second)]
-
-
-def take_whole(kind: str) -> list[list]:
-    return [batch for batch, _ in islice(iter(make_stream(kind)), 100)]
+from tests.data.streams import KINDS, collate, encode, make_lanes, make_stream, take, take_loaded
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 @KINDS
 def test_workers_change_nothing(kind, workers):
-    loader = BatchLoader(make_stream(kind), collate, num_workers=workers)
+    loader = BatchLoader(make_lanes(kind), collate, num_workers=workers)
     assert take_loaded(loader, 90) == take(make_stream(kind), 90)  # over three ends of a pass
     assert not active_children()
 
@@ -59,10 +36,10 @@ def test_a_window_is_prepared_by_one_worker(kind, window, tmp_path):
         worker = get_worker_info()
         assert worker is not None
         with (tmp_path / "rows.txt").open("a") as file:
-            file.write(f"{worker.id} {len(columns['row'])}\n")
+            file.write(f"{worker.dataset.worker} {len(columns['row'])}\n")
         return encode(columns)
 
-    loader = BatchLoader(make_stream(kind, encode=note, window=window), collate, num_workers=2)
+    loader = BatchLoader(make_lanes(kind, encode=note, window=window), collate, num_workers=2)
     taken = sum(map(len, take_loaded(loader, 200)))
     notes = [line.split() for line in (tmp_path / "rows.txt").read_text().splitlines()]
     windows = Counter(worker for worker, _ in notes)
@@ -76,7 +53,7 @@ def test_no_rows_are_an_error(workers):
     rows = Dataset.from_dict({"value": []})
     stream = BatchStream(rows, encode, lambda each: each["lengths"], batch_rows=4)
     with pytest.raises(DataError, match="there are no training rows"):
-        next(iter(BatchLoader(stream, collate, num_workers=workers)))
+        next(iter(BatchLoader(Lanes(lambda lane: stream), collate, num_workers=workers)))
     with pytest.raises(DataError, match="none of the 0 training rows can be used"):
         stream.count_batches()
 
@@ -85,11 +62,11 @@ def test_no_rows_are_an_error(workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_nothing_left_to_train_on(kind, workers):
     """The message is the same from a worker: it travels as it is."""
-    stream = make_stream(
+    lanes = make_lanes(
         kind, encode=lambda columns: [BadRow(f"row {row}", "too long") for row in columns["row"]], max_bad_rows=None
     )
     with pytest.raises(DataError, match=r"^none of the 100 training rows can be used; the last: row \d+: too long$"):
-        next(iter(BatchLoader(stream, collate, num_workers=workers)))
+        next(iter(BatchLoader(lanes, collate, num_workers=workers)))
 
 
 def test_a_hung_worker_is_named(monkeypatch):
@@ -98,11 +75,11 @@ def test_a_hung_worker_is_named(monkeypatch):
     def hang(columns):
         worker = get_worker_info()
         assert worker is not None
-        if worker.id == 1:
+        if worker.dataset.worker == 1:
             time.sleep(60)
         return encode(columns)
 
-    loader = BatchLoader(make_stream("dataset", encode=hang), collate, num_workers=2, timeout=1)
+    loader = BatchLoader(make_lanes("dataset", encode=hang), collate, num_workers=2, timeout=1)
     with pytest.raises(RunError, match=r"loader worker 1 of 2 gave nothing in 1 seconds, after row 30 of pass 0"):
         list(islice(iter(loader), 20))
     assert not active_children()
@@ -114,7 +91,7 @@ def test_an_error_that_speaks_of_time_is_no_time_out():
     def fail(columns):
         raise RuntimeError("the request timed out")
 
-    loader = BatchLoader(make_stream("dataset", encode=fail), collate, num_workers=2)
+    loader = BatchLoader(make_lanes("dataset", encode=fail), collate, num_workers=2)
     with pytest.raises(RuntimeError, match="the request timed out"):
         next(iter(loader))
     assert not active_children()
@@ -145,7 +122,7 @@ def test_torchs_private_names_are_there_and_called(monkeypatch):
         close(windows)
 
     monkeypatch.setattr(WorkerWindows, "close", note_workers)
-    take_loaded(BatchLoader(make_stream("dataset"), collate, num_workers=2), 20)
+    take_loaded(BatchLoader(make_lanes("dataset"), collate, num_workers=2), 20)
     assert calls["_try_get_data"] >= 2 and calls["_shutdown_workers"] >= 1 and started == [True, True]
 
 

@@ -16,7 +16,7 @@ from pipeline.data.splits import open_split
 from pipeline.errors import DataError
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
-from tests.data.streams import KINDS, LENGTHS, collate, encode, make_stream, odd, take
+from tests.data.streams import KINDS, LENGTHS, collate, encode, make_lanes, make_stream, odd, take, take_loaded
 from tokenizer.training import train
 
 
@@ -98,31 +98,8 @@ def test_resuming_goes_on_with_the_next_batch(kind):
     expected = [[feature["value"] for feature in batch] for batch, _ in batches]
     for index, (_, position) in enumerate(batches[:52]):
         stream = make_stream(kind)
-        loader = BatchLoader(stream, collate)
-        loader.load_state_dict(json.loads(json.dumps(asdict(position))))
+        stream.position = Position.from_dict(json.loads(json.dumps(asdict(position))))
         assert take(stream, 3) == expected[index + 1 : index + 4]
-
-
-@KINDS
-def test_ranks_share_one_order(kind):
-    whole = take(make_stream(kind), 60)
-    ranks = [take(make_stream(kind, rank=rank, world_size=2), 30) for rank in (0, 1)]
-    assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == whole
-    _, position = list(islice(iter(make_stream(kind, rank=0, world_size=2)), 10))[-1]
-    stream = make_stream(kind)
-    stream.position = position  # two ranks, ten batches each, go on as one
-    assert take(stream, 5) == whole[20:25]
-
-
-@pytest.mark.parametrize("ranks", [2, 3])
-@KINDS
-def test_no_row_twice_or_never(kind, ranks):
-    """Four shards and 25 batches a pass, divided by two or three ranks that take equally many steps."""
-    taken = [list(islice(iter(make_stream(kind, rank=rank, world_size=ranks)), 36)) for rank in range(ranks)]
-    items = [item for turn in zip(*taken, strict=True) for item in turn]
-    for number in (0, 1):
-        rows = [feature["value"] for batch, position in items if position.pass_index == number for feature in batch]
-        assert sorted(rows) == list(range(100))
 
 
 def test_resuming_reads_one_shard_and_one_window():
@@ -267,22 +244,18 @@ def test_memory_stays_flat(tmp_path):
 
 
 def test_the_picture_of_the_module():
-    """Ten rows in windows of six, batches of two, two ranks: the position behind step 1, and what is read there."""
+    """Ten rows in windows of six, batches of two: the position behind batch 3, and what is read there."""
     read = []
 
     def note(columns):
         read.append(len(columns["row"]))
         return [{"value": value, "lengths": (1,)} for value in columns["value"]]
 
-    def make(rank):
-        rows = Dataset.from_dict({"value": list(range(10))})
-        return BatchStream(rows, note, lambda feature: (1,), batch_rows=2, window=6, rank=rank, world_size=2)
-
-    for rank in (0, 1):
-        _, (_, position) = islice(iter(make(rank)), 2)
-        behind = replace(position, epoch=0.0)
-        assert behind == Position(pass_index=0, window=1, first_row=6, first_batch=3, next_batch=4)
-    stream = make(0)
+    rows = Dataset.from_dict({"value": list(range(10))})
+    stream = BatchStream(rows, note, lambda feature: (1,), batch_rows=2, window=6)
+    *_, (_, position) = islice(iter(stream), 4)
+    behind = replace(position, epoch=0.0)
+    assert behind == Position(pass_index=0, window=1, first_row=6, first_batch=3, next_batch=4)
     stream.position = behind
     read.clear()
     next(iter(stream))
@@ -296,6 +269,7 @@ def test_positions_of_version_0_1_0_are_read(kind):
     state = json.loads(json.dumps(asdict(batches[30][1])))
     assert state["pass_index"] == 1
     state["number"], state["rows"] = state.pop("pass_index"), state.pop("stream_state")
-    loader = BatchLoader(make_stream(kind), collate)
-    loader.load_state_dict(state)
-    assert take(loader.stream, 5) == [[feature["value"] for feature in batch] for batch, _ in batches[31:36]]
+    lanes = make_lanes(kind)
+    lanes.load_state_dict(state)
+    loader = BatchLoader(lanes, collate)
+    assert take_loaded(loader, 5) == [[feature["value"] for feature in batch] for batch, _ in batches[31:36]]

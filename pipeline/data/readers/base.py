@@ -64,6 +64,7 @@ class SplitRequest:
         subset: configuration of a Hub data set that has several.
         revision: branch, tag or commit of a Hub data set.
         patience: seconds to try again what the Hub does not give.
+        lanes: that share a stream.
     """
 
     path: str
@@ -74,6 +75,7 @@ class SplitRequest:
     subset: str | None = None
     revision: str | None = None
     patience: float = 0.0
+    lanes: int = 1
 
     @property
     def is_folder_or_on_hub(self) -> bool:

@@ -5,13 +5,15 @@ chunks of a file for a measure of its types. Here lines are parsed one by one, s
 """
 
 from collections.abc import Callable, Iterator
-from itertools import zip_longest
+from functools import partial
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.arrow_reader import ReadInstruction
 
+from pipeline.data.batch_stream import is_divisible
 from pipeline.data.fingerprints import fingerprint_files
 from pipeline.data.lines import COMPRESSED, read_lines
 from pipeline.data.readers.base import Rows, SplitRequest
@@ -61,8 +63,11 @@ def open_files(
         settings: further arguments, no lists among them, as `datasets` takes those for shards.
     """
     arguments = {"shards": shards, **settings}
-    if request.streaming:
+    if request.streaming and is_divisible(len(shards), request.lanes):
         return IterableDataset.from_generator(make_rows, gen_kwargs=arguments)
+    if request.streaming:
+        parts = [(shard, part, request.lanes) for shard in shards for part in range(request.lanes)]
+        return IterableDataset.from_generator(partial(_parts, make_rows), gen_kwargs={"shards": parts, **settings})
     # An argument, so that the cache of `from_generator` does not outlive the content of the files.
     arguments["fingerprint"] = fingerprint_files(file for shard in shards for file in shard)
     rows = Dataset.from_generator(make_rows, gen_kwargs=arguments, features=features)
@@ -73,6 +78,15 @@ def open_files(
     if not numbers:
         raise DataError(f"data: {request.split} holds no row, as there are {len(rows)} in all; name another part")
     return rows.select(numbers)
+
+
+def _parts(make_rows: MakeRows, shards: list[tuple[Any, int, int]], **settings: Any) -> Iterator[dict[str, Any]]:
+    """Yield of each shard every n-th row, from the one on whose number it has: (shard, number, n).
+
+    A lane reads a shard that it shares with others as a whole, but what comes behind, such as parsing, is spared.
+    """
+    for shard, part, parts in shards:
+        yield from islice(make_rows([shard], **settings), part, None, parts)
 
 
 def _lines(shards: list[list[str]], fingerprint: str = "") -> Iterator[dict[str, Any]]:

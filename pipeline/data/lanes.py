@@ -1,0 +1,224 @@
+"""Lanes: shares of the training rows, each prepared by itself, whose batches are dealt out to the ranks in turn.
+
+Counted over the whole run, all its interruptions included, micro-batch k is the next one of lane k mod L. Of W
+ranks, rank r takes the micro-batches b + r, b + r + W, b + r + 2 W and so on, where b were done when it began. Four
+lanes, two ranks:
+
+    micro-batch   0   1   2   3   4   5   6   7   8   9
+    lane          0   1   2   3   0   1   2   3   0   1
+    its batch     0   0   0   0   1   1   1   1   2   2
+    rank          0   1   0   1   0   1   0   1   0   1
+    step            0       1       2       3       4
+
+Rank 0 prepares the lanes 0 and 2, rank 1 the lanes 1 and 3. The batches are the same on one, two or four ranks. Where
+the number of ranks does not divide that of lanes, a lane is prepared by several ranks: with one lane by all of them.
+
+A lane that ends a pass begins its next one at once, so lanes may be in different passes for a while. No rank asks
+another anything.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import count
+from math import gcd
+from typing import Any
+
+from pipeline.data.batch_stream import BatchStream, Position, Window
+
+Placed = tuple[Position, Position, Window]  # a window between the positions of its beginning and its end
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the lanes of a rank, or of all ranks, have come.
+
+    Attributes:
+        epoch: passes done, of the slowest lane.
+        pass_index: the pass that the slowest lane is in.
+        skipped_rows: bad rows, over all passes.
+        skipped_in_pass: bad rows of the passes that the lanes are in.
+    """
+
+    epoch: float = 0.0
+    pass_index: int = 0
+    skipped_rows: int = 0
+    skipped_in_pass: int = 0
+
+    @classmethod
+    def of_all(cls, ranks: Sequence[Sequence[float]]) -> "Progress":
+        """Return the progress of all ranks from that of each, as numbers in the order of the attributes."""
+        epochs, passes, skipped_rows, skipped_in_pass = zip(*ranks, strict=True)
+        return cls(min(epochs), int(min(passes)), int(sum(skipped_rows)), int(sum(skipped_in_pass)))
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Which micro-batches, and so which lanes, a rank takes.
+
+    Attributes:
+        lanes: L.
+        rank, world_size: r of W.
+        begin: b, the micro-batches that were done before.
+    """
+
+    lanes: int
+    rank: int = 0
+    world_size: int = 1
+    begin: int = 0
+
+    def take(self, turn: int) -> tuple[int, int]:
+        """Return the lane that this rank takes from in its n-th turn, and the number of the batch in this lane."""
+        number, lane = divmod(self.begin + turn * self.world_size + self.rank, self.lanes)
+        return lane, number
+
+    @property
+    def own(self) -> list[int]:
+        """The lanes that this rank prepares, in the order of its turns."""
+        return [self.take(turn)[0] for turn in range(self.lanes // gcd(self.lanes, self.world_size))]
+
+    def first_turn(self, lane: int, number: int) -> int:
+        """Return the first turn in which this rank takes batch `number` of one of its lanes, or a later one of it."""
+        own = self.own
+        turn = own.index(lane)
+        left = number - self.take(turn)[1]
+        stride = self.take(turn + len(own))[1] - self.take(turn)[1]
+        return turn + len(own) * max(0, -(-left // stride))
+
+    def used(self, lane: int, turns: int) -> int:
+        """Return how many batches of a lane all ranks together have used when each has taken so many turns."""
+        return max(0, -(-(self.begin + turns * self.world_size - lane) // self.lanes))
+
+
+class Lanes:
+    """The batches of one rank, and the positions of its lanes.
+
+    Args:
+        make_stream: makes the stream of a lane, by its number.
+        lanes: how many there are.
+        rank, world_size: of the processes that train together.
+    """
+
+    def __init__(self, make_stream: Callable[[int], BatchStream], lanes: int = 1, rank: int = 0, world_size: int = 1):
+        self.make_stream = make_stream
+        self._begin(Deal(lanes, rank, world_size), dict.fromkeys(range(lanes), Position()))
+
+    def _begin(self, deal: Deal, positions: dict[int, Position]) -> None:
+        self.deal = deal
+        self.turns = 0  # taken since `deal.begin`
+        self.streams = {lane: self.make_stream(lane) for lane in deal.own}
+        for lane, stream in self.streams.items():
+            stream.position = positions[lane]
+        self.current: dict[int, Placed] = {}
+
+    @property
+    def first(self) -> BatchStream:
+        """The stream of one lane, for what is the same in all of them."""
+        return next(iter(self.streams.values()))
+
+    @property
+    def positions(self) -> dict[int, Position]:
+        """Where the lanes of this rank go on behind the last step."""
+        return {lane: self._position(lane) for lane in self.streams}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the positions, as plain data; `merge_states` joins those of all ranks."""
+        next_batch = self.deal.begin + self.turns * self.deal.world_size
+        return {"next_batch": next_batch, "lanes": {lane: asdict(here) for lane, here in self.positions.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the lanes of a checkpoint are."""
+        positions = positions_of(state)
+        deal = replace(self.deal, lanes=len(positions), begin=state["next_batch"])
+        self._begin(deal, dict(enumerate(positions)))
+
+    def progress(self) -> Progress:
+        """Tell how far this rank's lanes are; bad rows of a lane are counted by one of its ranks."""
+        positions = list(self.positions.values())
+        counted = positions if self.deal.rank < gcd(self.deal.lanes, self.deal.world_size) else []
+        return Progress(
+            epoch=min(position.epoch for position in positions),
+            pass_index=min(position.pass_index for position in positions),
+            skipped_rows=sum(position.skipped_before + position.skipped_in_window for position in counted),
+            skipped_in_pass=sum(position.skipped_in_pass + position.skipped_in_window for position in counted),
+        )
+
+    def count_batches(self) -> int:
+        """Count the batches of this rank's longest lane in its first pass; reads and encodes every row once."""
+        return max(stream.count_batches() for stream in self.streams.values())
+
+    def restart(self) -> None:
+        """Begin to read anew, behind the last step."""
+        begin = self.deal.begin + self.turns * self.deal.world_size
+        self._begin(replace(self.deal, begin=begin), self.positions)
+
+    def windows(self, worker: int = 0, num_workers: int = 1) -> Iterator[Window]:
+        """Yield the windows that a worker prepares, in the order in which `batches` asks for them; see `workers_of`."""
+        shares = {}
+        for lane in self.streams:
+            workers = self.workers_of(lane, num_workers)
+            if worker in workers:
+                shares[lane] = (workers.index(worker), len(workers))
+        windows = {lane: self.streams[lane].windows(self.streams[lane].position, *shares[lane]) for lane in shares}
+        first_batches = {lane: self.streams[lane].position.first_batch for lane in shares}
+        while True:
+            lane = min(shares, key=lambda lane: self.deal.first_turn(lane, first_batches[lane]))
+            window = next(windows[lane])
+            first_batches[lane] += len(window.batches)
+            yield window
+
+    def workers_of(self, lane: int, num_workers: int) -> list[int]:
+        """Return the workers that prepare a lane, its windows in turn; one of them where there are lanes enough."""
+        own = self.deal.own
+        place = own.index(lane)
+        if len(own) >= num_workers:
+            return [place % num_workers]
+        return [worker for worker in range(num_workers) if worker % len(own) == place]
+
+    def batches(self, windows: dict[int, Iterator[Window]]) -> Iterator[Any]:
+        """Yield this rank's batches without end.
+
+        Args:
+            windows: of each of its lanes, from where the lane is.
+        """
+        placed = {lane: stream.with_positions(windows[lane], stream.position) for lane, stream in self.streams.items()}
+        for turn in count():
+            lane, number = self.deal.take(turn)
+            while lane not in self.current or number >= self.current[lane][1].first_batch:
+                self.current[lane] = next(placed[lane])
+            start, _, window = self.current[lane]
+            assert window.lane == lane
+            self.turns = turn + 1
+            yield window.batches[number - start.first_batch]
+
+    def _position(self, lane: int) -> Position:
+        stream, used = self.streams[lane], self.deal.used(lane, self.turns)
+        if lane not in self.current:
+            return replace(stream.position, next_batch=used)
+        start, end, _ = self.current[lane]
+        return stream.position_behind(start, end, used)
+
+
+def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join what `Lanes.state_dict` gives on each rank: the micro-batches that are done, and the position of each lane.
+
+    Where ranks share a lane, the position of the one that has read the furthest is taken.
+    """
+    lanes: dict[int, dict[str, Any]] = {}
+    for state in states:
+        for lane, position in state["lanes"].items():
+            if lane not in lanes or position["first_batch"] > lanes[lane]["first_batch"]:
+                lanes[lane] = position
+    return {"next_batch": states[0]["next_batch"], "lanes": [lanes[lane] for lane in range(len(lanes))]}
+
+
+def positions_of(state: dict[str, Any]) -> list[Position]:
+    """Return the positions of all lanes in a checkpoint; those before version 0.2.0 had one."""
+    return [Position.from_dict(position) for position in state.get("lanes", [state])]
+
+
+def begin_other_data(state: dict[str, Any]) -> dict[str, Any]:
+    """Return where to go on when the rows are others than before: all lanes at the beginning of the same pass."""
+    positions = positions_of(state)
+    pass_index = 1 + max(position.pass_index for position in positions)
+    lanes = [asdict(position.begin_other_data(pass_index)) for position in positions]
+    return {"next_batch": state["next_batch"], "lanes": lanes}
