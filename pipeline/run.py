@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, Seq2SeqTrainingArguments
 
 from pipeline import plots
 from pipeline.config import Config
+from pipeline.data.batch_stream import is_divisible
 from pipeline.data.hub_reading import iterate_rows, retry_seconds
 from pipeline.data.splits import Rows, open_split
 from pipeline.errors import ConfigError, RunError
@@ -125,9 +127,15 @@ def find_start(config: Config, args: Seq2SeqTrainingArguments, folder: RunFolder
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of a run, each split opened once."""
+    """The rows of a run.
+
+    Attributes:
+        train: to be read from front to back.
+        shared: the same, to be shared by lanes; of a stream with few shards, opened with more.
+    """
 
     train: Rows
+    shared: Rows
     validation: Rows | None
     test: Rows | None
 
@@ -141,10 +149,12 @@ def open_splits(config: Config, revision: str | None, lanes: int = 1) -> Splits:
     """
     data = config.data.model_copy(update={"revision": revision})
     columns = get_task(config.task).columns(config)
-    validation, test = (
-        None if name is None else open_split(data, name, columns) for name in (data.validation, data.test)
+    train, validation, test = (
+        None if name is None else open_split(data, name, columns) for name in (data.train, data.validation, data.test)
     )
-    return Splits(open_split(data, data.train, columns, lanes), validation, test)
+    assert train is not None
+    has_shards = isinstance(train, Dataset) or is_divisible(train.num_shards, lanes)
+    return Splits(train, train if has_shards else open_split(data, data.train, columns, lanes), validation, test)
 
 
 def build_task_and_model(
@@ -213,7 +223,7 @@ def build_trainer(
         check_tokenizer(config, task.tokenizer, [feature["source"] for feature in shown[:CHECKED_TEXTS]])
     if BATCH_ROWS in resume.changes and task.make_batches(1, 1) is not None:
         raise ConfigError(f"{BATCH_ROWS}: {config.task} carries a state for each row of a batch; begin a new run")
-    loader = build_loader(config, args, task, splits.train, lanes)
+    loader = build_loader(config, args, task, splits.shared, lanes)
     # A pass ends with its longest lane.
     args = with_max_steps(args, lambda: lanes * max(gather_object([loader.lanes.count_batches()])))
     if resume.checkpoint is not None:

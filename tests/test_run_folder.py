@@ -119,7 +119,7 @@ def test_the_same_data_are_gone_on_with(stopped):
     os.utime(folder.path.parent / "data" / "train.jsonl", (1, 1))
     point = folder.find_resume_point(make(training={"save_steps": 1}), None, accept_changes=False)
     assert point.checkpoint == folder.path / "checkpoint-4" and point.changes == ()
-    assert point.state.data["first_row"] == 2 and point.state.phases == [Phase(1, {})]
+    assert point.state.data["lanes"][0]["first_row"] == 2 and point.state.phases == [Phase(1, {})]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,8 @@ def test_data_that_changed_are_noticed(stopped, split, text):
     point = folder.find_resume_point(make(), None, accept_changes=True)
     assert point.changes == (f"the content of data.{split}",)
     first_row, pass_index = (0, 1) if split == "train" else (2, 0)
-    assert (point.state.data["first_row"], point.state.data["pass_index"]) == (first_row, pass_index)
+    (lane,) = point.state.data["lanes"]
+    assert (lane["first_row"], lane["pass_index"]) == (first_row, pass_index)
     assert point.state.data["next_batch"] == 8 and [phase.first_step for phase in point.state.phases] == [1, 5]
 
 
@@ -154,10 +155,10 @@ def test_other_paths_columns_and_splits_are_other_data(stopped):
     with pytest.raises(ConfigError, match=r"holds a run with other settings \(data.path\)"):
         folder.find_resume_point(config, None, accept_changes=False)
     point = folder.find_resume_point(config, None, accept_changes=True)
-    assert point.changes == ("data.path",) and point.state.data["first_row"] == 2
+    assert point.changes == ("data.path",) and point.state.data["lanes"][0]["first_row"] == 2
     config = make(data={"path": str(moved), "source": "target"})
     point = folder.find_resume_point(config, None, accept_changes=True)
-    assert "data.source" in point.changes and point.state.data["first_row"] == 0
+    assert "data.source" in point.changes and point.state.data["lanes"][0]["first_row"] == 0
 
 
 def test_some_settings_are_refused_even_so(stopped):

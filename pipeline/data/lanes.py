@@ -212,8 +212,8 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def positions_of(state: dict[str, Any]) -> list[Position]:
-    """Return the positions of all lanes in a checkpoint; those before version 0.2.0 had one."""
-    return [Position.from_dict(position) for position in state.get("lanes", [state])]
+    """Return the positions of all lanes in a checkpoint."""
+    return [Position.from_dict(position) for position in state["lanes"]]
 
 
 def begin_other_data(state: dict[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class RunState:
     """What Trainer does not keep of a run.
 
     Attributes:
-        data: the position of the batch loader, of its `state_dict`; None at the beginning.
+        data: where the lanes of the training rows are, see `pipeline.data.lanes`; None at the beginning.
         skipped_steps: how many steps were not finite so far.
         revision: the commit of a data set of the Hub; None for other data.
         fingerprints: of the data: split -> hash; None in checkpoints of version 0.1.0.
@@ -221,6 +221,9 @@ def read_steps(checkpoint: Path) -> int:
 
 def read_run_state(checkpoint: Path) -> RunState:
     values = json.loads((checkpoint / STATE_FILE).read_text())
+    data = values["data"]
+    if data is not None and "lanes" not in data:  # of an earlier version, which had one
+        values["data"] = {"next_batch": data["next_batch"], "lanes": [data]}
     phases = values.pop("phases", None)
     return RunState(**values) if phases is None else RunState(**values, phases=[Phase(**phase) for phase in phases])
 

@@ -270,6 +270,6 @@ def test_positions_of_version_0_1_0_are_read(kind):
     assert state["pass_index"] == 1
     state["number"], state["rows"] = state.pop("pass_index"), state.pop("stream_state")
     lanes = make_lanes(kind)
-    lanes.load_state_dict(state)
+    lanes.load_state_dict({"next_batch": state["next_batch"], "lanes": [state]})
     loader = BatchLoader(lanes, collate)
     assert take_loaded(loader, 5) == [[feature["value"] for feature in batch] for batch, _ in batches[31:36]]

@@ -29,6 +29,7 @@ CALLABLES = [
     # Overridden by TrainerInternals.
     (Trainer, "_init_training_state", f"max_steps {RESUME}"),
     (Trainer, "_run_epoch", f"model {EPOCH} resume_from_checkpoint epochs_trained steps_trained_in_current_epoch"),
+    (Trainer, "get_batch_samples", "epoch_iterator num_batches device"),
     (Trainer, "_get_num_items_in_batch", "batch_samples device"),
     (Trainer, "_get_grad_norm", "model grad_norm"),
     (Trainer, "_save_checkpoint", "model trial"),
