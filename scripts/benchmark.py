@@ -1,6 +1,6 @@
 """Measure this project beside stock transformers: a Seq2SeqTrainer with MarianMTModel, and its generate.
 
-    scripts/benchmark.py CONFIG [section.key=value ...] --parts training memory loader start generation
+    scripts/benchmark.py CONFIG [section.key=value ...] --parts training memory loader lanes start generation
 
 What is compared takes turns (A B C A B C ...), with a new process for every turn; ratios are of medians. The machine's
 rate of matrix products is measured in every round, and operations are counted only for real tokens.
@@ -31,6 +31,8 @@ from pipeline.training.checkpoints import list_checkpoints
 SCRIPTS = Path(__file__).parent
 STEPS_A_LOG = 10
 BEAMS = (1, 5)
+RANKS = (1, 4, 16)
+FILES = (1, 64)
 ON_GPU = ["training.bf16=true", "training.torch_compile=true", "data.packing=true"]  # the last two only for ours
 Rates = dict[str, list[float]]
 
@@ -104,6 +106,42 @@ def loader(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
+def lanes(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure what a target token of its own costs rank 0 of 4 and 16 ranks, in time of the processor, beside one rank.
+
+    On the training rows as one file, and as 64 files.
+    """
+    overrides = prepare(arguments, folder)
+    config = load_config(arguments.config, overrides)
+    rows = open_split(config.data, config.data.train, get_task(config.task).columns(config))
+    lines = [json.dumps({config.data.source: row["source"], config.data.target: row["target"]}) + "\n" for row in rows]
+    for count in FILES:
+        (folder / str(count)).mkdir(exist_ok=True)
+        for number in range(count):
+            (folder / str(count) / f"train-{number:02}.jsonl").write_text("".join(lines[number::count]))
+    cases = {
+        "local files": (1, False),
+        "64 streamed files": (64, True),
+        "one streamed file": (1, True),
+    }
+    rates: dict[str, Rates] = {name: {str(ranks): [] for ranks in RANKS} for name in cases}
+    for _ in range(arguments.rounds):
+        for name, (count, streaming) in cases.items():
+            for ranks in RANKS:
+                child = ["prepare_alone", str(folder / str(count)), streaming, ranks]
+                rates[name][str(ranks)].append(measure(arguments, child, overrides, TOKENIZERS_PARALLELISM="false"))
+    medians = {name: {ranks: statistics.median(values) for ranks, values in of.items()} for name, of in rates.items()}
+    return {
+        "target tokens a second of rank 0's processor, by ranks": rates,
+        "cost of a token / that with one rank": {
+            f"{name}, {ranks} ranks": of["1"] / rate
+            for name, of in medians.items()
+            for ranks, rate in of.items()
+            if ranks != "1"
+        },
+    }
+
+
 def start(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure the seconds from the command to the first step, beside those of only the imports."""
     overrides = [*prepare(arguments, folder), "training.logging_steps=1", "training.max_steps=1"]
@@ -161,6 +199,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], dict[str, Any]]] = {
     "training": training,
     "memory": memory,
     "loader": loader,
+    "lanes": lanes,
     "start": start,
     "generation": generation,
 }

@@ -25,6 +25,7 @@ from transformers import (
 from pipeline.cli import print_errors
 from pipeline.config import Config
 from pipeline.data.batch_loader import BatchLoader
+from pipeline.data.lanes import Lanes
 from pipeline.data.splits import open_split
 from pipeline.exporting.stock import make_stock, to_stock
 from pipeline.inference.generation import generate
@@ -98,13 +99,13 @@ class Stopwatch(TrainerCallback):
         ]
 
 
-def build(config: Config) -> tuple[BatchLoader, Seq2SeqTransformerConfig]:
+def build(config: Config, lanes: int = 1) -> tuple[BatchLoader, Seq2SeqTransformerConfig]:
     """Make the loader and the model's config of a run."""
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.path)
     model = Seq2SeqTransformerConfig(vocab_size=len(tokenizer), **config.model)
     task = get_task(config.task).from_model(tokenizer, model, config)
-    rows = open_split(config.data, config.data.train, task.columns(config))
-    return build_loader(config, training_arguments(config), task, rows), model
+    rows = open_split(config.data, config.data.train, task.columns(config), lanes)
+    return build_loader(config, training_arguments(config), task, rows, lanes), model
 
 
 def encode(config: Config, tokenizer: Any) -> list[dict[str, list[int]]]:
@@ -153,6 +154,30 @@ def load_batches(arguments: argparse.Namespace, streaming: bool) -> float:
             elif now - begin >= LOADER_SECONDS:
                 break
         tokens += int(batch["input_ids"].ne(model.pad_token_id).sum() + batch["labels"].ne(-100).sum())
+    return tokens / (now - begin)
+
+
+def prepare_alone(arguments: argparse.Namespace, folder: str, streaming: bool, ranks: int) -> float:
+    """Measure the target tokens that rank 0 of some ranks, with a lane each, prepares in a second of the processor.
+
+    Over whole passes of its lane, the more of them the less of the rows it has, without the first.
+    """
+    config = load_config(
+        arguments.config,
+        [*arguments.overrides, f"data.path={folder}", "data.options={}", f"data.streaming={streaming}"],
+    )
+    loader, _ = build(config, ranks)
+    loader.lanes = Lanes(loader.lanes.make_stream, ranks, rank=0, world_size=ranks)
+    tokens = passes = 0
+    begin = now = time.process_time()
+    for batch in loader:
+        if loader.lanes.progress().pass_index > passes:
+            passes, now = passes + 1, time.process_time()
+            if passes == 1:
+                tokens, begin = 0, now
+            elif passes > max(1, ranks // 4):
+                break
+        tokens += int(batch["labels"].ne(-100).sum())
     return tokens / (now - begin)
 
 

@@ -39,11 +39,11 @@ def launch(launcher: Sequence[str], *arguments, **options) -> subprocess.Complet
 
 
 def sgd_config(make_config, path, pairs, **training):
-    """Plain SGD, as Adam would blow up rounding where a gradient is nearly zero."""
+    """Plain SGD, as Adam would blow up rounding where a gradient is nearly zero; two lanes, on however many processes."""
     common = {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "max_steps": 6, "report_to": "none"}
     common |= {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "use_cpu": True}
     training = {**common, "output_dir": str(path.with_suffix("")), **training}
-    data, evaluation = {"path": str(pairs), "options": {}}, {"metrics": ["sacrebleu", "exact_match"]}
+    data, evaluation = {"path": str(pairs), "options": {}, "lanes": 2}, {"metrics": ["sacrebleu", "exact_match"]}
     return write_config(make_config, path, training=training, data=data, evaluation=evaluation, model={"dropout": 0.0})
 
 
@@ -113,6 +113,36 @@ def test_two_machines_are_one_process(make_config, make_pairs, tmp_path):
         _, errors = machine.communicate(timeout=200)
         assert machine.returncode == 0, errors.decode()
     assert_close(config.with_suffix(""), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [4, 8])
+def test_many_processes_are_one(make_config, make_pairs, tmp_path, processes):
+    """Four lanes on one process, on four, and on eight, which prepare each lane twice."""
+    pairs = make_pairs()
+    lanes = ["data.lanes=4"]
+    expected = train(
+        sgd_config(make_config, tmp_path / "one.yaml", pairs, gradient_accumulation_steps=8), PYTHON, *lanes
+    )
+    config = sgd_config(make_config, tmp_path / "many.yaml", pairs, gradient_accumulation_steps=8 // processes)
+    launcher = [*TORCHRUN[:-1], str(processes)]
+    train(config, launcher, "training.max_steps=3", *lanes)
+    assert_close(train(config, launcher, "--accept-changes", *lanes), expected)
+
+
+@pytest.mark.slow
+def test_a_bad_row_of_one_process_ends_all(make_config, make_pairs, tmp_path):
+    """Within seconds, each with the message of the one that met it."""
+    pairs = make_pairs(rows=400)
+    lines = (pairs / "train.jsonl").read_text().splitlines()
+    lines[-1] = '{"source": "a"}'  # far behind what a rehearsal reads
+    (pairs / "train.jsonl").write_text("\n".join(lines) + "\n")
+    config = sgd_config(make_config, tmp_path / "run.yaml", pairs)
+    begin = time.monotonic()
+    options = ["training.max_steps=500", "data.streaming=true", "data.shuffle_window=10"]
+    done = launch([*TORCHRUN[:-1], "2"], config, *options)
+    assert done.returncode != 0 and time.monotonic() - begin < 90
+    assert done.stderr.count("train.jsonl:400: there is no column 'target'") == 2, done.stderr
 
 
 # Accelerate turns FSDP on only for GPUs; torch shards on CPUs as well.
