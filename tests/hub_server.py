@@ -7,7 +7,8 @@ both belong to the user `me`, who is in the organisation `team`. Repositories in
 those in `gated` are seen but not to be read.
 
 `POST /_faults` with a list of {"method", "path" (a regular expression), "kind", "times", ...} makes the next requests
-that match go wrong; the kinds are in `Handler.break_off`. `GET /_log` gives the requests so far.
+that match go wrong; the kinds are in `Handler.break_off`. `GET /_log` gives the requests so far, `GET /_served` the
+bytes that were sent of each path.
 """
 
 import atexit
@@ -107,10 +108,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.path_parts == "/_faults":
             self.server.faults = json.loads(self.body)
             return self.answer({})
-        if self.path_parts == "/_log":
-            return self.answer(self.server.log)
+        if self.path_parts in ("/_log", "/_served"):
+            return self.answer(getattr(self.server, self.path_parts.removeprefix("/_")))
         if self.path_parts == "/_forget":
             self.server.log.clear()
+            self.server.served.clear()
             return self.answer({})
         if self.path_parts == "/_repos":
             return self.answer(self.server.store.repos)
@@ -203,6 +205,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return None
+        path = self.path_parts
+        self.server.served[path] = self.server.served.get(path, 0) + len(content)
         if self.flip and content:
             content = (
                 content[: len(content) // 2]
@@ -482,6 +486,7 @@ class Server(ThreadingHTTPServer):
         self.store = Store(folder)
         self.faults: list[dict] = []
         self.log: list[str] = []
+        self.served: dict[str, int] = {}  # path -> bytes
 
     @property
     def address(self) -> str:
@@ -537,6 +542,9 @@ class RunningServer:
 
     def log(self) -> list[str]:
         return self.ask("/_log")
+
+    def served(self) -> dict[str, int]:
+        return self.ask("/_served")
 
     def forget(self) -> None:
         self.ask("/_forget", [])

@@ -1,5 +1,6 @@
 """Data sets of the Hub as they are read, with and without faults on the way."""
 
+import json
 import re
 import threading
 
@@ -18,6 +19,7 @@ from pipeline.data.hub_reading import (
     resolve_commit,
     retry_seconds,
 )
+from pipeline.data.lanes import Lanes
 from pipeline.data.splits import open_split
 from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.run import train
@@ -75,6 +77,38 @@ def test_a_stream_rides_out_faults(data_set, caplog, fault, kind):
     expected = batches(name, 45)
     HUB.break_next({"path": r"/resolve/.*train-[12]", "skip": 1, **fault})
     assert batches(name, 45) == expected
+
+
+@pytest.mark.parametrize(("files", "lanes"), [(16, 8), (16, 3)])
+def test_lanes_read_a_source_once(files, lanes):
+    """All of them together, where it has files enough; else each lane reads all of it."""
+    lines = [json.dumps({"source": f"{row} {'a b ' * 50}", "target": "c"}) + "\n" for row in range(4_000)]
+    shards = {f"train-{number:02}.jsonl": "".join(lines[number::files]).encode() for number in range(files)}
+    name = f"me/lanes-{files}-{lanes}"
+    HUB.add(name, shards)
+    data = DataConfig(path=name, streaming=True, validation=None)
+    rows = open_split(data, "train", data.columns, lanes)
+
+    def make(lane):
+        encode = make_encode(seen)
+        return BatchStream(rows, encode, lambda each: (1,), batch_rows=10, window=40, lane=lane, lanes=lanes)
+
+    seen: list[str] = []
+    HUB.forget()
+    for rank in range(lanes):
+        Lanes(make, lanes, rank, lanes).count_batches()
+    assert len(seen) == 4_000 == len({*seen})
+    served = sum(size for path, size in HUB.served().items() if "/resolve/" in path)
+    passes = served / sum(map(len, shards.values()))
+    assert passes <= 1.1 if files % lanes == 0 else passes == pytest.approx(lanes, rel=0.1)
+
+
+def make_encode(seen: list[str]):
+    def encode(columns):
+        seen.extend(columns["source"])
+        return [{"text": text} for text in columns["source"]]
+
+    return encode
 
 
 def test_patience_ends_with_the_reason(data_set):
