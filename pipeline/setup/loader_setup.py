@@ -1,6 +1,8 @@
 """The training batches of a config."""
 
+import logging
 from functools import partial
+from math import gcd
 from typing import Any
 
 from accelerate import PartialState
@@ -10,12 +12,14 @@ from transformers import Seq2SeqTrainingArguments
 from pipeline.config import Config
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.batch_loader import BatchLoader
-from pipeline.data.batch_stream import BatchStream
+from pipeline.data.batch_stream import BatchStream, is_divisible
 from pipeline.data.hub_reading import retry_seconds
 from pipeline.data.lanes import Lanes, positions_of
 from pipeline.data.splits import Rows
 from pipeline.errors import ConfigError
 from pipeline.tasks.base import Task
+
+logger = logging.getLogger(__name__)
 
 
 def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, rows: Rows, lanes: int = 1) -> BatchLoader:
@@ -36,6 +40,7 @@ def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, row
             raise ConfigError(f"augmentation: {config.task} has no source to change; leave it out")
         augment = Augmentation(config.augmentation, task.tokenizer, config.data.max_source_length)
     samples = task.to_samples(rows)
+    _log_lanes(samples, lanes, state.num_processes)
     if isinstance(samples, Dataset) and 0 < len(samples) < lanes:
         raise ConfigError(f"data.lanes: {lanes} lanes need as many training rows, and there are {len(samples)}")
     make_stream = partial(
@@ -62,6 +67,16 @@ def build_loader(config: Config, args: Seq2SeqTrainingArguments, task: Task, row
         timeout=config.data.worker_timeout,
         pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
     )
+
+
+def _log_lanes(rows: Rows, lanes: int, ranks: int) -> None:
+    """Say what a lane is, and at what cost lanes are prepared by several ranks."""
+    if lanes > 1:
+        is_sharded = not isinstance(rows, Dataset) and is_divisible(rows.num_shards, lanes)
+        share = f"a share of {rows.num_shards} shards" if is_sharded else f"every {lanes}th row"
+        logger.info("%d lanes, each with %s", lanes, share)
+    if ranks > 1 and (times := ranks // gcd(ranks, lanes)) > 1:
+        logger.info("each lane is prepared by %d of %d processes, as these do not divide %d lanes", times, ranks, lanes)
 
 
 def count_lanes(config: Config, state: dict[str, Any] | None, task: type[Task]) -> int:
