@@ -38,7 +38,7 @@ from pipeline.tasks.registry import get_task
 from pipeline.training.arguments import check_best_score, check_settings, training_arguments, with_max_steps
 from pipeline.training.changes import describe_phases, refuse_unused
 from pipeline.training.checkpoints import read_steps
-from pipeline.training.ranks import fail_together, from_main_process
+from pipeline.training.ranks import fail_together, from_main_process, together
 from pipeline.training.step_guard import explain_divergence
 from pipeline.training.trainer import TeacherForcingTrainer
 
@@ -225,7 +225,7 @@ def build_trainer(
         raise ConfigError(f"{BATCH_ROWS}: {config.task} carries a state for each row of a batch; begin a new run")
     loader = build_loader(config, args, task, splits.shared, lanes)
     # A pass ends with its longest lane.
-    args = with_max_steps(args, lambda: lanes * max(gather_object([loader.lanes.count_batches()])))
+    args = with_max_steps(args, lambda: lanes * max(gather_object([together(loader.lanes.count_batches)])))
     if resume.checkpoint is not None:
         refuse_unused(resume.changes, read_steps(resume.checkpoint), args.max_steps)
     patience = config.evaluation.early_stopping_patience

@@ -45,6 +45,15 @@ class Progress:
     skipped_in_pass: int = 0
 
     @classmethod
+    def of_positions(cls, positions: Sequence[Position]) -> "Progress":
+        return cls(
+            epoch=min(position.epoch for position in positions),
+            pass_index=min(position.pass_index for position in positions),
+            skipped_rows=sum(position.skipped_before + position.skipped_in_window for position in positions),
+            skipped_in_pass=sum(position.skipped_in_pass + position.skipped_in_window for position in positions),
+        )
+
+    @classmethod
     def of_all(cls, ranks: Sequence[Sequence[float]]) -> "Progress":
         """Return the progress of all ranks from that of each, as numbers in the order of the attributes."""
         epochs, passes, skipped_rows, skipped_in_pass = zip(*ranks, strict=True)
@@ -133,14 +142,9 @@ class Lanes:
 
     def progress(self) -> Progress:
         """Tell how far this rank's lanes are; bad rows of a lane are counted by one of its ranks."""
-        positions = list(self.positions.values())
-        counted = positions if self.deal.rank < gcd(self.deal.lanes, self.deal.world_size) else []
-        return Progress(
-            epoch=min(position.epoch for position in positions),
-            pass_index=min(position.pass_index for position in positions),
-            skipped_rows=sum(position.skipped_before + position.skipped_in_window for position in counted),
-            skipped_in_pass=sum(position.skipped_in_pass + position.skipped_in_window for position in counted),
-        )
+        progress = Progress.of_positions([*self.positions.values()])
+        is_first = self.deal.rank < gcd(self.deal.lanes, self.deal.world_size)
+        return progress if is_first else replace(progress, skipped_rows=0, skipped_in_pass=0)
 
     def count_batches(self) -> int:
         """Count the batches of this rank's longest lane in its first pass; reads and encodes every row once."""

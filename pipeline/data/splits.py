@@ -20,6 +20,7 @@ import datasets
 from datasets import Dataset
 
 from pipeline.config import DataConfig
+from pipeline.data.batch_stream import is_divisible
 from pipeline.data.fingerprints import fingerprint_files
 from pipeline.data.hub_reading import (
     NOT_REACHED,
@@ -72,7 +73,10 @@ def open_split(data: DataConfig, split: str, columns: dict[str, str], lanes: int
         rows = reader.read(request)
         if reader.names_places:
             return _check_problems(rows, list(iterate_rows(rows.take(FIRST_ROWS), request.patience)), place)
-        return _pick_columns(rows, columns, place, request.patience)
+        picked = _pick_columns(rows, columns, place, request.patience)
+        if isinstance(picked, Dataset) or is_divisible(picked.num_shards, lanes):
+            return picked
+        return picked.reshard()  # Parquet's groups of rows in place of its files
 
 
 def _explain(error: BaseException, data: DataConfig, place: str) -> BaseException:

@@ -41,19 +41,26 @@ def fail_together(action: Callable[[], Any], main_only: bool = False) -> None:
         raise problem or problems[0]
 
 
-def raise_together(problem: TeacherForcingError | None) -> None:
-    """Raise what went wrong on this rank or any other, on all of them; every rank must ask.
+def together(action: Callable[[], Result]) -> Result:
+    """Do something on every rank, and return its result here.
 
-    A rank that ended alone would leave the others waiting for it.
+    Raises:
+        TeacherForcingError: on every rank, what `action` raised of our own errors on this one, or else on any other. A
+            rank that ended alone would leave the others waiting for it.
     """
+    problem: TeacherForcingError | None = None
+    result: Any = None
+    try:
+        result = action()
+    except TeacherForcingError as error:
+        problem = error
     state = PartialState()
-    if state.num_processes > 1:
-        if not reduce(torch.tensor(float(problem is not None), device=state.device)).item():
-            return
-        problems = gather_object([problem])
-        problem = problem or next(other for other in problems if other is not None)
+    if state.num_processes > 1 and reduce(torch.tensor(float(problem is not None), device=state.device)).item():
+        problems = [other for other in gather_object([problem]) if other is not None]
+        problem = problem or problems[0]
     if problem is not None:
         raise problem
+    return result
 
 
 def from_main_process(action: Callable[[], Result]) -> Result:

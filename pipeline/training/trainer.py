@@ -21,7 +21,7 @@ from transformers import GenerationConfig, ProgressCallback, TrainerCallback, Tr
 from transformers.trainer_callback import DefaultFlowCallback
 
 from pipeline.data.batch_loader import BatchLoader
-from pipeline.data.lanes import Progress, merge_states
+from pipeline.data.lanes import Progress, merge_states, positions_of
 from pipeline.errors import DataError, RunError, Stopped
 from pipeline.inference.evaluation import Evaluation, evaluate_features
 from pipeline.inference.metrics import Metric
@@ -82,7 +82,7 @@ class TeacherForcingTrainer(TrainerInternals):
         self.guard = StepGuard(None if self.is_deepspeed_enabled else self.go_back_to, self.args.device)
         self.add_callback(self.guard)
         self._counts = torch.zeros(2, device=self.args.device)  # items since the last log, and those predicted right
-        self.progress = loader.lanes.progress()  # of all ranks, behind the last step
+        self.progress = Progress()  # of all lanes, behind the last step
         self._last_batches: deque[Batch] = deque(maxlen=LAST_BATCHES)
         self._last_log = 0.0  # on the clock, put forward by what evaluations took
 
@@ -97,6 +97,7 @@ class TeacherForcingTrainer(TrainerInternals):
         if resume_from_checkpoint:
             if self.start.data is not None:
                 self.loader.lanes.load_state_dict(self.start.data)
+                self.progress = Progress.of_positions(positions_of(self.start.data))
             self.guard.skipped_steps = self.start.skipped_steps
             self._take_up_carried(Path(resume_from_checkpoint))
         self._last_log = time.perf_counter()

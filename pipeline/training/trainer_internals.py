@@ -17,12 +17,12 @@ from transformers import PreTrainedModel, Seq2SeqTrainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import ExportableState
 
-from pipeline.errors import RunError, TeacherForcingError
+from pipeline.errors import RunError
 from pipeline.tasks.trained_model import find_not_finite, name_first
 from pipeline.training import checkpoints
 from pipeline.training.changes import change_scores
 from pipeline.training.out_of_memory import lost_worker_explained
-from pipeline.training.ranks import raise_together
+from pipeline.training.ranks import together
 from pipeline.training.schedules import go_on
 from pipeline.training.unsharded import gather_parameters, load_into_shards
 
@@ -147,14 +147,12 @@ class TrainerInternals(Seq2SeqTrainer, ABC):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """Take the batches of a step; what one rank cannot read ends all ranks, before any of them waits for it."""
-        problem: TeacherForcingError | None = None
-        batches: list[dict[str, Tensor]] = []
-        try:
+
+        def take() -> list[dict[str, Tensor]]:
             with lost_worker_explained(Path(self.args.output_dir)):
-                batches = [next(epoch_iterator) for _ in range(num_batches)]
-        except TeacherForcingError as error:
-            problem = error
-        raise_together(problem)
+                return [next(epoch_iterator) for _ in range(num_batches)]
+
+        batches = together(take)
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _get_num_items_in_batch(self, batch_samples, device):

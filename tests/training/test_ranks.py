@@ -1,11 +1,13 @@
 """What one process sees of what several do together; tests/test_launchers.py starts several."""
 
+from types import SimpleNamespace
+
 import pytest
 from safetensors import SafetensorError
 
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.training import ranks
-from pipeline.training.ranks import WriteError, fail_together, from_main_process
+from pipeline.training.ranks import WriteError, fail_together, from_main_process, together
 
 
 def fail_with(error: Exception):
@@ -87,3 +89,20 @@ def test_all_ranks_raise_the_problem_of_one(monkeypatch):
     monkeypatch.setattr(ranks.PartialState(), "process_index", 1)
     with pytest.raises(WriteError, match="no space on rank 1"):
         fail_together(fail_with(AssertionError("it is not the main process")), main_only=True)
+
+
+def test_what_fails_on_another_rank_fails_here(monkeypatch):
+    """The own problem comes first; a bug keeps its traceback."""
+    other = DataError("train.jsonl:7: bad")
+    assert together(lambda: 5) == 5
+    monkeypatch.setattr(ranks, "PartialState", lambda: SimpleNamespace(num_processes=2, device="cpu"))
+    monkeypatch.setattr(ranks, "reduce", lambda flag: flag + 1)
+    monkeypatch.setattr(ranks, "gather_object", lambda problems: [*problems, other])
+    with pytest.raises(DataError, match=r"^train.jsonl:7: bad$"):
+        together(lambda: 5)
+    with pytest.raises(RunError, match=r"^own$"):
+        together(fail_with(RunError("own")))
+    monkeypatch.setattr(ranks, "reduce", lambda flag: flag)
+    assert together(lambda: 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        together(lambda: 1 / 0)
