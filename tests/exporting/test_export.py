@@ -159,5 +159,5 @@ def test_a_config_of_another_task_is_refused(finished_folder):
     path.unlink()
     for checkpoint in finished_folder.glob("checkpoint-*"):
         (checkpoint / "run.yaml").unlink()
-    with pytest.raises(ConfigError, match="there is no run.yaml"):
+    with pytest.raises(ConfigError, match=r"there is no run\.yaml"):
         export(finished_folder, "transformers")
