@@ -51,7 +51,7 @@ def write(
     Args:
         folder: which exists and is empty.
         quantization: of the matrices, one of `QUANTIZATIONS`; None for float32.
-        positions: length of the table of positions, and so of the longest source and target.
+        positions: of the longest source and target.
 
     Raises:
         ConfigError: for a model that CTranslate2 cannot compute, or a quantization that it does not have.
@@ -92,7 +92,8 @@ def make_spec(model: Seq2SeqTransformerForConditionalGeneration, positions: int)
         pre_norm=config.pre_norm,
         activation=ACTIVATIONS[config.activation_function],
     )
-    table = sinusoidal_positions(torch.arange(positions), config.d_model)  # (positions, D)
+    # One more, as CTranslate2 reads a target to its end when it scores one.
+    table = sinusoidal_positions(torch.arange(positions + 1), config.d_model)  # (positions + 1, D)
     for side, side_spec in ((model.encoder, spec.encoder), (model.decoder, spec.decoder)):
         side_spec.position_encodings.encodings = table.numpy()
         if config.pre_norm:

@@ -44,13 +44,23 @@ DEFAULTS: dict[str, Any] = {
 HONOURED = {
     *DEFAULTS,
     *("max_length", "max_new_tokens", "min_length", "min_new_tokens"),
-    *("bad_words_ids", "suppress_tokens", "forced_bos_token_id", "decoder_start_token_id", "eos_token_id"),
-    "pad_token_id",
+    *("bad_words_ids", "suppress_tokens", "forced_bos_token_id", "eos_token_id", "pad_token_id"),
     "renormalize_logits",  # which it always does
+    # These decide how tokens are computed, not which.
+    *("bos_token_id", "use_cache", "cache_implementation", "remove_invalid_values", "transformers_version"),
 }
-# These decide how tokens are computed, not which.
-WITHOUT_EFFECT = {"bos_token_id", "use_cache", "cache_implementation", "remove_invalid_values", "transformers_version"}
-OFF = (None, False, 0, 1.0, [])  # values of other settings that ask for nothing
+# With beams, it penalises and samples by other numbers than `generate`.
+GREEDY_ONLY = {"do_sample", "repetition_penalty"}
+OFF: dict[str, Any] = {  # values that ask for nothing
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "min_p": 0.0,
+    "num_beam_groups": 1,
+    "repetition_penalty": 1.0,
+    "typical_p": 1.0,
+}
 ENDLESS = 1e6  # patience
 
 
@@ -103,7 +113,7 @@ class CTranslate2Engine(Engine):
         custom_generate: None = None,
         **settings: Any,
     ) -> Tensor:
-        generation = self._settings(generation_config or self.generation_config, settings)
+        generation = self._settings(generation_config, settings)
         if attention_mask is None:
             attention_mask = input_ids.ne(self.config.pad_token_id)
         forced = generation.get("forced_bos_token_id")
@@ -127,28 +137,28 @@ class CTranslate2Engine(Engine):
         return torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding).to(self.device)
 
     def _settings(self, generation: GenerationConfig | None, changes: dict[str, Any]) -> dict[str, Any]:
-        """Return what is set, or else its default, by the names of a generation config.
+        """Return what is set, or else the engine's own, or else the default, by the names of a generation config.
 
         Raises:
             ConfigError: for a setting that CTranslate2 cannot honour.
         """
-        stored = {} if generation is None else vars(generation)
-        together = {name: value for name, value in (stored | changes).items() if name[0] != "_"}
-        settings = DEFAULTS | {name: value for name, value in together.items() if value is not None}
-        unknown = [name for name in settings if name not in HONOURED | WITHOUT_EFFECT and settings[name] not in OFF]
-        start = settings.get("decoder_start_token_id", self.config.decoder_start_token_id)
-        if start != self.config.decoder_start_token_id:
-            unknown.append("decoder_start_token_id")
-        if settings["num_beams"] > 1:
-            unknown += [name for name in ("do_sample", "repetition_penalty") if settings[name] not in OFF]
-        if unknown:
-            values = ", ".join(f"{name}={settings[name]}" for name in sorted(unknown))
-            beams = " with num_beams > 1" if settings["num_beams"] > 1 else ""
+        own, given = ({} if config is None else vars(config) for config in (self.generation_config, generation))
+        filled = own | {name: value for name, value in given.items() if value is not None} | changes
+        asked = {name: value for name, value in filled.items() if _asks_for_something(name, value)}
+        beams = asked.get("num_beams", 1)
+        refused = [f"{name}={asked[name]}" for name in sorted(asked) if not self._honours(name, asked[name], beams)]
+        if refused:
+            beside = f" beside num_beams={beams}" if beams > 1 else ""
             raise ConfigError(
-                f"--engine ctranslate2: generation: it cannot do {values}{beams}; change it by --set, or take "
-                "--engine torch"
+                f"--engine ctranslate2: generation: it has no {', '.join(refused)}{beside}; change it by --set, or "
+                "take --engine torch"
             )
-        return settings
+        return DEFAULTS | asked
+
+    def _honours(self, name: str, value: Any, num_beams: int) -> bool:
+        if name == "decoder_start_token_id":
+            return value == self.config.decoder_start_token_id
+        return name in HONOURED and (num_beams == 1 or name not in GREEDY_ONLY)
 
     def _options(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Return what `translate_batch` takes, from the settings of a generation config."""
@@ -190,3 +200,9 @@ class CTranslate2Engine(Engine):
 
     def _to_tokens(self, ids: Tensor, is_real: Tensor) -> list[str]:
         return [self.tokens[number] for number in ids[is_real].tolist()]
+
+
+def _asks_for_something(name: str, value: Any) -> bool:
+    # Not by its truth, as the token 0 can be asked for.
+    is_off = value is None or value is False or value == [] or (name in OFF and value == OFF[name])
+    return not is_off and name[0] != "_"
