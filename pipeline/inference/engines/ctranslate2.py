@@ -8,7 +8,8 @@ Its greedy search gives the tokens of `generate`. Its beam search is that of `ge
                             CTranslate2 cannot; it ends at `PATIENCE` times as many finished sequences as beams
 
 Where tokens are ruled out, as by `no_repeat_ngram_size`, it shares their probability among the others, as `generate`
-does with `renormalize_logits`; that changes nothing but scores of beams.
+does with `renormalize_logits`; that changes nothing but scores of beams. The start token is no part of what has been
+generated for it, so it may be repeated.
 """
 
 import json
