@@ -46,7 +46,7 @@ def sources(task):
 
 @pytest.fixture
 def engine(model, task, tmp_path):
-    write(model, task, tmp_path, positions=32)
+    write(model, task, tmp_path, 32)
     return CTranslate2Engine.load(tmp_path, model.config, model.generation_config)
 
 
@@ -77,6 +77,7 @@ def answers(ids: torch.Tensor, generation: GenerationConfig) -> list[tuple[int, 
         {"forced_bos_token_id": 7},
         {"forced_bos_token_id": 7, "min_new_tokens": 3, "max_new_tokens": 4},
         {"eos_token_id": [7, 11]},
+        {"eos_token_id": None},
         {"num_beams": 4, "early_stopping": True},
         {"num_beams": 4, "early_stopping": "never"},
         {"num_beams": 3, "early_stopping": True, "length_penalty": 0.2},
@@ -209,6 +210,12 @@ def test_a_longer_text_than_the_export_has_positions_for_is_named(engine, task):
     bounded = SequenceToSequence(task.tokenizer, engine.max_positions)
     with pytest.raises(DataError, match="text 2: source has 41 tokens, and the model has positions for 32"):
         generate(engine, bounded, ["a", "a " * 40])
+
+
+def test_a_source_of_nothing_but_its_end_is_answered_by_nothing(engine):
+    ids = torch.tensor([[5, 2], [2, 0]])
+    answered, unanswered = engine.generate(ids, ids.ne(0).long()).tolist()
+    assert answered[1] != 0 and unanswered == [1] + [0] * (len(answered) - 1)
 
 
 def test_it_writes_nothing_on_standard_error(engine, task, capfd):
