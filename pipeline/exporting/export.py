@@ -105,7 +105,7 @@ def _load_stock(request: Request) -> PreTrainedModel:
 
 def _write_ctranslate2(request: Request) -> None:
     module = import_module("pipeline.exporting.ctranslate2")
-    module.write(request.model, request.task, request.folder, request.quantization)
+    module.write(request.model, request.task, request.folder, request.positions, request.quantization)
 
 
 def _write_onnx(request: Request) -> None:
