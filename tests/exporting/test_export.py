@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.exporting import export as exporting
 from pipeline.exporting import stock
 from pipeline.exporting.export import EXPORTS, ExportSpec, export
+from pipeline.inference.engines import base
 from pipeline.manifest import damage, sha256
 from pipeline.models.configuration_classifier import TransformerClassifierConfig
 from pipeline.models.modeling_classifier import TransformerForSequenceClassification
@@ -111,6 +112,7 @@ def test_a_lower_precision_has_other_bounds(monkeypatch, finished_folder, make_m
         (("--to", "transformers", "--quantization", "int8"), "--quantization: transformers has none, only ctranslate2"),
         (("--to", "ctranslate2", "--quantization", "int4"), "--quantization: 'int4' is unknown"),
         (("--to", "transformers", "--output", "{}"), "holds something else than an earlier export; name another"),
+        (("--to", "transformers", "--output", "."), "holds something else than an earlier export"),
         (("--to", "transformers", "--output", "{}/config.json"), "is a link or a file; name a folder"),
         (("--to", "transformers", "--rows", "{}/none.jsonl"), "none.jsonl: no such file"),
     ],
@@ -122,7 +124,7 @@ def test_what_cannot_be_done_is_said_first(command, finished_run, options, messa
 
 
 def test_a_missing_extra_is_named(monkeypatch, finished_run):
-    monkeypatch.setattr(exporting, "find_spec", lambda library: None if library == "onnxscript" else library)
+    monkeypatch.setattr(base, "find_spec", lambda library: None if library == "onnxscript" else library)
     with pytest.raises(ConfigError, match=r"--to onnx needs onnxscript: pip install 'teacher-forcing\[export\]'"):
         export(finished_run, "onnx")
 
