@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 
 from pipeline.config import SacrebleuConfig
+from pipeline.exporting import equivalence
 from pipeline.exporting.equivalence import EXACT, REDUCED, compare, compare_bleu, find_other_tokens
 from pipeline.exporting.rows import ComparedRows, choose_rows
 from pipeline.exporting.stock import to_stock
@@ -45,8 +46,9 @@ def stock_of(model):
 
 
 @pytest.fixture
-def pairs(finished_run, make_config):
+def pairs(finished_run, make_config, monkeypatch):
     """A model whose answers differ from row to row, its task, and rows whose targets are its answers."""
+    monkeypatch.setattr(equivalence, "RESAMPLES", 50)
     model, task = load_trained(finished_run)
     randomise(model, 1.0)
     rows = choose_rows(task, make_config(), None, None, 512)
