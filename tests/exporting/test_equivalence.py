@@ -76,8 +76,8 @@ def flip_weights(stock):
     stock.model.decoder.layers[0].fc1.weight.neg_()
 
 
-def drop_most_frequent_token(stock):
-    """As a converter does that loses a row of the vocabulary."""
+def drop_tokens(stock):
+    """As a converter does that loses rows of the vocabulary."""
     stock.final_logits_bias[0, 4:] = -1e9
 
 
@@ -89,14 +89,13 @@ def start_from_other_token(stock):
     stock.generation_config.decoder_start_token_id = 2
 
 
-@pytest.mark.parametrize("bounds", [EXACT, REDUCED], ids=["exact", "reduced"])
-@pytest.mark.parametrize("harm", [flip_weights, drop_most_frequent_token, scale_norm, start_from_other_token])
-def test_wrong_engines_are_refused(pairs, harm, bounds):
+@pytest.mark.parametrize("harm", [flip_weights, drop_tokens, scale_norm, start_from_other_token])
+def test_wrong_engines_are_refused(pairs, harm):
     model, task, rows = pairs
     stock = stock_of(model)
     with torch.no_grad():
         harm(stock)
-    for has_references in (True, False):
+    for bounds, has_references in ((EXACT, True), (REDUCED, False)):
         proof = compare(model, stock, task, replace(rows, has_references=has_references), bounds)
         assert proof.problem is not None and "BLEU is" in proof.problem
         assert ("answers are equal" in proof.problem) is (bounds is EXACT)
