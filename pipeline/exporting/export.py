@@ -274,16 +274,16 @@ def _staging(target: Path) -> Iterator[Path]:
 
 def _describe(request: Request, name: str, spec: ExportSpec, checkpoint: Path) -> dict[str, Any]:
     """Return what `equivalence.json` says beside the comparison."""
-    weights = sorted(checkpoint.glob("*.safetensors"))
+    weights = describe_weights(checkpoint)
     libraries = ("torch", "transformers", *spec.libraries)
     return {
         "export": name,
         "quantization": request.quantization,
         "model": type(request.model).__name__,
         "dtype": str(request.model.dtype).removeprefix("torch."),
-        "weights": describe_weights(checkpoint),
+        "weights": weights,
         "bytes": {
-            "model": sum(path.stat().st_size for path in weights),
+            "model": sum(file["size"] for file in weights.values()),
             "export": sum(path.stat().st_size for path in request.folder.rglob("*") if path.suffix not in TEXTS),
         },
         "versions": {library: import_module(library).__version__ for library in libraries},
