@@ -275,6 +275,7 @@ def _staging(target: Path) -> Iterator[Path]:
 def _describe(request: Request, name: str, spec: ExportSpec, checkpoint: Path) -> dict[str, Any]:
     """Return what `equivalence.json` says beside the comparison."""
     weights = describe_weights(checkpoint)
+    files = [path for path in request.folder.rglob("*") if path.is_file()]
     libraries = ("torch", "transformers", *spec.libraries)
     return {
         "export": name,
@@ -284,7 +285,7 @@ def _describe(request: Request, name: str, spec: ExportSpec, checkpoint: Path) -
         "weights": weights,
         "bytes": {
             "model": sum(file["size"] for file in weights.values()),
-            "export": sum(path.stat().st_size for path in request.folder.rglob("*") if path.suffix not in TEXTS),
+            "export": sum(path.stat().st_size for path in files if path.suffix not in TEXTS),
         },
         "versions": {library: import_module(library).__version__ for library in libraries},
     }

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, DataConfig, SacrebleuConfig, make_section
+from pipeline.config import Config, DataConfig, EvaluationConfig, SacrebleuConfig, make_section
 from pipeline.data.hub_reading import retry_seconds
 from pipeline.data.splits import Rows, open_split
 from pipeline.errors import ConfigError, DataError
+from pipeline.inference.metrics import load_metrics
 from pipeline.tasks.base import Feature, Task
 from pipeline.tasks.encoding import encode_rows
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
@@ -49,7 +50,8 @@ def choose_rows(
         positions: tokens of the longest source that is compared.
 
     Raises:
-        ConfigError: where neither says what the rows are, or there are no such data.
+        ConfigError: where neither says what the rows are, or there are no such data; for a tokenizer of sacreBLEU that
+            is not installed.
         DataError: for a row that cannot be used, or no rows at all.
     """
     opened = _open_validation(task, config) if file is None else _open_file(task, config, file)
@@ -62,6 +64,7 @@ def choose_rows(
     if left_out := len(encoded) - len(features):
         logger.info("%s: %d sources have more than %d tokens, and are left out", opened.origin, left_out, positions)
     bleu = SacrebleuConfig() if config is None else config.evaluation.sacrebleu
+    load_metrics(EvaluationConfig(metrics=["sacrebleu"], sacrebleu=bleu))  # or its tokenizer is not installed
     return ComparedRows(task.to_evaluation(features), opened.origin, left_out, "target" in opened.columns, bleu)
 
 
