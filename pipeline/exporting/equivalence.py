@@ -370,7 +370,7 @@ class _Pair:
             self.seconds[side] += time.perf_counter() - begin
         ours, theirs = outputs["model"], outputs["export"]
         if "logits" in ours:
-            self._compare_logits(ours.logits.double(), theirs.logits.double())
+            self._compare_logits(ours.logits.float(), theirs.logits.float())
         else:  # forecasts, in the units of the data
             scale = torch.tensor(self.stds, dtype=torch.float64, device=self.device)
             self._keep((theirs.prediction_outputs.double() - ours.prediction_outputs.double()) / scale)
@@ -380,11 +380,12 @@ class _Pair:
 
     def _compare_logits(self, ours: Tensor, theirs: Tensor) -> None:
         self._keep((theirs - ours) / ours.abs().max().clamp(min=1))
-        logs = ours.log_softmax(-1)
-        own, other = ours.argmax(-1, keepdim=True), theirs.argmax(-1, keepdim=True)
-        gaps = (logs.gather(-1, own) - logs.gather(-1, other))[own != other]
+        own, other = ours.argmax(-1), theirs.argmax(-1)  # (B) or (B, T)
+        is_other = own != other
+        logs = ours[is_other].double().log_softmax(-1)  # (N, V)
+        gaps = logs.gather(1, own[is_other, None]) - logs.gather(1, other[is_other, None])
         self.compared += own.numel()
-        self.different += gaps.numel()
+        self.different += len(gaps)
         self.near_ties += int((gaps < EXACT.near_tie).sum())
 
     def _keep(self, difference: Tensor) -> None:

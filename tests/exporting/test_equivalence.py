@@ -8,6 +8,7 @@ import pytest
 import sacrebleu
 import torch
 from datasets import Dataset
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from pipeline.config import SacrebleuConfig
 from pipeline.exporting import equivalence
@@ -252,3 +253,19 @@ def test_how_a_language_model_goes_on_is_compared(outputs):
     engine.generate = other.generate
     proof = compare(model, engine, task, rows, EXACT)
     assert proof.problem is not None and proof.problem.startswith("greedy: ")
+
+
+@pytest.mark.parametrize(("lead", "num_near_ties"), [(5e-4, 9), (5e-3, 0)])
+def test_classes_may_differ_where_both_are_as_probable(finished_run, monkeypatch, lead, num_near_ties):
+    model, task, rows = classifier(load_trained(finished_run)[1].tokenizer)
+    features = encode_rows(task, Dataset.from_list(rows))
+
+    def gives(*logits):
+        return lambda input_ids, **batch: SequenceClassifierOutput(logits=torch.tensor([logits] * len(input_ids)))
+
+    engine = Late(copy.deepcopy(model))
+    monkeypatch.setattr(model, "forward", gives(100.0, 100 + lead))
+    monkeypatch.setattr(engine.model, "forward", gives(100 + lead, 100.0))
+    proof = compare(model.eval(), engine, task, ComparedRows(features, "rows", 0, False, SacrebleuConfig()), EXACT)
+    assert proof.report["outputs"]["choices"] == {"compared": 9, "different": 9, "near_ties": num_near_ties}
+    assert (proof.problem is None) is bool(num_near_ties)
