@@ -191,7 +191,8 @@ def _compare_answers(
         bound = bounds.score if rows.has_references else bounds.own_score
         sections[name] = search.describe() | {"references": rows.has_references, "bleu": bleu}
         tokens = search.judge_tokens(bounds) if beams == 1 else Finding(f"{name}: {search.count}")
-        findings += [tokens, _judge_bleu(name, bleu, bound)]
+        against = name if rows.has_references else f"{name}, against the model's own answers"
+        findings += [tokens, _judge_bleu(against, bleu, bound)]
     return {"searches": sections}, findings
 
 
