@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +172,9 @@ def export(
     spec = _find_spec(name, quantization)
     if not checkpoint.is_dir():
         raise ConfigError(f"{checkpoint}: no such folder; name one with a trained model")
-    target = checkpoint / EXPORTS_FOLDER / name if output is None else Path(output)
+    target = (
+        checkpoint / EXPORTS_FOLDER / name if output is None else Path(os.path.abspath(output))
+    )  # which has a name, as . has none
     _check_target(target)
     model, task = load_trained(checkpoint)
     _check_model(checkpoint, model, name)
@@ -273,17 +274,17 @@ def _staging(target: Path) -> Iterator[Path]:
 
 def _describe(request: Request, name: str, spec: ExportSpec, checkpoint: Path) -> dict[str, Any]:
     """Return what `equivalence.json` says beside the comparison."""
-    weights = describe_weights(checkpoint)
+    weights = sorted(checkpoint.glob("*.safetensors"))
     libraries = ("torch", "transformers", *spec.libraries)
     return {
         "export": name,
         "quantization": request.quantization,
         "model": type(request.model).__name__,
         "dtype": str(request.model.dtype).removeprefix("torch."),
-        "weights": weights,
+        "weights": describe_weights(checkpoint),
         "bytes": {
-            "model": sum(file["size"] for file in weights.values()),
+            "model": sum(path.stat().st_size for path in weights),
             "export": sum(path.stat().st_size for path in request.folder.rglob("*") if path.suffix not in TEXTS),
         },
-        "versions": {library: version(library) for library in libraries},
+        "versions": {library: import_module(library).__version__ for library in libraries},
     }
