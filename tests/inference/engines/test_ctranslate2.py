@@ -222,3 +222,13 @@ def test_it_writes_nothing_on_standard_error(engine, task, capfd):
     generate(engine, task, ["a b"])
     assert capfd.readouterr().err == ""
     assert json.dumps(engine.tokens)
+
+
+def test_what_export_makes_is_run_in_place_of_the_model(command, finished_folder):
+    assert command("export", finished_folder, "--to", "ctranslate2").returncode == 0
+    texts = ["1 2 3 4", "8 7 6 5"]
+    ours, theirs = (command("generate", finished_folder, *texts, "--engine", one) for one in ("torch", "ctranslate2"))
+    assert (theirs.returncode, theirs.stdout, theirs.stderr) == (0, ours.stdout, "")
+    scores = json.loads(command("score", finished_folder, "--engine", "ctranslate2").stdout)
+    expected = json.loads(command("score", finished_folder).stdout)
+    assert scores == pytest.approx({name: expected[name] for name in scores}) and "loss" in scores
