@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers import initialization as init
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_classifier import TransformerClassifierConfig
 from .modeling_seq2seq import Seq2SeqTransformerEncoder, Seq2SeqTransformerPreTrainedModel
@@ -41,8 +42,15 @@ class ConvolutionalEncoder(Seq2SeqTransformerEncoder):
         else:
             super()._init_weights(module)
 
-    def _embed(self, input_ids: Tensor, rows: Tensor | None, offset: int | Tensor = 0) -> Tensor:
-        vectors = super()._embed(input_ids, rows, offset)  # (B, S, D)
+    @capture_outputs
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, rows: Tensor | None = None, **kwargs
+    ) -> BaseModelOutput:
+        """Encode as the plain encoder does, from what the convolutions give."""
+        return self._encode(self._convolve(input_ids, rows), attention_mask, rows, **kwargs)
+
+    def _convolve(self, input_ids: Tensor, rows: Tensor | None) -> Tensor:
+        vectors = self._embed(input_ids, None, rows)  # (B, S, D)
         if self.static_tokens is not None:
             static = self.static_tokens(input_ids) * math.sqrt(self.config.d_model)
             vectors = vectors + self.dropout(self.static_projection(static))
