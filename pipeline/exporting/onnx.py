@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-from pipeline.errors import ConfigError
+from pipeline.exporting.stock import save_tokenizer
 from pipeline.models.modeling_classifier import TransformerForSequenceClassification
 from pipeline.models.modeling_forecaster import TransformerForecaster
 from pipeline.models.modeling_lstm import LSTMForCausalLM
@@ -251,32 +251,28 @@ GRAPHS: dict[str, Callable[[Any], list[Graph]]] = {
 
 
 def write(model: PreTrainedModel, task: Task, folder: Path) -> None:
-    """Write the graphs of a model, in float32, and what is needed beside them: its config and its tokenizer.
+    """Write the graphs of a model, in float32, and what is needed beside them: its config, and what a text needs.
 
     Args:
-        folder: is made.
-
-    Raises:
-        ConfigError: for a model that is not one of this project's.
+        model: one of those in `GRAPHS`.
+        folder: to write into.
     """
-    kind = model.config.model_type
-    if kind not in GRAPHS:
-        raise ConfigError(f"--to onnx: {kind!r} cannot be exported; choose a checkpoint of {', '.join(GRAPHS)}")
     model = copy.deepcopy(model).to("cpu", torch.float32).eval()
     # A row of padding only then attends evenly, where other kernels' masks, made of ONNX's operators, give NaN.
     model.set_attn_implementation("eager")
-    folder.mkdir(parents=True)
     with (folder / WEIGHTS_FILE).open("wb") as stream:
         weights = SharedWeights(stream)
-        for graph in GRAPHS[kind](model):
+        for graph in GRAPHS[model.config.model_type](model):
             program = _trace(graph)
             weights.take_from(program)
             onnx_ir.save(program, folder / f"{graph.name}.onnx")
     for graph in folder.glob("*.onnx"):
         onnx.checker.check_model(graph, full_check=True)
     (folder / "config.json").write_text(model.config.to_json_string(), encoding="utf-8")
-    if task.text_columns:
-        task.tokenizer.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    if task.tokenizer is not None:
+        save_tokenizer(task.tokenizer, folder)
 
 
 def _trace(graph: Graph) -> onnx_ir.Model:
