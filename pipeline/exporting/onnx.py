@@ -50,6 +50,7 @@ ONNX_GATES = (0, 3, 1, 2)  # PyTorch's order is input, forget, cell, output; ONN
 # would be taken as fixed.
 EXAMPLE = {"batch": 2, "beams": 3, "length": 5, "source_length": 7, "past_length": 4}
 SOURCE = "last_hidden_state"
+BEHIND = 1 << 40  # all places in a text
 
 
 @dataclass
@@ -165,8 +166,7 @@ class LanguageModel(nn.Module):
             state: hidden and cell state, layer by layer.
         """
         rows, width = input_ids.shape
-        places = torch.arange(width)
-        order = (places + (attention_mask == 0) * width).argsort(1)  # real tokens first
+        order = (torch.arange(width) + (attention_mask == 0) * BEHIND).argsort(1)  # real tokens first
         lengths = attention_mask.sum(1).to(torch.int32)
         states = self.embed_tokens(input_ids.gather(1, order)).transpose(0, 1)  # (T, B, W)
         last = []

@@ -83,7 +83,7 @@ class Graph:
             torch.cuda.current_stream(self.device).synchronize()  # onnxruntime has a stream of its own
         self.session.run_with_iobinding(binding)
         binding.synchronize_outputs()
-        return [torch.from_dlpack(output._ortvalue.to_dlpack()) for output in binding.get_outputs()]
+        return [torch.from_dlpack(output) for output in binding.get_outputs()]
 
 
 class OnnxModel(PreTrainedModel):
