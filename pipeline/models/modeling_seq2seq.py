@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPa
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_seq2seq import Seq2SeqTransformerConfig
-from .linear_cross_entropy import linear_cross_entropy
+from .linear_cross_entropy import cross_entropy, head_cross_entropy
 from .transformer_layers import (
     DecoderLayer,
     Dropout,
@@ -94,7 +94,7 @@ class Seq2SeqTransformerPreTrainedModel(PreTrainedModel):
         return self.dropout(vectors)
 
     def _check_attentions(self, requested: bool | None) -> None:
-        if requested and self.config._attn_implementation != "eager":
+        if requested and self.config._attn_implementation not in ("eager", "sdpa"):
             raise ValueError(
                 f"output_attentions: the {self.config._attn_implementation!r} kernel does not return attention "
                 "weights; call model.set_attn_implementation('eager') first"
@@ -210,10 +210,8 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
     in `forward` and in `generate` alike.
     """
 
-    _tied_weights_keys = {
-        "decoder.embed_tokens.weight": "encoder.embed_tokens.weight",
-        "lm_head.weight": "encoder.embed_tokens.weight",
-    }
+    # The embedding of the decoder is not another weight that is tied to the encoder's, but the same module.
+    _tied_weights_keys = {"lm_head.weight": "encoder.embed_tokens.weight"}
     accepts_loss_kwargs = True  # tells Trainer to count the targets of the whole step and pass num_items_in_batch
 
     def __init__(self, config: Seq2SeqTransformerConfig):
@@ -227,14 +225,27 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         if config.tie_word_embeddings:
             self.decoder.embed_tokens = self.encoder.embed_tokens  # one module, as FSDP2 groups modules, not tensors
             # Trainer then knows them as tied when it loads the best checkpoint.
-            self._keys_to_ignore_on_save = list(self._tied_weights_keys)
+            self._keys_to_ignore_on_save = ["decoder.embed_tokens.weight", "lm_head.weight"]
+            # Where it is stored as `lm_head` alone, transformers would report the module's other name as missing.
+            self._keys_to_ignore_on_load_missing = [r"^decoder\.embed_tokens\.weight$"]
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.encoder.embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        if self.decoder.embed_tokens is self.encoder.embed_tokens:
+            self.decoder.embed_tokens = value
         self.encoder.embed_tokens = value
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Resize the embeddings of both sides and the output projection as `PreTrainedModel` does."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if self.decoder.embed_tokens is not embeddings:
+            self.decoder.resize_token_embeddings(embeddings.num_embeddings, mean_resizing=mean_resizing)
+        return embeddings
 
     def forward(
         self,
@@ -251,6 +262,7 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         target_rows: Tensor | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput | tuple:
@@ -270,6 +282,8 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
                 GPU. In place of the attention masks.
             num_items_in_batch: divides the summed loss: the number of targets in the whole optimizer step, over all
                 micro-batches and ranks. The targets of this batch when left out.
+            logits_to_keep: give the logits of only so many positions at the end, or of these (a tensor of places); of
+                all where it is 0. The loss is that of all labels.
 
         Returns:
             `logits` (B, T, V), and `loss` when `labels` are given: cross-entropy in nats per target. In training mode
@@ -305,8 +319,9 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             source_rows=source_rows,
             **kwargs,
         )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         outputs = Seq2SeqTrainingOutput(
-            **self._score(decoder_outputs.last_hidden_state, labels, num_items_in_batch),
+            **self._score(decoder_outputs.last_hidden_state, labels, num_items_in_batch, kept),
             past_key_values=decoder_outputs.past_key_values,
             decoder_hidden_states=decoder_outputs.get("hidden_states"),
             decoder_attentions=decoder_outputs.get("attentions"),
@@ -317,22 +332,22 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         )
         return outputs.to_tuple() if return_dict is False else outputs
 
-    def _score(self, hidden: Tensor, labels: Tensor | None, num_items: Tensor | int | None) -> dict[str, Tensor]:
+    def _score(
+        self, hidden: Tensor, labels: Tensor | None, num_items: Tensor | int | None, kept: slice | Tensor
+    ) -> dict[str, Tensor]:
         """Compute the loss and the logits, or `correct` in place of these in training, from `hidden` (B, T, D)."""
         if labels is None:
-            return {"logits": self.lm_head(hidden)}
+            return {"logits": self.lm_head(hidden[:, kept])}
         if num_items is None:
             num_items = labels.ne(IGNORED).sum()
         if self.training:
-            total, correct = linear_cross_entropy(
-                hidden, self.lm_head.weight, labels, IGNORED, float(self.config.label_smoothing)
+            total, correct = head_cross_entropy(
+                hidden, self.lm_head, labels, IGNORED, float(self.config.label_smoothing)
             )
             return {"loss": total / num_items, "correct": correct}
         logits = self.lm_head(hidden)  # (B, T, V)
-        total = nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        return {"loss": total / num_items, "logits": logits}
+        total, _ = cross_entropy(logits, labels, IGNORED)
+        return {"loss": total / num_items, "logits": logits[:, kept]}
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         return shift_right(labels, self.config.decoder_start_token_id, self.config.pad_token_id)

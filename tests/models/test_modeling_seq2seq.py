@@ -38,10 +38,10 @@ def test_any_length(make_model):
 
 def test_attentions_on_request(make_model, batch):
     model = make_model(encoder_layers=1, decoder_layers=3)
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation("flex_attention")
     with pytest.raises(ValueError, match=r"set_attn_implementation\('eager'\)"):
         model(**batch, output_attentions=True)
-    model.set_attn_implementation("eager")
+    model.set_attn_implementation("sdpa")
     outputs = model(**batch, output_attentions=True, output_hidden_states=True)
     assert [weights.shape for weights in outputs.encoder_attentions] == [(2, 4, 6, 6)]
     assert [weights.shape for weights in outputs.decoder_attentions] == [(2, 4, 4, 4)] * 3
