@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from pipeline.config import SacrebleuConfig
@@ -27,14 +27,16 @@ from pipeline.exporting.rows import ComparedRows
 from pipeline.inference.batches import batches_by_length
 from pipeline.inference.metrics import Reference, alike, answers
 from pipeline.setup.generation_setup import changed_generation
-from pipeline.tasks.base import Batch, Task
+from pipeline.tasks.base import Batch, Task, tokenize
 
 BATCH_ROWS = 32
 SEARCHES = {"greedy": 1, "beam_4": 4}  # name -> beams
+PROMPT = 8  # tokens that a language model goes on from
 SHOWN_DIFFERENCES = 20  # of a search, the worst first
 RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)  # percentiles
 ORDERS = 4  # of n-grams in BLEU
+SIDES = ("model", "export")
 
 
 @dataclass(frozen=True)
@@ -74,21 +76,39 @@ def compare(model: PreTrainedModel, engine: Any, task: Task, rows: ComparedRows,
     Args:
         engine: another model, or one of `inference/engines`.
     """
-    report: dict[str, Any] = {
+    is_pair = model.config.is_encoder_decoder and model.can_generate()
+    compare_kind = _compare_answers if is_pair else _compare_outputs
+    sections, findings = compare_kind(model, engine, task, rows, bounds)
+    problems = [finding.problem for finding in findings if finding.problem is not None]
+    report = {
         "rows": {"origin": rows.origin, "compared": len(rows.features), "left_out": rows.num_left_out},
         "bounds": {name: value if math.isfinite(value) else None for name, value in asdict(bounds).items()},
+        "summary": "; ".join(finding.text for finding in findings),
+        **sections,
     }
-    if model.can_generate() and model.config.is_encoder_decoder:
-        searches = {name: _compare_search(model, engine, task, rows, beams) for name, beams in SEARCHES.items()}
-        problems = [
-            problem for name, search in searches.items() if (problem := _judge_search(name, search, rows, bounds))
-        ]
-        report["searches"] = searches
-    else:
-        outputs = _compare_outputs(model, engine, task, rows.features)
-        report["outputs"] = outputs
-        problems = [problem] if (problem := _judge_outputs(outputs, bounds)) else []
     return Proof(report, "; ".join(problems) or None)
+
+
+def find_other_tokens(task: Task, tokenizer: PreTrainedTokenizerBase, features: Sequence[Feature]) -> str | None:
+    """Say which text another tokenizer reads or writes otherwise than that of the task; None where it does not."""
+    assert task.tokenizer is not None
+    encoded = tokenize(tokenizer, [row["source"] for row in features])
+    decoded = [
+        side.batch_decode([row["labels"] for row in features], skip_special_tokens=True)
+        for side in (task.tokenizer, tokenizer)
+    ]
+    for row, ids, ours, theirs in zip(features, encoded, *decoded, strict=True):
+        if row["input_ids"] != ids or ours != theirs:
+            return f"its tokenizer reads {row['source']!r}, or writes {ours!r}, otherwise"
+    return None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a comparison says in one sentence, and why the export is refused for it, if it is."""
+
+    text: str
+    problem: str | None = None
 
 
 # ---- answers
@@ -115,136 +135,144 @@ class Difference:
     log_probability: dict[str, float]
     log_probability_per_token: dict[str, float]
 
+    @property
+    def distance(self) -> float:
+        return math.inf if self.gap is None else abs(self.gap)
 
-def _compare_search(model: PreTrainedModel, engine: Any, task: Task, rows: ComparedRows, beams: int) -> dict[str, Any]:
+    def __str__(self) -> str:
+        gap = "one answer ends" if self.gap is None else f"the model prefers its own token by {self.gap:.3g} nats"
+        return f"in row {self.row}, {gap}: {self.model!r} became {self.export!r}"
+
+
+@dataclass(frozen=True)
+class Search:
+    """The answers of both sides, in the order of the rows, those that differ, the worst first, and rows a second."""
+
+    answers: dict[str, list[str]]
+    differences: list[Difference]
+    rates: dict[str, float]
+
+    @property
+    def num_near_ties(self) -> int:
+        return sum(difference.distance < EXACT.near_tie for difference in self.differences)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "equal": len(self.answers["model"]) - len(self.differences),
+            "different": len(self.differences),
+            "near_ties": self.num_near_ties,
+            "rows_per_second": self.rates,
+            "differences": [asdict(difference) for difference in self.differences[:SHOWN_DIFFERENCES]],
+        }
+
+    def judge_tokens(self, name: str, bounds: Bounds) -> Finding:
+        count, near_ties = len(self.differences), self.num_near_ties
+        text = f"{name}: {len(self.answers['model']) - count} of {len(self.answers['model'])} answers are equal"
+        text += f", {near_ties} of the others are near-ties" if count else ""
+        is_refused = count > near_ties and math.isfinite(bounds.near_tie)
+        return Finding(text, f"{text}; {self.differences[0]}" if is_refused else None)
+
+
+def _compare_answers(
+    model: PreTrainedModel, engine: Any, task: Task, rows: ComparedRows, bounds: Bounds
+) -> tuple[dict[str, Any], list[Finding]]:
+    """Compare tokens and scores of greedy and of beam search."""
+    sections, findings = {}, []
+    for name, beams in SEARCHES.items():
+        search = _search(model, engine, task, rows.features, beams)
+        ours = search.answers["model"]
+        references = [row["target"] for row in rows.features] if rows.has_references else ours
+        bleu = compare_bleu(ours, search.answers["export"], references, rows.bleu)
+        bound = bounds.score if rows.has_references else bounds.own_score
+        tokens = search.judge_tokens(name, bounds)
+        sections[name] = search.describe() | {"references": rows.has_references, "bleu": bleu}
+        findings += [tokens if beams == 1 else Finding(tokens.text), _judge_bleu(name, bleu, bound)]
+    return {"searches": sections}, findings
+
+
+def _search(model: PreTrainedModel, engine: Any, task: Task, features: Sequence[Feature], beams: int) -> Search:
     assert task.tokenizer is not None
-    changes = {"num_beams": beams, "do_sample": False, "num_return_sequences": 1}
-    sides = {"model": model, "export": engine}
+    sides = dict(zip(SIDES, (model, engine), strict=True))
+    changes = {"num_beams": beams, "do_sample": False, "num_return_sequences": 1, "max_time": None}
     generations = {
         side: changed_generation(stands_in.generation_config or model.generation_config, changes, f"num_beams={beams}")
         for side, stands_in in sides.items()
     }
-    start, end = generations["model"].decoder_start_token_id, generations["model"]
-    texts: dict[str, dict[int, str]] = {"model": {}, "export": {}}
-    seconds = dict.fromkeys(sides, 0.0)
+    found: dict[str, dict[int, list[int]]] = {side: {} for side in SIDES}
+    seconds = dict.fromkeys(SIDES, 0.0)
     differences = []
-    for turn, (samples, batch) in enumerate(batches_by_length(model, task, rows.features, BATCH_ROWS)):
-        found: dict[str, list[list[int]]] = {}
-        for side in sorted(sides, reverse=bool(turn % 2)):  # neither is always the first
+    for turn, (samples, batch) in enumerate(batches_by_length(model, task, features, BATCH_ROWS)):
+        numbers = [sample["sample_id"] for sample in samples]
+        for side in SIDES if turn % 2 else reversed(SIDES):  # neither is always the first
             begin = time.perf_counter()
             ids = _generate(sides[side], batch, generations[side])
             seconds[side] += time.perf_counter() - begin
-            found[side] = [_answer(row, end) for row in ids]
-            decoded = task.tokenizer.batch_decode(found[side], skip_special_tokens=True)
-            texts[side] |= zip([sample["sample_id"] for sample in samples], decoded, strict=True)
-        for number, (ours, theirs) in enumerate(zip(found["model"], found["export"], strict=True)):
-            if ours != theirs:
-                row = samples[number]["sample_id"]
-                source = {name: batch[name][number : number + 1] for name in ("input_ids", "attention_mask")}
-                differences.append(
-                    _explain(model, source, start, ours, theirs, row, *(texts[side][row] for side in sides))
-                )
-    differences.sort(key=lambda difference: -_size(difference))
-    ordered = {side: [texts[side][sample["sample_id"]] for sample in rows.features] for side in sides}
-    references = [sample["target"] for sample in rows.features] if rows.has_references else ordered["model"]
-    rates = {side: len(rows.features) / seconds[side] for side in sides}
-    return {
-        "equal": len(rows.features) - len(differences),
-        "different": len(differences),
-        "near_ties": sum(_size(difference) < EXACT.near_tie for difference in differences),
-        "references": "targets" if rows.has_references else "the model's own answers",
-        "bleu": compare_bleu(ordered["model"], ordered["export"], references, rows.bleu),
-        "sentences_per_second": {**rates, "ratio": rates["export"] / rates["model"]},
-        "differences": [asdict(difference) for difference in differences[:SHOWN_DIFFERENCES]],
+            found[side] |= zip(numbers, [_answer(row, generations["model"]) for row in ids], strict=True)
+        for place, number in enumerate(numbers):
+            pair = {side: found[side][number] for side in SIDES}
+            if pair["model"] != pair["export"]:
+                source = {name: tensor[place : place + 1] for name, tensor in batch.items() if name != "labels"}
+                differences.append(_explain(model, task, source, pair, number))
+    answers = {
+        side: task.tokenizer.batch_decode([found[side][row["sample_id"]] for row in features], skip_special_tokens=True)
+        for side in SIDES
     }
+    rates = {side: len(features) / seconds[side] for side in SIDES}
+    rates["ratio"] = rates["export"] / rates["model"]
+    return Search(answers, sorted(differences, key=lambda difference: -difference.distance), rates)
 
 
 def _generate(stands_in: Any, batch: Batch, generation: GenerationConfig) -> list[list[int]]:
+    """Return what is generated for each row, without the start token or the prompt."""
     ids = stands_in.generate(
         batch["input_ids"],
         attention_mask=batch["attention_mask"],
         generation_config=generation,
         custom_generate=search_of(stands_in, generation),
     )
-    return ids.tolist()
+    prompt = 1 if stands_in.config.is_encoder_decoder else batch["input_ids"].shape[1]
+    return ids[:, prompt:].tolist()
 
 
 def _answer(ids: list[int], generation: GenerationConfig) -> list[int]:
-    """Return what stands behind the start token, up to the end token or the padding."""
+    """Return what stands before the padding, with its end token."""
     eos = generation.eos_token_id
     ends = eos if isinstance(eos, list) else [eos]
-    answer = ids[1:]
-    for place, token in enumerate(answer):
+    for place, token in enumerate(ids):
         if token in ends:
-            return answer[: place + 1]
-    while answer and answer[-1] == generation.pad_token_id:
-        answer.pop()
-    return answer
+            return ids[: place + 1]
+    length = len(ids)
+    while length and ids[length - 1] == generation.pad_token_id:
+        length -= 1
+    return ids[:length]
 
 
-def _explain(
-    model: PreTrainedModel,
-    source: Batch,
-    start: int,
-    ours: list[int],
-    theirs: list[int],
-    row: int,
-    our_text: str,
-    their_text: str,
-) -> Difference:
-    """Ask the model what it thinks of both answers."""
-    our_logs, their_logs = (_log_probabilities(model, source, start, ids) for ids in (ours, theirs))  # (L, V)
-    position = next(
-        (place for place, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
-        min(len(ours), len(theirs)),
-    )
+def _explain(model: PreTrainedModel, task: Task, source: Batch, pair: dict[str, list[int]], row: int) -> Difference:
+    """Ask the model what it thinks of both answers to a source (1, S)."""
+    assert task.tokenizer is not None
+    ours, theirs = pair["model"], pair["export"]
+    logs = {side: _log_probabilities(model, source, pair[side]) for side in SIDES}  # (L, V)
+    shared = min(len(ours), len(theirs))
+    position = next((place for place in range(shared) if ours[place] != theirs[place]), shared)
     gap = None
-    if position < min(len(ours), len(theirs)):
-        gap = float(our_logs[position, ours[position]] - our_logs[position, theirs[position]])
-    sums = {
-        "model": _sum_of(our_logs, ours),
-        "export": _sum_of(their_logs, theirs),
-    }
-    lengths = {"model": len(ours), "export": len(theirs)}
-    means = {side: total / max(lengths[side], 1) for side, total in sums.items()}
+    if position < shared:
+        gap = float(logs["model"][position, ours[position]] - logs["model"][position, theirs[position]])
+    sums = {side: sum(float(logs[side][place, token]) for place, token in enumerate(pair[side])) for side in SIDES}
+    means = {side: sums[side] / max(len(pair[side]), 1) for side in SIDES}
+    our_text, their_text = task.tokenizer.batch_decode([ours, theirs], skip_special_tokens=True)
     return Difference(row, our_text, their_text, position, gap, sums, means)
 
 
-def _log_probabilities(model: PreTrainedModel, source: Batch, start: int, ids: list[int]) -> Tensor:
+def _log_probabilities(model: PreTrainedModel, source: Batch, ids: list[int]) -> Tensor:
     """Return log-probabilities (L, V) of the tokens at each place of one answer, in float64."""
-    decoder_input_ids = torch.tensor([[start, *ids[:-1]]], device=model.device)
-    logits = model(**source, decoder_input_ids=decoder_input_ids).logits[0]
+    read = torch.tensor([ids[:-1]], dtype=torch.long, device=model.device)
+    if model.config.is_encoder_decoder:
+        start = torch.tensor([[model.generation_config.decoder_start_token_id]], device=model.device)
+        logits = model(**source, decoder_input_ids=torch.cat([start, read], 1)).logits[0]
+    else:
+        prompt = source["input_ids"]
+        logits = model(input_ids=torch.cat([prompt, read], 1)).logits[0, prompt.shape[1] - 1 :]
     return logits.double().log_softmax(-1)
-
-
-def _sum_of(logs: Tensor, ids: list[int]) -> float:
-    return sum(float(logs[place, token]) for place, token in enumerate(ids))
-
-
-def _size(difference: Difference) -> float:
-    return math.inf if difference.gap is None else abs(difference.gap)
-
-
-def _judge_search(name: str, search: dict[str, Any], rows: ComparedRows, bounds: Bounds) -> str | None:
-    """Say why the answers of a search do not hold up; None where they do."""
-    unexplained = search["different"] - search["near_ties"]
-    if name == "greedy" and unexplained and math.isfinite(bounds.near_tie):
-        worst = search["differences"][0]
-        gap = "one ends" if worst["gap"] is None else f"the model prefers its own token by {worst['gap']:.3g} nats"
-        return (
-            f"greedy search gives other tokens in {search['different']} of {len(rows.features)} rows, "
-            f"{search['near_ties']} of them near-ties; in row {worst['row']}, {gap}: "
-            f"{worst['model']!r} became {worst['export']!r}"
-        )
-    bound = bounds.score if rows.has_references else bounds.own_score
-    bleu = search["bleu"]
-    low, high = bleu["interval"]
-    if not high >= bound:
-        return (
-            f"BLEU of {name.replace('_', ' ')} falls from {bleu['model']:.2f} to {bleu['export']:.2f}, by "
-            f"{-high:.2f} to {-low:.2f} with 95 % confidence, more than {-bound:g}"
-        )
-    return None
 
 
 # ---- scores
@@ -281,6 +309,15 @@ def compare_bleu(
         "tokenize": settings.tokenize,
         "lowercase": settings.lowercase,
     }
+
+
+def _judge_bleu(name: str, bleu: dict[str, Any], bound: float) -> Finding:
+    low, high = bleu["interval"]
+    text = (
+        f"{name}: BLEU is {bleu['export']:.2f} in place of {bleu['model']:.2f} (95 % interval of the difference: "
+        f"{low:.2f} to {high:.2f})"
+    )
+    return Finding(text, None if high >= bound else f"{text}, below {bound:g}")
 
 
 def _counts(score: Any) -> list[int]:
@@ -349,34 +386,46 @@ class _Pair:
         self.differences.append(difference.abs().flatten(1).amax(1))  # (B)
 
 
-def _compare_outputs(model: PreTrainedModel, engine: Any, task: Task, features: Sequence[Feature]) -> dict[str, Any]:
+def _compare_outputs(
+    model: PreTrainedModel, engine: Any, task: Task, rows: ComparedRows, bounds: Bounds
+) -> tuple[dict[str, Any], list[Finding]]:
+    """Compare what `task.score` reads of a model, and how a language model goes on."""
     pair = _Pair(model, engine, task)
     by_row: dict[int, Tensor] = {}
-    for samples, batch in batches_by_length(model, task, features, BATCH_ROWS):
+    for samples, batch in batches_by_length(model, task, rows.features, BATCH_ROWS):
         first = len(pair.differences)
-        task.score(pair, batch)
+        task.score(pair, batch)  # type: ignore[arg-type]
         worst = torch.stack(pair.differences[first:]).amax(0)  # (B)
         by_row |= zip([sample["sample_id"] for sample in samples], worst, strict=True)
-    rows, differences = [*by_row], torch.stack([*by_row.values()])
+    numbers, differences = [*by_row], torch.stack([*by_row.values()])
     largest = int(differences.nan_to_num(math.inf).argmax())
-    rates = {side: len(features) / seconds for side, seconds in pair.seconds.items()}
-    return {
+    rates = {side: len(rows.features) / seconds for side, seconds in pair.seconds.items()}
+    outputs = {
         "unit": "share of the largest logit" if pair.compared else "standard deviations",
         "largest_difference": float(differences[largest]),
-        "row": rows[largest],
+        "row": numbers[largest],
         "choices": {"compared": pair.compared, "different": pair.different, "near_ties": pair.near_ties},
         "rows_per_second": {**rates, "ratio": rates["export"] / rates["model"]},
     }
+    sections: dict[str, Any] = {"outputs": outputs}
+    findings = [_judge_outputs(outputs, bounds)]
+    if model.can_generate():
+        prompts = [{**row, "input_ids": row["input_ids"][:PROMPT]} for row in rows.features]
+        for prompt in prompts:
+            prompt.pop("labels")
+        search = _search(model, engine, task, prompts, beams=1)
+        sections["searches"] = {"greedy": search.describe()}
+        findings.append(search.judge_tokens("greedy", bounds))
+    return sections, findings
 
 
-def _judge_outputs(outputs: dict[str, Any], bounds: Bounds) -> str | None:
-    """Say why outputs do not hold up; None where they do."""
-    choices = outputs["choices"]
-    if not outputs["largest_difference"] <= bounds.output:
-        return (
-            f"outputs differ by {outputs['largest_difference']:.3g} (in {outputs['unit']}) in row {outputs['row']}, "
-            f"more than {bounds.output:g}"
-        )
-    if choices["different"] > choices["near_ties"] and math.isfinite(bounds.near_tie):
-        return f"{choices['different'] - choices['near_ties']} of {choices['compared']} choices differ, not near-ties"
-    return None
+def _judge_outputs(outputs: dict[str, Any], bounds: Bounds) -> Finding:
+    choices, difference = outputs["choices"], outputs["largest_difference"]
+    text = f"outputs differ by {difference:.2g} at most (in {outputs['unit']}, row {outputs['row']})"
+    if not difference <= bounds.output:  # or not a number
+        return Finding(text, f"{text}, more than {bounds.output:g}")
+    if choices["compared"]:
+        text += f", and {choices['different']} of {choices['compared']} choices"
+        text += f", {choices['near_ties']} of them near-ties" if choices["different"] else ""
+    is_refused = choices["different"] > choices["near_ties"] and math.isfinite(bounds.near_tie)
+    return Finding(text, text if is_refused else None)

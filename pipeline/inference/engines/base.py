@@ -36,12 +36,14 @@ class Engine(ABC):
         config: the checkpoint's own.
         generation_config: how it generates where `generate` is given nothing else; None where it does not generate.
         device: where its inputs and outputs lie.
+        max_positions: tokens that it can read at most, as source and as target; None where there is no bound.
     """
 
     config: PreTrainedConfig
     generation_config: GenerationConfig | None
     device: torch.device
     training = False
+    max_positions: tuple[int | None, int | None] = (None, None)
 
     def __init__(self, config: PreTrainedConfig, generation: GenerationConfig | None, device: torch.device):
         self.config = config
@@ -148,7 +150,10 @@ def load_engine(name: str, checkpoint: str | Path) -> tuple[Any, Task]:
     folder = find_export(name, Path(checkpoint))
     engine = import_engine(name)
     task, config, generation = load_task(checkpoint)
-    return engine.load(folder, config, generation), task
+    loaded = engine.load(folder, config, generation)
+    if loaded.max_positions != (None, None):
+        task.max_positions = loaded.max_positions  # a longer text is then a bad row, which names it
+    return loaded, task
 
 
 def import_engine(name: str) -> type[Engine]:
