@@ -125,7 +125,9 @@ class Decoder(nn.Module):
             use_cache=True,
         )
         present = [tensor for layer in cache.self_attention_cache.layers for tensor in (layer.keys, layer.values)]
-        return [tensor.unflatten(0, input_ids.shape[:2]) for tensor in (self.lm_head(outputs.last_hidden_state), *present)]
+        return [
+            tensor.unflatten(0, input_ids.shape[:2]) for tensor in (self.lm_head(outputs.last_hidden_state), *present)
+        ]
 
 
 class Classifier(nn.Module):

@@ -57,7 +57,9 @@ class Graph:
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers)
         except UNREADABLE as error:
-            raise ConfigError(f"{path}: onnxruntime cannot load it: {error}; remove the folder, export again") from error
+            raise ConfigError(
+                f"{path}: onnxruntime cannot load it: {error}; remove the folder, export again"
+            ) from error
         self.device = torch.device("cuda", 0) if CUDA in self.session.get_providers() else torch.device("cpu")
         self.outputs = [output.name for output in self.session.get_outputs()]
 
@@ -112,11 +114,15 @@ class OnnxEncoder(nn.Module):
         super().__init__()
         self.graph = graph
 
-    def forward(self, input_ids: Tensor | None, attention_mask: Tensor | None = None, *args, **kwargs) -> BaseModelOutput:
+    def forward(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None = None, *args, **kwargs
+    ) -> BaseModelOutput:
         """Encode `input_ids` (B, S) under `attention_mask` (B, S) into (B, S, D)."""
         _refuse(kwargs)
         if input_ids is None or any(argument is not None for argument in args):
-            raise ValueError("give input_ids: an exported encoder takes neither vectors in place of them nor packed rows")
+            raise ValueError(
+                "give input_ids: an exported encoder takes neither vectors in place of them nor packed rows"
+            )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         return BaseModelOutput(self.graph(input_ids=input_ids, attention_mask=attention_mask.long())[0])
@@ -225,7 +231,9 @@ class OnnxLanguageModel(OnnxModel, LSTMForCausalLM):
         """Score every next token, (B, T, V), from a state on, as the model does; tasks make a loss of it."""
         rows, width = input_ids.shape
         if width == 0:
-            raise ValueError("input_ids has no token: give a prompt of one at least, such as the one that begins a text")
+            raise ValueError(
+                "input_ids has no token: give a prompt of one at least, such as the one that begins a text"
+            )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -width:].long()
         if not bool(mask.any(1).all()):
             raise ValueError("attention_mask: a row has no real token; leave it out of the batch")
