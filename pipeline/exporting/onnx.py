@@ -46,8 +46,8 @@ LARGE = 1 << 20  # bytes; onnxruntime maps larger weights into memory, for which
 LARGE_ALIGNMENT = 1 << 16  # bytes, as Windows wants it
 SMALL_ALIGNMENT = 64  # bytes
 ONNX_GATES = (0, 3, 1, 2)  # PyTorch's order is input, forget, cell, output; ONNX's input, output, forget, cell
-# Sizes of the changing axes while a graph is traced: all different, so that none is taken for another; none 0 or 1, which
-# would be taken as fixed.
+# Sizes of the changing axes while a graph is traced: all different, so that none is taken for another, and none 0 or 1,
+# which would be taken as fixed.
 EXAMPLE = {"batch": 2, "beams": 3, "length": 5, "source_length": 7, "past_length": 4}
 SOURCE = "last_hidden_state"
 BEHIND = 1 << 40  # all places in a text
@@ -125,9 +125,8 @@ class Decoder(nn.Module):
             use_cache=True,
         )
         present = [tensor for layer in cache.self_attention_cache.layers for tensor in (layer.keys, layer.values)]
-        return [
-            tensor.unflatten(0, input_ids.shape[:2]) for tensor in (self.lm_head(outputs.last_hidden_state), *present)
-        ]
+        logits = self.lm_head(outputs.last_hidden_state)
+        return [tensor.unflatten(0, input_ids.shape[:2]) for tensor in (logits, *present)]
 
 
 class Classifier(nn.Module):

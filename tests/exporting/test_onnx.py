@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
-from pipeline.exporting.onnx import LARGE, LARGE_ALIGNMENT, WEIGHTS_FILE, SharedWeights, write
+from pipeline.exporting.onnx import LARGE, LARGE_ALIGNMENT, WEIGHTS_FILE, SharedWeights, write  # noqa: E402
 
 NO_TEXTS = SimpleNamespace(tokenizer=None)
 GENERATION = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, max_new_tokens=8)

@@ -1,7 +1,7 @@
 """Models whose arithmetic onnxruntime does, by the graphs that `exporting/onnx.py` writes.
 
-Each is the model's own class with graphs in place of its layers. So all that is around them is the model's: the
-search of `generate` with every setting, the shift of labels, the checks of inputs. Only the numbers come from elsewhere.
+Each is the model's own class with graphs in place of its layers. So all that is around them is the model's: the search
+of `generate` with every setting, the shift of labels, the checks of inputs. Only the numbers come from elsewhere.
 
 Shapes: B batch, K beams of each row, S source length, T new tokens, H heads, E width of a head, V vocabulary.
 """
@@ -24,7 +24,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
 )
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line
 from pipeline.models.modeling_classifier import TransformerForSequenceClassification
 from pipeline.models.modeling_forecaster import ForecasterOutput, TransformerForecaster
 from pipeline.models.modeling_lstm import LSTMForCausalLM, LSTMState
@@ -32,7 +32,10 @@ from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGen
 
 CUDA = "CUDAExecutionProvider"
 TORCH = "use --engine torch"
-NAMES = {"attention_mask": "decoder_attention_mask", "rows": "target_rows"}  # which the model hands on by another name
+REFUSED = (
+    *("inputs_embeds", "decoder_inputs_embeds", "decoder_attention_mask", "source_rows", "target_rows"),
+    *("output_attentions", "output_hidden_states"),
+)
 ELEMENT_TYPES = {torch.float32: 1, torch.int64: 7, torch.float64: 11}  # onnx.TensorProto.DataType
 UNREADABLE = (
     faults.Fail,
@@ -57,9 +60,7 @@ class Graph:
         try:
             self.session = onnxruntime.InferenceSession(path, options, providers)
         except UNREADABLE as error:
-            raise ConfigError(
-                f"{path}: onnxruntime cannot load it: {error}; remove the folder, export again"
-            ) from error
+            raise ConfigError(f"{path}: onnxruntime cannot load it: {one_line(error)}; export again") from error
         self.device = torch.device("cuda", 0) if CUDA in self.session.get_providers() else torch.device("cpu")
         self.outputs = [output.name for output in self.session.get_outputs()]
 
@@ -115,14 +116,16 @@ class OnnxEncoder(nn.Module):
         self.graph = graph
 
     def forward(
-        self, input_ids: Tensor | None, attention_mask: Tensor | None = None, *args, **kwargs
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        rows: Tensor | None = None,
+        **kwargs,
     ) -> BaseModelOutput:
         """Encode `input_ids` (B, S) under `attention_mask` (B, S) into (B, S, D)."""
-        _refuse(kwargs)
-        if input_ids is None or any(argument is not None for argument in args):
-            raise ValueError(
-                "give input_ids: an exported encoder takes neither vectors in place of them nor packed rows"
-            )
+        _refuse(inputs_embeds=inputs_embeds, source_rows=rows, **kwargs)
+        assert input_ids is not None
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         return BaseModelOutput(self.graph(input_ids=input_ids, attention_mask=attention_mask.long())[0])
@@ -139,15 +142,17 @@ class OnnxDecoder(nn.Module):
         self,
         input_ids: Tensor | None,  # (B * K, T)
         source: Tensor,  # (B, S, D)
+        attention_mask: Tensor | None = None,
         source_attention_mask: Tensor | None = None,  # (B, S)
         past_key_values: EncoderDecoderCache | None = None,
         use_cache: bool = False,
+        inputs_embeds: Tensor | None = None,
+        rows: Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Score what follows each target token; its keys and values go into the cache."""
-        _refuse(kwargs)
-        if input_ids is None:
-            raise ValueError("give decoder_input_ids: an exported decoder does not take vectors in place of them")
+        _refuse(decoder_attention_mask=attention_mask, decoder_inputs_embeds=inputs_embeds, target_rows=rows, **kwargs)
+        assert input_ids is not None
         cache = self._new_cache() if past_key_values is None else past_key_values
         target, sources = (_layers(part) for part in (cache.self_attention_cache, cache.cross_attention_cache))
         if not cache.is_updated.get(0):
@@ -194,11 +199,11 @@ def _put(layers: list[DynamicLayer], keys_and_values: list[Tensor]) -> None:
         layer.keys, layer.values = key, value
 
 
-def _refuse(settings: dict[str, Any]) -> None:
-    """Raise ConfigError for what the graphs do not give or take."""
-    for name in ("output_attentions", "output_hidden_states", "attention_mask", "rows", "source_rows", "inputs_embeds"):
-        if settings.get(name) is not None and settings[name] is not False:
-            raise ConfigError(f"{NAMES.get(name, name)}: the onnx engine has no such thing; leave it out, or {TORCH}")
+def _refuse(**inputs: Any) -> None:
+    """Raise ConfigError for what the graphs do not take or give."""
+    for name, value in inputs.items():
+        if name in REFUSED and value is not None and value is not False:
+            raise ConfigError(f"{name}: the onnx engine has no such thing; leave it out, or {TORCH}")
 
 
 class OnnxSeq2Seq(OnnxModel, Seq2SeqTransformerForConditionalGeneration):
@@ -213,6 +218,7 @@ class OnnxSeq2Seq(OnnxModel, Seq2SeqTransformerForConditionalGeneration):
 class OnnxClassifier(OnnxModel, TransformerForSequenceClassification):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs) -> SequenceClassifierOutput:
         """Score every class, (B, C), as the model does; tasks make a loss of it."""
+        _refuse(**kwargs)
         if attention_mask is None:
             attention_mask = input_ids.ne(self.config.pad_token_id)
         (logits,) = self.graphs[0](input_ids=input_ids, attention_mask=attention_mask.long())
@@ -229,11 +235,10 @@ class OnnxLanguageModel(OnnxModel, LSTMForCausalLM):
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Score every next token, (B, T, V), from a state on, as the model does; tasks make a loss of it."""
+        _refuse(**kwargs)
         rows, width = input_ids.shape
         if width == 0:
-            raise ValueError(
-                "input_ids has no token: give a prompt of one at least, such as the one that begins a text"
-            )
+            raise ValueError("input_ids has no token: give a prompt of one at least")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask[:, -width:].long()
         if not bool(mask.any(1).all()):
             raise ValueError("attention_mask: a row has no real token; leave it out of the batch")
@@ -251,6 +256,7 @@ class OnnxLanguageModel(OnnxModel, LSTMForCausalLM):
 class OnnxForecaster(OnnxModel, TransformerForecaster):
     def forward(self, past_values: Tensor, future_values: Tensor | None = None, **kwargs) -> ForecasterOutput:
         """Forecast (B, H, C), in the units of the data, and judge the forecast, as the model does."""
+        _refuse(**kwargs)
         self._check(past_values, future_values)
         (forecast,) = self.graphs[0](past_values=past_values[:, -self.config.context_length :].double())
         loss = losses = None
