@@ -22,8 +22,8 @@ from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGen
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from pipeline.exporting.onnx import GRAPHS, WEIGHTS_FILE, write  # noqa: E402
-from pipeline.inference.engines.onnx import MODELS, OnnxEngine  # noqa: E402
+from pipeline.exporting.onnx import GRAPHS, WEIGHTS_FILE, write
+from pipeline.inference.engines.onnx import MODELS, OnnxEngine
 
 TINY = {"d_model": 16, "encoder_layers": 2, "attention_heads": 2, "ffn_dim": 32}
 SETTINGS = {
@@ -35,7 +35,7 @@ SETTINGS = {
     "sampling": {"do_sample": True, "top_k": 10, "temperature": 0.6, "num_return_sequences": 2},
     "sampled beams": {"do_sample": True, "num_beams": 2},
 }
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}  # of logits that are about ten
 
 
 def pair(model, folder, **generation):
