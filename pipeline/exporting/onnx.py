@@ -35,8 +35,9 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from pipeline.exporting.stock import save_tokenizer
 from pipeline.models.modeling_classifier import TransformerForSequenceClassification
 from pipeline.models.modeling_forecaster import TransformerForecaster
-from pipeline.models.modeling_lstm import LSTMForCausalLM
+from pipeline.models.modeling_lstm import LSTMForCausalLM, LSTMLayer
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
+from pipeline.models.transformer_layers import DecoderLayer
 from pipeline.tasks.base import Task
 
 OPSET = 20
@@ -82,8 +83,10 @@ class CrossAttention(nn.Module):
 
     def __init__(self, model: Seq2SeqTransformerForConditionalGeneration):
         super().__init__()
-        attentions = [layer.cross_attn for layer in model.decoder.layers]
-        self.projections = nn.ModuleList([part for each in attentions for part in (each.k_proj, each.v_proj)])
+        self.projections = nn.ModuleList()
+        for layer in model.decoder.layers:
+            assert isinstance(layer, DecoderLayer)
+            self.projections.extend([layer.cross_attn.k_proj, layer.cross_attn.v_proj])
         self.heads = model.config.attention_heads
 
     def forward(self, last_hidden_state: Tensor) -> list[Tensor]:
@@ -154,6 +157,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.embed_tokens, self.lm_head, self.sizes = model.embed_tokens, model.lm_head, model.config.layer_sizes
         for number, layer in enumerate(model.layers):
+            assert isinstance(layer, LSTMLayer)
             self.register_buffer(f"input_{number}", _reorder(layer.weight_ih_l0)[None])
             self.register_buffer(f"recurrent_{number}", _reorder(layer.weight_hh_l0)[None])
             biases = [_reorder(layer.bias_ih_l0), _reorder(layer.bias_hh_l0)]
@@ -187,7 +191,7 @@ class LanguageModel(nn.Module):
         return [self.lm_head(states.transpose(0, 1).gather(1, where)), *last]
 
 
-def _reorder(gates: Tensor) -> Tensor:
+def _reorder(gates: Any) -> Tensor:
     """Put the gates (4 * size, ...) into ONNX's order."""
     return torch.cat([gates.detach().chunk(4)[gate] for gate in ONNX_GATES])
 
@@ -239,7 +243,7 @@ def _language_model_graphs(model: LSTMForCausalLM) -> list[Graph]:
 def _forecaster_graphs(model: TransformerForecaster) -> list[Graph]:
     config = model.config
     # In float64, as float32 rounds a small wave on a high level before the mean is taken away.
-    past = _example("batch", config.context_length, len(config.series), dtype=torch.float64)
+    past = _example("batch", config.context_length, len(config.means or []), dtype=torch.float64)
     return [Graph("model", Forecaster(model), {"past_values": past}, ["prediction_outputs"])]
 
 
@@ -267,8 +271,8 @@ def write(model: PreTrainedModel, task: Task, folder: Path) -> None:
             program = _trace(graph)
             weights.take_from(program)
             onnx_ir.save(program, folder / f"{graph.name}.onnx")
-    for graph in folder.glob("*.onnx"):
-        onnx.checker.check_model(graph, full_check=True)
+    for path in folder.glob("*.onnx"):
+        onnx.checker.check_model(path, full_check=True)
     (folder / "config.json").write_text(model.config.to_json_string(), encoding="utf-8")
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
@@ -283,7 +287,7 @@ def _trace(graph: Graph) -> onnx_ir.Model:
         for parameter in inspect.signature(graph.module.forward).parameters.values()
     )
     with _silence(), torch.no_grad():
-        program = torch.onnx.export(
+        exported = torch.onnx.export(
             graph.module.eval(),
             tuple(example.clone() for example in examples),  # as one tensor given twice would be one input
             input_names=list(graph.inputs),
@@ -292,8 +296,11 @@ def _trace(graph: Graph) -> onnx_ir.Model:
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
-        ).model
-    for part in (program, program.graph, *program.graph.all_nodes(), *program.graph.initializers.values()):
+        )
+    assert exported is not None
+    program = exported.model
+    graph_parts: list[Any] = [*program.graph.all_nodes(), *program.graph.initializers.values()]
+    for part in (program, program.graph, *graph_parts):
         part.metadata_props.clear()  # the source lines that each came from, with paths of this machine
     return program
 
@@ -309,11 +316,17 @@ class SharedWeights:
         """Move the large weights of a graph into the file."""
         for value in program.graph.initializers.values():
             tensor = value.const_value
+            assert tensor is not None
             content = tensor.tobytes()
             if len(content) < SMALLEST_SHARED:
                 continue
             value.const_value = onnx_ir.ExternalTensor(
-                WEIGHTS_FILE, self._place(content), len(content), tensor.dtype, shape=tensor.shape, name=tensor.name
+                WEIGHTS_FILE,
+                self._place(content),
+                len(content),
+                tensor.dtype,
+                shape=onnx_ir.Shape(tensor.shape.numpy()),
+                name=value.name or "",
             )
 
     def _place(self, content: bytes) -> int:

@@ -165,7 +165,8 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
             pooled = hidden_states.masked_fill(~real[..., None], -torch.inf).amax(1)
         else:
             first = real.int().argmax(1)[:, None, None]  # (B, 1, 1)
-            pooled = hidden_states.take_along_dim(first, 1)[:, 0]
+            # `take_along_dim` would fix both sizes in an export.
+            pooled = hidden_states.gather(1, first.expand(-1, -1, hidden_states.shape[-1]))[:, 0]
         return pooled.masked_fill(~real.any(1, keepdim=True), 0)
 
     def _loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:

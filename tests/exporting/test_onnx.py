@@ -1,6 +1,7 @@
 """What an ONNX export writes; tests/inference/engines/test_onnx.py has the proof that it computes the same."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ pytest.importorskip("onnxscript")
 
 from pipeline.exporting.onnx import LARGE, LARGE_ALIGNMENT, WEIGHTS_FILE, SharedWeights, write  # noqa: E402
 
-NO_TEXTS = SimpleNamespace(tokenizer=None)
+NO_TEXTS: Any = SimpleNamespace(tokenizer=None)
 GENERATION = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, max_new_tokens=8)
 
 

@@ -151,23 +151,23 @@ class OnnxDecoder(nn.Module):
         **kwargs,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """Score what follows each target token; its keys and values go into the cache."""
-        _refuse(decoder_attention_mask=attention_mask, decoder_inputs_embeds=inputs_embeds, target_rows=rows, **kwargs)
-        assert input_ids is not None
         cache = self._new_cache() if past_key_values is None else past_key_values
         target, sources = (_layers(part) for part in (cache.self_attention_cache, cache.cross_attention_cache))
+        _refuse(decoder_attention_mask=attention_mask, decoder_inputs_embeds=inputs_embeds, target_rows=rows, **kwargs)
+        assert input_ids is not None
         if not cache.is_updated.get(0):
             _put(sources, self.cross_attention(last_hidden_state=source))
             cache.is_updated = dict.fromkeys(range(len(sources)), True)
         if source_attention_mask is None:
             source_attention_mask = source.new_ones(source.shape[:2])
-        rows = (source.shape[0], input_ids.shape[0] // source.shape[0])
+        sizes = (source.shape[0], input_ids.shape[0] // source.shape[0])
         if not target[0].is_initialized:
             nothing = source.new_empty(*input_ids.shape[:1], *sources[0].keys.shape[1:2], 0, sources[0].keys.shape[3])
             _put(target, [nothing, nothing] * len(target))
         logits, *present = self.graph(
-            input_ids=input_ids.unflatten(0, rows),
+            input_ids=input_ids.unflatten(0, sizes),
             attention_mask=source_attention_mask.long(),
-            **{name: tensor.unflatten(0, rows) for name, tensor in _named("past", target)},
+            **{name: tensor.unflatten(0, sizes) for name, tensor in _named("past", target)},
             **dict(_named("source", sources)),
         )
         _put(target, [tensor.flatten(0, 1) for tensor in present])
@@ -210,9 +210,9 @@ class OnnxSeq2Seq(OnnxModel, Seq2SeqTransformerForConditionalGeneration):
     def __init__(self, config: PreTrainedConfig, generation: GenerationConfig | None, *graphs: Graph):
         super().__init__(config, generation, *graphs)
         encoder, cross_attention, decoder = graphs
-        self.encoder = OnnxEncoder(encoder)
-        self.decoder = OnnxDecoder(self.config, cross_attention, decoder)
-        self.lm_head = nn.Identity()  # is in the decoder's graph
+        self.encoder = OnnxEncoder(encoder)  # type: ignore[assignment]
+        self.decoder = OnnxDecoder(self.config, cross_attention, decoder)  # type: ignore[assignment]
+        self.lm_head = nn.Identity()  # type: ignore[assignment]  # is in the decoder's graph
 
 
 class OnnxClassifier(OnnxModel, TransformerForSequenceClassification):

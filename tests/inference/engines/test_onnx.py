@@ -1,7 +1,9 @@
 """The graphs give the numbers of the model, for every size of batch and length, and `generate` the same tokens."""
 
 import shutil
+from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ from pipeline.exporting.onnx import GRAPHS, WEIGHTS_FILE, write
 from pipeline.inference.engines.onnx import MODELS, OnnxEngine
 
 TINY = {"d_model": 16, "encoder_layers": 2, "attention_heads": 2, "ffn_dim": 32}
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "no cache": {"use_cache": False},
     "beams": {"num_beams": 4, "length_penalty": 0.6},
@@ -35,7 +37,8 @@ SETTINGS = {
     "sampling": {"do_sample": True, "top_k": 10, "temperature": 0.6, "num_return_sequences": 2},
     "sampled beams": {"do_sample": True, "num_beams": 2},
 }
-CLOSE = {"atol": 1e-4, "rtol": 1e-4}  # of logits that are about ten
+NO_TEXTS: Any = SimpleNamespace(tokenizer=None)
+assert_close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)  # of logits that are about ten
 
 
 def pair(model, folder, **generation):
@@ -47,7 +50,7 @@ def pair(model, folder, **generation):
     if model.can_generate():
         config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, max_new_tokens=9, **generation)
         model.generation_config = config
-    write(model.eval(), SimpleNamespace(tokenizer=None), folder)
+    write(model.eval(), NO_TEXTS, folder)
     return model, OnnxEngine.load(folder, model.config, config)
 
 
@@ -95,11 +98,11 @@ def test_an_lstm_reads_past_padding_and_goes_on_from_its_state(lstm, input_ids):
             for model, state in zip(lstm, states, strict=True)
         ]
         logits = [output.logits * mask[..., None] for output in outputs]
-        torch.testing.assert_close(*logits, **CLOSE)
+        assert_close(*logits)
         states = [output.past_key_values for output in outputs]
         assert states[0].get_seq_length() == states[1].get_seq_length()
         for name in ("hidden", "cell"):
-            torch.testing.assert_close(*(getattr(state, name) for state in states), **CLOSE)
+            assert_close(*(getattr(state, name) for state in states))
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
@@ -164,8 +167,8 @@ def test_targets_get_the_same_scores(seq2seq, rows, length):
     labels = torch.arange(rows * length).view(rows, length) % 37 + 3
     labels[-1, length // 2 + 1 :] = -100
     ours, theirs = (model(input_ids=sources, labels=labels) for model in seq2seq)
-    torch.testing.assert_close(theirs.logits, ours.logits, **CLOSE)
-    torch.testing.assert_close(theirs.loss, ours.loss, **CLOSE)
+    assert_close(theirs.logits, ours.logits)
+    assert_close(theirs.loss, ours.loss)
 
 
 @pytest.mark.slow
@@ -214,7 +217,7 @@ def test_a_classifier_scores_texts_of_any_length_and_no_text(tmp_path, pooling):
     model, engine = pair(TransformerForSequenceClassification(config), tmp_path)
     nothing = torch.zeros(1, 6, dtype=torch.int64)
     for texts in (SOURCES[:1, :1], SOURCES, SOURCES.repeat(2, 10), torch.cat([SOURCES, nothing])):
-        torch.testing.assert_close(engine(texts).logits, model(texts).logits, **CLOSE)
+        assert_close(engine(texts).logits, model(texts).logits)
     assert not engine.can_generate()
 
 
