@@ -31,7 +31,7 @@ from pipeline.errors import (
     nearest,
     one_line,
 )
-from pipeline.signals import stop_with_launcher
+from pipeline.signals import interrupted_by_sigterm, stop_with_launcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -612,14 +612,15 @@ def export(arguments: argparse.Namespace) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pipeline").setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()
-    folder = export_model(
-        arguments.checkpoint,
-        arguments.to,
-        arguments.output,
-        quantization=arguments.quantization,
-        rows=arguments.rows,
-        num_rows=arguments.num_rows,
-    )
+    with interrupted_by_sigterm():
+        folder = export_model(
+            arguments.checkpoint,
+            arguments.to,
+            arguments.output,
+            quantization=arguments.quantization,
+            rows=arguments.rows,
+            num_rows=arguments.num_rows,
+        )
     print(folder)
 
 

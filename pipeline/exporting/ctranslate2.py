@@ -7,22 +7,22 @@ transformers 5.
 
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from ctranslate2.converters.utils import fuse_linear
 from ctranslate2.specs.attention_spec import MultiHeadAttentionSpec
 from ctranslate2.specs.common_spec import Activation, LayerNormSpec, LinearSpec
-from ctranslate2.specs.transformer_spec import FeedForwardSpec, TransformerSpec
+from ctranslate2.specs.transformer_spec import TransformerSpec
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.errors import ConfigError, nearest
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
-from pipeline.models.transformer_layers import FeedForward, MultiHeadAttention, sinusoidal_positions
+from pipeline.models.transformer_layers import DecoderLayer, MultiHeadAttention, sinusoidal_positions
 from pipeline.tasks.base import Task
 
-POSITIONS = 1024  # as many as CTranslate2 reads of a source unless it is told otherwise
 QUANTIZATIONS = ("int8", "int8_bfloat16", "float16")
 ACTIVATIONS = {
     "relu": Activation.RELU,
@@ -43,15 +43,15 @@ def write(
     model: Seq2SeqTransformerForConditionalGeneration,
     task: Task,
     folder: Path,
+    positions: int,
     quantization: str | None = None,
-    positions: int = POSITIONS,
 ) -> None:
     """Write a model in the form that `ctranslate2.Translator` loads.
 
     Args:
         folder: which exists and is empty.
-        quantization: of the matrices, one of `QUANTIZATIONS`; None for float32.
         positions: of the longest source and target.
+        quantization: of the matrices, one of `QUANTIZATIONS`; None for float32.
 
     Raises:
         ConfigError: for a model that CTranslate2 cannot compute, or a quantization that it does not have.
@@ -63,11 +63,11 @@ def write(
     tokens = vocabulary(task.tokenizer, model.config.vocab_size)
     spec.register_source_vocabulary(tokens)
     spec.register_target_vocabulary(tokens)
-    start = model.config.decoder_start_token_id
-    spec.config.decoder_start_token = tokens[start]
-    spec.config.bos_token = tokens[_given(model.config.bos_token_id, start)]
-    spec.config.eos_token = tokens[_only(model.config.eos_token_id)]
-    spec.config.unk_token = tokens[_given(task.tokenizer.unk_token_id, model.config.pad_token_id)]
+    config, padding = model.config, model.config.pad_token_id
+    spec.config.decoder_start_token = tokens[config.decoder_start_token_id]
+    spec.config.bos_token = tokens[_first(config.bos_token_id, config.decoder_start_token_id)]
+    spec.config.eos_token = tokens[_first(config.eos_token_id, task.tokenizer.eos_token_id, padding)]
+    spec.config.unk_token = tokens[_first(task.tokenizer.unk_token_id, padding)]
     spec.config.add_attribute("max_positions", positions)  # CTranslate2 passes over what it does not know
     spec.validate()
     spec.optimize(quantization)  # a second time would take the names of shared weights for weights
@@ -96,16 +96,10 @@ def make_spec(model: Seq2SeqTransformerForConditionalGeneration, positions: int)
     table = sinusoidal_positions(torch.arange(positions + 1), config.d_model)  # (positions + 1, D)
     for side, side_spec in ((model.encoder, spec.encoder), (model.decoder, spec.decoder)):
         side_spec.position_encodings.encodings = table.numpy()
-        if config.pre_norm:
+        if isinstance(side.final_norm, nn.LayerNorm):
             _set_norm(side_spec.layer_norm, side.final_norm)
         for layer, layer_spec in zip(side.layers, side_spec.layer, strict=True):
-            _set_attention(layer_spec.self_attention, layer.self_attn, 3)
-            _set_norm(layer_spec.self_attention.layer_norm, layer.self_attn_residual.norm)
-            _set_feed_forward(layer_spec.ffn, layer.feed_forward)
-            _set_norm(layer_spec.ffn.layer_norm, layer.feed_forward_residual.norm)
-    for layer, layer_spec in zip(model.decoder.layers, spec.decoder.layer, strict=True):
-        _set_attention(layer_spec.attention, layer.cross_attn, 1)
-        _set_norm(layer_spec.attention.layer_norm, layer.cross_attn_residual.norm)
+            _set_layer(layer_spec, layer)
     spec.encoder.embeddings[0].weight = _array(model.encoder.embed_tokens.weight)
     spec.decoder.embeddings.weight = _array(model.decoder.embed_tokens.weight)
     _set_linear(spec.decoder.projection, model.lm_head)
@@ -123,6 +117,18 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[str]
     return [tokens[number] if number in tokens else next(unused) for number in range(vocab_size)]
 
 
+def _set_layer(spec: Any, layer: Any) -> None:
+    """Set a layer of the encoder or the decoder."""
+    _set_attention(spec.self_attention, layer.self_attn, joined=3)
+    _set_norm(spec.self_attention.layer_norm, layer.self_attn_residual.norm)
+    if isinstance(layer, DecoderLayer):
+        _set_attention(spec.attention, layer.cross_attn, joined=1)
+        _set_norm(spec.attention.layer_norm, layer.cross_attn_residual.norm)
+    _set_linear(spec.ffn.linear_0, layer.feed_forward.fc1)
+    _set_linear(spec.ffn.linear_1, layer.feed_forward.fc2)
+    _set_norm(spec.ffn.layer_norm, layer.feed_forward_residual.norm)
+
+
 def _set_attention(spec: MultiHeadAttentionSpec, attention: MultiHeadAttention, joined: int) -> None:
     """Set the projections, of which the first `joined` are one matrix: all three, or the queries only."""
     projections = [_linear(module) for module in (attention.q_proj, attention.k_proj, attention.v_proj)]
@@ -130,11 +136,6 @@ def _set_attention(spec: MultiHeadAttentionSpec, attention: MultiHeadAttention, 
     if joined < len(projections):
         fuse_linear(spec.linear[1], projections[joined:])
     _set_linear(spec.linear[-1], attention.out_proj)
-
-
-def _set_feed_forward(spec: FeedForwardSpec, block: FeedForward) -> None:
-    _set_linear(spec.linear_0, block.fc1)
-    _set_linear(spec.linear_1, block.fc2)
 
 
 def _linear(module: nn.Linear) -> LinearSpec:
@@ -159,9 +160,7 @@ def _array(weight: Tensor) -> np.ndarray:
     return weight.detach().cpu().float().numpy().copy()
 
 
-def _given(number: int | None, otherwise: int) -> int:
-    return otherwise if number is None else number
-
-
-def _only(ids: int | list[int]) -> int:
-    return ids[0] if isinstance(ids, list) else ids
+def _first(*ids: int | list[int] | None) -> int:
+    """Return the first token that is given, as a number or in a list."""
+    given = next(number for number in ids if number is not None and number != [])
+    return given[0] if isinstance(given, list) else given

@@ -165,11 +165,16 @@ class Search:
             "differences": [asdict(difference) for difference in self.differences[:SHOWN_DIFFERENCES]],
         }
 
-    def judge_tokens(self, name: str, bounds: Bounds) -> Finding:
-        count, near_ties = len(self.differences), self.num_near_ties
-        text = f"{name}: {len(self.answers['model']) - count} of {len(self.answers['model'])} answers are equal"
-        text += f", {near_ties} of the others are near-ties" if count else ""
-        is_refused = count > near_ties and math.isfinite(bounds.near_tie)
+    @property
+    def count(self) -> str:
+        total = len(self.answers["model"])
+        return f"{total - len(self.differences)} of {total} answers are equal"
+
+    def judge_tokens(self, bounds: Bounds) -> Finding:
+        """Judge the answers of greedy search."""
+        num_different, near_ties = len(self.differences), self.num_near_ties
+        text = f"greedy: {self.count}" + (f", {near_ties} of the others are near-ties" if num_different else "")
+        is_refused = num_different > near_ties and math.isfinite(bounds.near_tie)
         return Finding(text, f"{text}; {self.differences[0]}" if is_refused else None)
 
 
@@ -184,9 +189,9 @@ def _compare_answers(
         references = [row["target"] for row in rows.features] if rows.has_references else ours
         bleu = compare_bleu(ours, search.answers["export"], references, rows.bleu)
         bound = bounds.score if rows.has_references else bounds.own_score
-        tokens = search.judge_tokens(name, bounds)
         sections[name] = search.describe() | {"references": rows.has_references, "bleu": bleu}
-        findings += [tokens if beams == 1 else Finding(tokens.text), _judge_bleu(name, bleu, bound)]
+        tokens = search.judge_tokens(bounds) if beams == 1 else Finding(f"{name}: {search.count}")
+        findings += [tokens, _judge_bleu(name, bleu, bound)]
     return {"searches": sections}, findings
 
 
@@ -415,7 +420,7 @@ def _compare_outputs(
             prompt.pop("labels")
         search = _search(model, engine, task, prompts, beams=1)
         sections["searches"] = {"greedy": search.describe()}
-        findings.append(search.judge_tokens("greedy", bounds))
+        findings.append(search.judge_tokens(bounds))
     return sections, findings
 
 

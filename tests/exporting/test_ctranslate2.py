@@ -31,7 +31,7 @@ def task() -> SequenceToSequence:
 @pytest.fixture
 def convert(task, tmp_path):
     def convert(model, quantization=None, positions=64) -> CTranslate2Engine:
-        write(model, task, tmp_path, quantization, positions)
+        write(model, task, tmp_path, positions, quantization)
         return CTranslate2Engine.load(tmp_path, model.config, None)
 
     return convert
@@ -71,7 +71,7 @@ def test_activations_are_the_same(make_model, batch, convert, name):
 
 def test_another_activation_is_refused(make_model, task, tmp_path):
     with pytest.raises(ConfigError, match=r"model\.activation_function: CTranslate2 has no 'relu2'; it has relu, gelu"):
-        write(make_model(activation_function="relu2"), task, tmp_path)
+        write(make_model(activation_function="relu2"), task, tmp_path, 64)
     assert not list(tmp_path.iterdir())
 
 
@@ -89,7 +89,7 @@ def test_quantized_weights_are_smaller_and_compute_nearly_the_same(make_model, b
 
 def test_an_unknown_quantization_is_named(make_model, task, tmp_path):
     with pytest.raises(ConfigError, match=r"--quantization: 'int4' is unknown; did you mean int8"):
-        write(make_model(), task, tmp_path, "int4")
+        write(make_model(), task, tmp_path, 64, "int4")
 
 
 def test_weights_of_half_precision_are_exported_whole(make_model, batch, convert):

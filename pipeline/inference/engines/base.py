@@ -193,9 +193,7 @@ def find_export(name: str, checkpoint: Path) -> Path:
             f"and run {command}"
         ) from error
     if weights != describe_weights(checkpoint):
-        raise ConfigError(
-            f"{folder} was made from other weights than those in {checkpoint}; remove it and export again: {command}"
-        )
+        raise ConfigError(f"{folder} was made from other weights than those in {checkpoint}; export again: {command}")
     return folder
 
 

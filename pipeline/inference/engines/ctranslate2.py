@@ -8,7 +8,8 @@ Its greedy search gives the tokens of `generate`. Its beam search is that of `ge
                             CTranslate2 cannot; it ends at `PATIENCE` times as many finished sequences as beams
 
 Where tokens are ruled out, as by `no_repeat_ngram_size`, it shares their probability among the others, as `generate`
-does with `renormalize_logits`; that changes nothing but scores of beams.
+does with `renormalize_logits`; that changes nothing but scores of beams. The start token is no part of what has been
+generated for it, so it may be repeated. A source of nothing but special tokens is answered by nothing.
 """
 
 import json
@@ -93,14 +94,15 @@ class CTranslate2Engine(Engine):
             intra_threads=torch.get_num_threads(),
         )
 
-    def __call__(self, *, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **_: Any) -> ModelOutput:
-        """Score labels (B, T) under sources (B, S).
+    def __call__(self, **batch: Any) -> ModelOutput:
+        """Score `labels` (B, T) under the sources `input_ids` (B, S), where `attention_mask` (B, S) is not 0.
 
         Returns:
             `losses` (B), the summed cross-entropy of each sample in nats.
         """
-        targets = [self._to_tokens(row, row != IGNORED) for row in labels]
-        scored = self.translator.score_batch(self._sources(input_ids, attention_mask), targets, max_input_length=0)
+        sources = self._sources(batch["input_ids"], batch["attention_mask"])
+        targets = [self._to_tokens(row, row != IGNORED) for row in batch["labels"]]
+        scored = self.translator.score_batch(sources, targets, max_input_length=0)
         # It scores one more end behind the target, which has its own.
         losses = [-sum(row.log_probs[: len(target)]) for row, target in zip(scored, targets, strict=True)]
         return ModelOutput(losses=torch.tensor(losses, device=self.device))
@@ -170,7 +172,7 @@ class CTranslate2Engine(Engine):
             )
         beams, early_stopping = settings["num_beams"], settings["early_stopping"]
         banned = [[number] for number in settings.get("suppress_tokens", [])]
-        ends = settings.get("eos_token_id", self.config.eos_token_id)
+        ends = settings.get("eos_token_id", [])
         ends = ends if isinstance(ends, list) else [ends]
         # `generate` passes over an end among the bad words, too.
         banned += [ids for ids in settings.get("bad_words_ids", []) if ids not in [[end] for end in ends]]
