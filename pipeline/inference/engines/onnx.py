@@ -92,6 +92,8 @@ class Graph:
 class OnnxModel(PreTrainedModel):
     """A model without weights: its graphs have them."""
 
+    max_positions = (None, None)  # as in the contract in `base`: these models have no end of positions
+
     def __init__(self, config: PreTrainedConfig, generation: GenerationConfig | None, *graphs: Graph):
         # Not the constructor of the class whose place this takes, which makes the layers.
         PreTrainedModel.__init__(self, copy.deepcopy(config))

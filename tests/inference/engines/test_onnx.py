@@ -25,6 +25,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 from pipeline.exporting.onnx import GRAPHS, WEIGHTS_FILE, write
+from pipeline.inference.engines.base import Engine
 from pipeline.inference.engines.onnx import MODELS, OnnxEngine
 
 TINY = {"d_model": 16, "encoder_layers": 2, "attention_heads": 2, "ffn_dim": 32}
@@ -124,6 +125,7 @@ def test_wrong_inputs_are_refused_as_by_the_model(lstm):
 def test_an_engine_only_predicts_and_has_no_weights(lstm):
     model, engine = lstm
     assert not engine.training and not list(engine.parameters())
+    assert all(hasattr(engine, name) for name in Engine.__annotations__), "the contract"
     assert engine.can_generate() and engine.device == torch.device("cpu")
     assert engine.config is not model.config and engine.config.to_dict() == model.config.to_dict()
 
