@@ -65,6 +65,7 @@ def test_a_graph_names_its_inputs_and_changing_axes_and_no_place_on_this_machine
     assert b"site-packages" not in (folders[0] / "model.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_model_stays_as_it_was(model, tmp_path):
     model = model.to(torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
