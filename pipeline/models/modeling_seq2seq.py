@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPa
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_seq2seq import Seq2SeqTransformerConfig
-from .linear_cross_entropy import linear_cross_entropy
+from .linear_cross_entropy import cross_entropy, head_cross_entropy
 from .transformer_layers import (
     DecoderLayer,
     Dropout,
@@ -75,18 +75,26 @@ class Seq2SeqTransformerPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def _embed(self, input_ids: Tensor, rows: Tensor | None, offset: int | Tensor = 0) -> Tensor:
-        """Return token vectors times sqrt(D), plus positions, in each row or from `offset` on: (B, T) -> (B, T, D)."""
-        vectors = self.embed_tokens(input_ids) * math.sqrt(self.config.d_model)
+    def _embed(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, rows: Tensor | None, offset: int | Tensor = 0
+    ) -> Tensor:
+        """Return token vectors times sqrt(D), plus positions, in each row or from `offset` on: (B, T, D).
+
+        The vectors are those of `input_ids` (B, T), or `inputs_embeds` (B, T, D), as `embed_tokens` would give them.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give token ids or vectors in place of them (inputs_embeds), and not both")
+        vectors = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        vectors = vectors * math.sqrt(self.config.d_model)
         if rows is None:
-            position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device) + offset  # (T,)
+            position_ids = torch.arange(vectors.shape[1], device=vectors.device) + offset  # (T,)
         else:
             position_ids = positions_in_rows(rows)  # (1, T)
         vectors = vectors + sinusoidal_positions(position_ids, self.config.d_model, vectors.dtype)
         return self.dropout(vectors)
 
     def _check_attentions(self, requested: bool | None) -> None:
-        if requested and self.config._attn_implementation != "eager":
+        if requested and self.config._attn_implementation not in ("eager", "sdpa"):
             raise ValueError(
                 f"output_attentions: the {self.config._attn_implementation!r} kernel does not return attention "
                 "weights; call model.set_attn_implementation('eager') first"
@@ -107,11 +115,21 @@ class Seq2SeqTransformerEncoder(Seq2SeqTransformerPreTrainedModel):
 
     @capture_outputs
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, rows: Tensor | None = None, **kwargs
+        self,
+        input_ids: Tensor | None = None,  # (B, S)
+        attention_mask: Tensor | None = None,  # (B, S), 1 for real tokens and 0 for padding
+        inputs_embeds: Tensor | None = None,  # (B, S, D), in place of `input_ids`
+        rows: Tensor | None = None,  # (1, S)
+        **kwargs,
     ) -> BaseModelOutput:
-        """Encode `input_ids` (B, S) under `attention_mask` (B, S; 1 real, 0 padding), or `rows`, into (B, S, D)."""
+        """Encode the source, under `attention_mask` or `rows`, into (B, S, D)."""
+        return self._encode(self._embed(input_ids, inputs_embeds, rows), attention_mask, rows, **kwargs)
+
+    def _encode(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, rows: Tensor | None = None, **kwargs
+    ) -> BaseModelOutput:
+        """Take what `_embed` gave through all layers, (B, S, D) each."""
         self._check_attentions(kwargs.get("output_attentions"))
-        hidden_states = self._embed(input_ids, rows)  # (B, S, D)
         if rows is None:
             mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
         else:
@@ -140,12 +158,13 @@ class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: Tensor,  # (B, T); in beam search as many rows for each source as there are beams
+        input_ids: Tensor | None,  # (B, T); in beam search as many rows for each source as there are beams
         source: Tensor,  # (B, S, D)
         attention_mask: Tensor | None = None,  # (B, T so far)
         source_attention_mask: Tensor | None = None,  # (B, S)
         past_key_values: Cache | None = None,
         use_cache: bool = False,
+        inputs_embeds: Tensor | None = None,  # (B, T, D), in place of `input_ids`
         rows: Tensor | None = None,  # (1, T)
         source_rows: Tensor | None = None,  # (1, S)
         **kwargs,
@@ -155,12 +174,12 @@ class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        hidden_states = self._embed(input_ids, rows, past_length)  # (B, T, D)
+        hidden_states = self._embed(input_ids, inputs_embeds, rows, past_length)  # (B, T, D)
         if rows is not None and source_rows is not None:
             causal_mask = rows_mask(rows, rows, hidden_states.dtype, is_causal=True)
             source_mask = rows_mask(rows, source_rows, hidden_states.dtype)
         else:
-            beams = len(input_ids) // len(source)
+            beams = hidden_states.shape[0] // source.shape[0]
             causal_mask = create_causal_mask(
                 self.config,
                 hidden_states,
@@ -191,10 +210,8 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
     in `forward` and in `generate` alike.
     """
 
-    _tied_weights_keys = {
-        "decoder.embed_tokens.weight": "encoder.embed_tokens.weight",
-        "lm_head.weight": "encoder.embed_tokens.weight",
-    }
+    # The embedding of the decoder is not another weight that is tied to the encoder's, but the same module.
+    _tied_weights_keys = {"lm_head.weight": "encoder.embed_tokens.weight"}
     accepts_loss_kwargs = True  # tells Trainer to count the targets of the whole step and pass num_items_in_batch
 
     def __init__(self, config: Seq2SeqTransformerConfig):
@@ -208,14 +225,27 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         if config.tie_word_embeddings:
             self.decoder.embed_tokens = self.encoder.embed_tokens  # one module, as FSDP2 groups modules, not tensors
             # Trainer then knows them as tied when it loads the best checkpoint.
-            self._keys_to_ignore_on_save = list(self._tied_weights_keys)
+            self._keys_to_ignore_on_save = ["decoder.embed_tokens.weight", "lm_head.weight"]
+            # Where it is stored as `lm_head` alone, transformers would report the module's other name as missing.
+            self._keys_to_ignore_on_load_missing = [r"^decoder\.embed_tokens\.weight$"]
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.encoder.embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        if self.decoder.embed_tokens is self.encoder.embed_tokens:
+            self.decoder.embed_tokens = value
         self.encoder.embed_tokens = value
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Resize the embeddings of both sides and the output projection as `PreTrainedModel` does."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if self.decoder.embed_tokens is not embeddings:
+            self.decoder.resize_token_embeddings(embeddings.num_embeddings, mean_resizing=mean_resizing)
+        return embeddings
 
     def forward(
         self,
@@ -226,10 +256,13 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         encoder_outputs: BaseModelOutput | None = None,
         past_key_values: Cache | None = None,
         labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
         source_rows: Tensor | None = None,
         target_rows: Tensor | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
         **kwargs,
     ) -> Seq2SeqLMOutput | tuple:
@@ -241,11 +274,16 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             decoder_input_ids: (B, T), `<s> y_1 .. y_m`; made from `labels` when left out.
             decoder_attention_mask: (B, T so far); not needed for right-padded targets.
             labels: (B, T), `y_1 .. y_m </s>`, -100 where no loss is due.
+            inputs_embeds, decoder_inputs_embeds: (B, S, D) and (B, T, D), vectors in place of the ids, as
+                `get_input_embeddings()` and `decoder.embed_tokens` would give them. Padding is then known by the masks
+                alone.
             source_rows, target_rows: (1, S) and (1, T), where all pairs lie in one sequence each side, without padding
                 between them: the number of the pair that each place belongs to, rising; 128 or a multiple long on a
                 GPU. In place of the attention masks.
             num_items_in_batch: divides the summed loss: the number of targets in the whole optimizer step, over all
                 micro-batches and ranks. The targets of this batch when left out.
+            logits_to_keep: give the logits of only so many positions at the end, or of these (a tensor of places); of
+                all where it is 0. The loss is that of all labels.
 
         Returns:
             `logits` (B, T, V), and `loss` when `labels` are given: cross-entropy in nats per target. In training mode
@@ -253,19 +291,19 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             memory, there is `correct` (B, T): whether the label is the most probable token.
 
         Raises:
-            ValueError: when neither labels nor decoder inputs are given, or attentions are asked of a kernel that
-                does not return them.
+            ValueError: when neither labels nor decoder inputs are given, both ids and vectors of one side, or
+                attentions are asked of a kernel that does not return them.
         """
-        if labels is not None and decoder_input_ids is None:
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = shift_right(
                 labels, self.config.decoder_start_token_id, self.config.pad_token_id, target_rows
             )
-        if decoder_input_ids is None:
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("give labels or decoder_input_ids: without a target there is nothing to score")
         if attention_mask is None and input_ids is not None and source_rows is None:
             attention_mask = input_ids.ne(self.config.pad_token_id).long()
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(input_ids, attention_mask, rows=source_rows, **kwargs)
+            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, source_rows, **kwargs)
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         use_cache = labels is None and (self.config.use_cache if use_cache is None else use_cache)
@@ -276,12 +314,14 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             source_attention_mask=attention_mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            inputs_embeds=decoder_inputs_embeds,
             rows=target_rows,
             source_rows=source_rows,
             **kwargs,
         )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         outputs = Seq2SeqTrainingOutput(
-            **self._score(decoder_outputs.last_hidden_state, labels, num_items_in_batch),
+            **self._score(decoder_outputs.last_hidden_state, labels, num_items_in_batch, kept),
             past_key_values=decoder_outputs.past_key_values,
             decoder_hidden_states=decoder_outputs.get("hidden_states"),
             decoder_attentions=decoder_outputs.get("attentions"),
@@ -292,22 +332,22 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         )
         return outputs.to_tuple() if return_dict is False else outputs
 
-    def _score(self, hidden: Tensor, labels: Tensor | None, num_items: Tensor | int | None) -> dict[str, Tensor]:
+    def _score(
+        self, hidden: Tensor, labels: Tensor | None, num_items: Tensor | int | None, kept: slice | Tensor
+    ) -> dict[str, Tensor]:
         """Compute the loss and the logits, or `correct` in place of these in training, from `hidden` (B, T, D)."""
         if labels is None:
-            return {"logits": self.lm_head(hidden)}
+            return {"logits": self.lm_head(hidden[:, kept])}
         if num_items is None:
             num_items = labels.ne(IGNORED).sum()
         if self.training:
-            total, correct = linear_cross_entropy(
-                hidden, self.lm_head.weight, labels, IGNORED, float(self.config.label_smoothing)
+            total, correct = head_cross_entropy(
+                hidden, self.lm_head, labels, IGNORED, float(self.config.label_smoothing)
             )
             return {"loss": total / num_items, "correct": correct}
         logits = self.lm_head(hidden)  # (B, T, V)
-        total = nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        return {"loss": total / num_items, "logits": logits}
+        total, _ = cross_entropy(logits, labels, IGNORED)
+        return {"loss": total / num_items, "logits": logits[:, kept]}
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         return shift_right(labels, self.config.decoder_start_token_id, self.config.pad_token_id)

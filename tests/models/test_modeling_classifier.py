@@ -42,7 +42,7 @@ def test_convolutions_are_added_to_the_embedding(make_classifier):
     plain = make_classifier().encoder
     plain.load_state_dict(encoder.state_dict(), strict=False)
     ids = torch.tensor([[5, 6, 7]])
-    vectors, convolved = plain._embed(ids, None)[0], encoder._embed(ids, None)[0]
+    vectors, convolved = plain._embed(ids, None, None)[0], encoder._convolve(ids, None)[0]
     left, here, right = encoder.convolutions[0].weight.unbind(-1)  # (D, D) each
     middle = (left @ vectors[0] + here @ vectors[1] + right @ vectors[2] + encoder.convolutions[0].bias).relu()
     torch.testing.assert_close(convolved[1], vectors[1] + middle)
