@@ -22,13 +22,14 @@ ny nya oc oci oj oji om orm or ori os oss pa pan pi pli pl pol ps pus pt por qu 
 sa san sc srd sd snd se sme sg sag sh hbs si sin sk slk sl slv sm smo sn sna so som sq sqi sr srp ss ssw st sot su sun
 sv swe sw swa ta tam te tel tg tgk th tha ti tir tk tuk tl tgl tn tsn to ton tr tur ts tso tt tat tw twi ty tah ug uig
 uk ukr ur urd uz uzb ve ven vi vie vo vol wa wln wo wol xh xho yi yid yo yor za zha zh zho zu zul
-""".split()
+"""
 # What multilingual models call the largest language of a group that ISO 639-1 has as one (FLORES-200, NLLB).
 _MEMBERS = """
 ar arb az azj et ekk fa pes kr knc ku kmr lv lvs mg plt mn khk ms zsm ne npi om gaz or ory ps pbt qu quy sq als sw swh
 uz uzn yi ydd zh cmn
-""".split()
-SHORT = dict(zip(_PAIRS[1::2] + _MEMBERS[1::2], _PAIRS[::2] + _MEMBERS[::2], strict=True))  # three letters -> two
+"""
+_NAMES = (_PAIRS + _MEMBERS).split()
+SHORT = dict(zip(_NAMES[1::2], _NAMES[::2], strict=True))  # three letters -> two
 CODES = frozenset(SHORT.values())
 
 

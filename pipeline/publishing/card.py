@@ -22,7 +22,8 @@ from pipeline.tasks.base import Task
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 USE_TEMPLATE = Path(__file__).with_name("use.md.jinja")
 # Sections that are written when a model is published, as they depend on its name, its form and its exports.
-USE = re.compile(r'## Use\n\n<!-- use: ("(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-f]{4}))*");[^\n]*-->\n.*?<!-- end of use -->', re.DOTALL)
+JSON_STRING = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-f]{4}))*"'
+USE = re.compile(rf"## Use\n\n<!-- use: ({JSON_STRING});[^\n]*-->\n.*?<!-- end of use -->", re.DOTALL)
 TEXT_TO_TEXT = "text2text-generation"  # a task in the results of a card, though no filter of the Hub any more
 
 
