@@ -24,6 +24,10 @@ USE_TEMPLATE = Path(__file__).with_name("use.md.jinja")
 # Sections that are written when a model is published, as they depend on its name, its form and its exports.
 JSON_STRING = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-f]{4}))*"'
 USE = re.compile(rf"## Use\n\n<!-- use: ({JSON_STRING});[^\n]*-->\n.*?<!-- end of use -->", re.DOTALL)
+USE_UNMARKED = re.compile(r"## Use\n\n```python\n.*?[Rr]ead it first\.", re.DOTALL)  # as version 0.1 wrote it
+EXPORTS_TEMPLATE = Path(__file__).with_name("exports.md.jinja")
+EXPORTS = re.compile(r"## Exports\n\n<!-- exports;[^\n]*-->\n.*?<!-- end of exports -->\n*", re.DOTALL)
+UNKNOWN = "-"  # in a cell of a table
 TEXT_TO_TEXT = "text2text-generation"  # a task in the results of a card, though no filter of the Hub any more
 
 
@@ -108,14 +112,93 @@ def render_use(task: Task | type[Task], loading: Loading, name: str, example: st
     )
 
 
+def says_use(card: str) -> bool:
+    """Tell whether a card has a section on the use of its model that `render_use` wrote."""
+    return USE.search(card) is not None
+
+
 def put_use(card: str, task: Task | type[Task], loading: Loading, name: str) -> str:
     """Return a card that says how a model is loaded by this name: in the place where it said so before, or at its end.
 
     All that stands outside of that section stays as it is.
     """
     if before := USE.search(card):
-        return card[: before.start()] + render_use(task, loading, name, json.loads(before[1])) + card[before.end() :]
-    return f"{card.rstrip()}\n\n{render_use(task, loading, name)}\n"
+        use = render_use(task, loading, name, json.loads(before[1]))
+    else:
+        before, use = USE_UNMARKED.search(card), render_use(task, loading, name)
+    if before is None:
+        return f"{card.rstrip()}\n\n{use}\n"
+    return card[: before.start()] + use + card[before.end() :]
+
+
+def put_exports(card: str, reports: Sequence[dict[str, Any]]) -> str:
+    """Return a card that shows how exports of the model compare with it, in front of the section on its use.
+
+    Args:
+        reports: the contents of their `equivalence.json`; of none, there is no such section.
+    """
+    card = EXPORTS.sub("", card)
+    if not reports:
+        return card
+    section = Template(EXPORTS_TEMPLATE.read_text(encoding="utf-8")).render(
+        searched=[_searched(report) for report in reports if "searches" in report],
+        computed=[_computed(report) for report in reports if "outputs" in report],
+    )
+    if use := USE.search(card):
+        return f"{card[: use.start()]}{section}\n\n{card[use.start() :]}"
+    return f"{card.rstrip()}\n\n{section}\n"
+
+
+def _searched(report: dict[str, Any]) -> list[str]:
+    """Return the cells of an export whose answers were compared."""
+    greedy, beam = (_value(report, "searches", name) for name in ("greedy", "beam_4"))
+    low, high = _value(beam, "bleu", "interval") or (None, None)
+    interval = (
+        f"{_number(_value(beam, 'bleu', 'difference'), '+.2f')} ({_number(low, '+.2f')} to {_number(high, '+.2f')})"
+    )
+    ratios = [_number(_value(search, "sentences_per_second", "ratio"), ".2f") for search in (greedy, beam)]
+    speed = f"{ratios[0]} times greedy, {ratios[1]} times beam 4"
+    equal = [_number(_value(search, "equal"), ",") for search in (greedy, beam)]
+    return [*_export(report), *equal, interval, _size(report), speed]
+
+
+def _computed(report: dict[str, Any]) -> list[str]:
+    """Return the cells of an export whose outputs were compared."""
+    outputs = report["outputs"]
+    counts = [_value(outputs, "choices", name) for name in ("compared", "different")]
+    equal = (
+        f"{counts[0] - counts[1]:,} of {counts[0]:,}" if all(isinstance(count, int) for count in counts) else UNKNOWN
+    )
+    difference = f"{_number(_value(outputs, 'largest_difference'), '.1e')} ({_text(_value(outputs, 'unit'))})"
+    speed = f"{_number(_value(outputs, 'rows_per_second', 'ratio'), '.2f')} times"
+    return [*_export(report), equal, difference, _size(report), speed]
+
+
+def _export(report: dict[str, Any]) -> list[str]:
+    names = [_text(report.get(key)) for key in ("export", "quantization")]
+    return [*names, _number(_value(report, "rows", "compared"), ",")]
+
+
+def _size(report: dict[str, Any]) -> str:
+    own, export = (_value(report, "bytes", side) for side in ("model", "export"))
+    is_known = isinstance(own, int) and isinstance(export, int) and own > 0
+    return f"{export / own:.2f} times" if is_known else UNKNOWN
+
+
+def _value(report: Any, *keys: str) -> Any:
+    """Return what stands at a path of a report; None where there is nothing."""
+    for key in keys:
+        report = report.get(key) if isinstance(report, dict) else None
+    return report
+
+
+def _number(value: Any, form: str) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:{form}}" if is_number else UNKNOWN
+
+
+def _text(value: Any) -> str:
+    return UNKNOWN if value is None else _escape(str(value))
 
 
 def _fill_in(text: str, config: Config) -> str:
@@ -132,11 +215,8 @@ def _metadata(config: Config, pipeline_tag: str, name: str, scores: dict[str, di
     base = config.model.get("from")
     languages = _languages(config, pipeline_tag)
     codes = [*dict.fromkeys(map(hub_code, languages))]
-    if pipeline_tag == "translation" and len(codes) == 1:
-        # From a language to itself, for which the Hub has no filter: https://github.com/huggingface/huggingface.js/pull/1590
-        pipeline_tag, task_type = None, TEXT_TO_TEXT
-    else:
-        task_type = pipeline_tag
+    # From a language to itself, for which the Hub has no filter: https://github.com/huggingface/huggingface.js/pull/1590
+    is_rewriting = pipeline_tag == "translation" and len(codes) == 1
     return ModelCardData(
         language=codes or None,
         language_bcp47=[tag for tag in languages if "-" in tag] or None,
@@ -144,10 +224,10 @@ def _metadata(config: Config, pipeline_tag: str, name: str, scores: dict[str, di
         license=config.hub.license,
         base_model=base if base and not Path(base).exists() else None,
         datasets=[config.data.path] if is_on_hub(config.data.path) else None,
-        pipeline_tag=pipeline_tag,
+        pipeline_tag=None if is_rewriting else pipeline_tag,
         tags=["teacher-forcing", config.task],
         model_name=name,
-        eval_results=_evaluation_results(config, task_type, scores) or None,
+        eval_results=_evaluation_results(config, TEXT_TO_TEXT if is_rewriting else pipeline_tag, scores) or None,
     )
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.config import HubConfig
 from pipeline.errors import ConfigError
 from pipeline.publishing import hub
+from pipeline.publishing.forms import is_published, list_files
 from pipeline.run import train
 from pipeline.tasks.forecasting import Forecasting
 from tests.conftest import HUB, ROOT
@@ -140,19 +141,18 @@ def test_a_resumed_run_keeps_the_revision(make_config, data_set, monkeypatch):
 
 def test_only_named_files_are_published():
     """What loading needs, what tells how the model was made, and the pictures of the tasks."""
-    assert all(hub.is_published(name) for name in EVERY_FILE | set(Forecasting.pictures))
+    assert all(is_published(name) for name in EVERY_FILE | set(Forecasting.pictures))
     for name in (".env", "manifest.json", "run_state.json", "optimizer.pt", "train.jsonl", "notes.png"):
-        assert not hub.is_published(name), name
+        assert not is_published(name), name
 
 
 def test_links_are_not_followed(finished_folder, hub_name, tmp_path):
     """Neither one that has the name of a file of a model, nor that of the folder for what waits."""
-    hub.prepare(HubConfig(push=True, model_id=hub_name))
     (tmp_path / "private.txt").write_text("private")
     (finished_folder / "merges.txt").symlink_to(tmp_path / "private.txt")
     with pytest.raises(ConfigError, match=r"run/merges.txt is a link; only files of the folder itself are published"):
-        hub.upload(finished_folder, hub_name, "x", 0)
-    assert len(HUB.commits(hub_name)) == 1
+        hub.publish(finished_folder, hub_name)
+    assert not HUB.commits(hub_name)
     (finished_folder / ".outbox").symlink_to(tmp_path)
     with pytest.raises(ConfigError, match=r"run/.outbox is a link; remove it"):
         hub.Publisher(HubConfig(push=True, model_id=hub_name), finished_folder, lambda parcel: None)
@@ -226,7 +226,7 @@ def test_large_weights_go_up_in_parts(finished_folder, hub_name):
     HUB.break_next(
         {"path": "/part/2", "kind": "reset", "times": 2}, {"path": "/complete", "kind": "status", "status": 503}
     )
-    hub.upload(finished_folder, hub_name, "Large", 60)
+    hub.upload(list_files(finished_folder), hub_name, "Large", 60)
     assert sum("/part/" in line for line in HUB.log()) >= 4
     stored = HUB.blobs()[HUB.commits(hub_name)[-1]["files"]["model.safetensors"]["sha256"]]
     assert stored == (finished_folder / "model.safetensors").read_bytes()
