@@ -1,4 +1,4 @@
-"""The command line: teacher-forcing train | tokenizer | generate | score | trace | publish
+"""The command line: teacher-forcing train | tokenizer | generate | score | trace | export | publish
 
 Also `python -m pipeline.cli ...` and, on several GPUs, `accelerate launch -m pipeline.cli train CONFIG`.
 
@@ -47,7 +47,8 @@ EXIT_CODES = (
     (ConfigError.exit_code, "wrong config or data"),
     (
         RunError.exit_code,
-        "the run cannot go on (disk full, out of memory, values not finite, a hung worker); what it saved is whole",
+        "the run cannot go on (disk full, out of memory, values not finite, a hung worker), or an export is not "
+        "equivalent; what was saved is whole",
     ),
     (NotPublished.exit_code, "trained, scored and saved, but not published: see teacher-forcing publish"),
     (Stopped.exit_code, "stopped by SIGTERM or SIGINT, and saved: the same command goes on"),
@@ -181,7 +182,7 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, Parser]]:
     )
     parser.add_argument("--version", action="version", version=f"teacher-forcing {pipeline.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for add in (_add_train, _add_tokenizer, _add_generate, _add_score, _add_trace, _add_publish):
+    for add in (_add_train, _add_tokenizer, _add_generate, _add_score, _add_trace, _add_export, _add_publish):
         add(subparsers)
     return parser, dict(subparsers.choices)
 
@@ -287,6 +288,22 @@ def _add_trace(subparsers: argparse._SubParsersAction) -> None:
     )
 
 
+def _add_export(subparsers: argparse._SubParsersAction) -> None:
+    parser = _add(subparsers, "export", export)
+    parser.add_argument("checkpoint", type=path, help="folder of a trained model, or a checkpoint-N below one")
+    parser.add_argument("--to", type=name, required=True, metavar="NAME", help="transformers, ctranslate2 or onnx")
+    parser.add_argument(
+        "--output", type=path, metavar="FOLDER", help="to write (default: exports/NAME in the checkpoint)"
+    )
+    parser.add_argument("--quantization", metavar="Q", help="of the weights: int8, int8_bfloat16 or float16")
+    parser.add_argument(
+        "--rows", type=path, metavar="FILE", help="rows to compare on (default: the validation split of the training)"
+    )
+    parser.add_argument(
+        "--num-rows", type=count_or_all, default=1000, metavar="N", help="rows to compare, or all (default: 1000)"
+    )
+
+
 def _add_publish(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "publish", publish)
     parser.add_argument("checkpoint", type=path, help="folder of a trained model, or a checkpoint-N below one")
@@ -312,6 +329,11 @@ def _add_publish(subparsers: argparse._SubParsersAction) -> None:
 def positive(argument: str) -> int:
     """Read a number of things."""
     return _whole_number(argument, 1, 2**31)
+
+
+def count_or_all(argument: str) -> int | None:
+    """Read a number of things, or `all`, which has no bound."""
+    return None if argument == "all" else positive(argument)
 
 
 def seed(argument: str) -> int:
@@ -508,11 +530,11 @@ def score(arguments: argparse.Namespace) -> None:
 
         from pipeline.inference.evaluation import evaluate_features
         from pipeline.inference.metrics import load_metrics, refuse_metric_code
-        from pipeline.run_folder import find_config
         from pipeline.tasks.config_loading import load_config
         from pipeline.tasks.encoding import encode_split
         from pipeline.tasks.registry import get_task
         from pipeline.tasks.trained_model import load_trained
+        from pipeline.training.checkpoints import find_config
 
     transformers_logging.disable_progress_bar()
     config = load_config(arguments.config or find_config(arguments.checkpoint), arguments.overrides)
@@ -577,6 +599,27 @@ def trace(arguments: argparse.Namespace) -> None:
     print(f"parallel loss x targets   {result.parallel_summed_loss:.6f}")
     print(f"the model by itself       {result.generated_text}")
     print(f"{page}\n{picture}")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Convert a trained model for another runtime, once it is proven on real rows to do the same there."""
+    with quick_imports():
+        from transformers.utils import logging as transformers_logging
+
+        from pipeline.exporting.export import export as export_model
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pipeline").setLevel(logging.INFO)
+    transformers_logging.disable_progress_bar()
+    folder = export_model(
+        arguments.checkpoint,
+        arguments.to,
+        arguments.output,
+        quantization=arguments.quantization,
+        rows=arguments.rows,
+        num_rows=arguments.num_rows,
+    )
+    print(folder)
 
 
 def publish(arguments: argparse.Namespace) -> None:
