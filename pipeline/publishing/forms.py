@@ -51,6 +51,7 @@ OURS = (
     *RESULTS,
 )
 CLOSE = 1e-4  # between logits of a model and of its stock form, for logits up to 1, or as a share of larger ones
+OWN = "set hub.form=own (publish: --as own)"
 TRIED_TOKENS = 8  # of a row
 
 logger = logging.getLogger(__name__)
@@ -104,15 +105,11 @@ def check_form(settings: HubConfig, model: PreTrainedConfig) -> None:
     if settings.form == "own" or model.model_type not in MODELS:  # those of others are stock models already
         return
     if model.model_type != Seq2SeqTransformerConfig.model_type:
-        raise ConfigError(
-            f"hub.form: transformers has no class that computes what a {model.model_type} model does; set hub.form=own"
-        )
+        raise ConfigError(f"hub.form: no class of transformers computes what a {model.model_type} does; {OWN}")
     try:
         stock.check_stock(model)
     except ConfigError as error:
-        raise ConfigError(
-            f"hub.form: transformers has no class for this model: {error}; or set hub.form=own"
-        ) from error
+        raise ConfigError(f"hub.form: no class of transformers is this model: {error}; change it, or {OWN}") from error
 
 
 def make_form(folder: Path, workspace: Path, settings: HubConfig) -> list[Path]:
@@ -180,7 +177,7 @@ def _write_stock(folder: Path, workspace: Path) -> None:
     if not difference <= CLOSE:
         raise ConfigError(
             f"{folder}: its form for transformers gives other logits, by {difference:.1e} of the largest; nothing was "
-            "published. Set hub.form=own, and report this"
+            f"published; {OWN}, and report this"
         )
 
 
