@@ -21,13 +21,10 @@ from pipeline.tasks.base import Task
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 USE_TEMPLATE = Path(__file__).with_name("use.md.jinja")
-# Sections that are written when a model is published, as they depend on its name, its form and its exports.
+# A section that is written when a model is published, as it depends on its name and its form.
 JSON_STRING = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-f]{4}))*"'
-USE = re.compile(rf"## Use\n\n<!-- use: ({JSON_STRING});[^\n]*-->\n.*?<!-- end of use -->", re.DOTALL)
+USE = re.compile(rf"## Use\n\n<!-- use: ({JSON_STRING});[^\n]*-->\n.*?^<!-- end of use -->$", re.DOTALL | re.MULTILINE)
 USE_UNMARKED = re.compile(r"## Use\n\n```python\n.*?[Rr]ead it first\.", re.DOTALL)  # as version 0.1 wrote it
-EXPORTS_TEMPLATE = Path(__file__).with_name("exports.md.jinja")
-EXPORTS = re.compile(r"## Exports\n\n<!-- exports;[^\n]*-->\n.*?<!-- end of exports -->\n*", re.DOTALL)
-UNKNOWN = "-"  # in a cell of a table
 TEXT_TO_TEXT = "text2text-generation"  # a task in the results of a card, though no filter of the Hub any more
 
 
@@ -73,7 +70,7 @@ def render_card(
     card = ModelCard.from_template(
         _metadata(config, task.card.pipeline_tag, name, scores),
         template_path=str(TEMPLATE),
-        name=_escape(name),
+        name=escape(name),
         model=task.card.model,
         pictures=task.pictures,
         num_parameters=f"{model.num_parameters():,}",
@@ -86,7 +83,7 @@ def render_card(
         use=render_use(task, loading, name, example),
         limits=_fill_in(task.card.limits, config),
         license=config.hub.license and _as_code(config.hub.license),
-        phases=[_escape(phase) for phase in phases],
+        phases=[escape(phase) for phase in phases],
         configuration=config.to_yaml(),
         fence="`" * max(3, _longest_run(config.to_yaml()) + 1),
     )
@@ -129,76 +126,6 @@ def put_use(card: str, task: Task | type[Task], loading: Loading, name: str) -> 
     if before is None:
         return f"{card.rstrip()}\n\n{use}\n"
     return card[: before.start()] + use + card[before.end() :]
-
-
-def put_exports(card: str, reports: Sequence[dict[str, Any]]) -> str:
-    """Return a card that shows how exports of the model compare with it, in front of the section on its use.
-
-    Args:
-        reports: the contents of their `equivalence.json`; of none, there is no such section.
-    """
-    card = EXPORTS.sub("", card)
-    if not reports:
-        return card
-    section = Template(EXPORTS_TEMPLATE.read_text(encoding="utf-8")).render(
-        searched=[_searched(report) for report in reports if "searches" in report],
-        computed=[_computed(report) for report in reports if "outputs" in report],
-    )
-    if use := USE.search(card):
-        return f"{card[: use.start()]}{section}\n\n{card[use.start() :]}"
-    return f"{card.rstrip()}\n\n{section}\n"
-
-
-def _searched(report: dict[str, Any]) -> list[str]:
-    """Return the cells of an export whose answers were compared."""
-    greedy, beam = (_value(report, "searches", name) for name in ("greedy", "beam_4"))
-    low, high = _value(beam, "bleu", "interval") or (None, None)
-    interval = (
-        f"{_number(_value(beam, 'bleu', 'difference'), '+.2f')} ({_number(low, '+.2f')} to {_number(high, '+.2f')})"
-    )
-    ratios = [_number(_value(search, "sentences_per_second", "ratio"), ".2f") for search in (greedy, beam)]
-    speed = f"{ratios[0]} times greedy, {ratios[1]} times beam 4"
-    equal = [_number(_value(search, "equal"), ",") for search in (greedy, beam)]
-    return [*_export(report), *equal, interval, _size(report), speed]
-
-
-def _computed(report: dict[str, Any]) -> list[str]:
-    """Return the cells of an export whose outputs were compared."""
-    outputs = report["outputs"]
-    counts = [_value(outputs, "choices", name) for name in ("compared", "different")]
-    equal = (
-        f"{counts[0] - counts[1]:,} of {counts[0]:,}" if all(isinstance(count, int) for count in counts) else UNKNOWN
-    )
-    difference = f"{_number(_value(outputs, 'largest_difference'), '.1e')} ({_text(_value(outputs, 'unit'))})"
-    speed = f"{_number(_value(outputs, 'rows_per_second', 'ratio'), '.2f')} times"
-    return [*_export(report), equal, difference, _size(report), speed]
-
-
-def _export(report: dict[str, Any]) -> list[str]:
-    names = [_text(report.get(key)) for key in ("export", "quantization")]
-    return [*names, _number(_value(report, "rows", "compared"), ",")]
-
-
-def _size(report: dict[str, Any]) -> str:
-    own, export = (_value(report, "bytes", side) for side in ("model", "export"))
-    is_known = isinstance(own, int) and isinstance(export, int) and own > 0
-    return f"{export / own:.2f} times" if is_known else UNKNOWN
-
-
-def _value(report: Any, *keys: str) -> Any:
-    """Return what stands at a path of a report; None where there is nothing."""
-    for key in keys:
-        report = report.get(key) if isinstance(report, dict) else None
-    return report
-
-
-def _number(value: Any, form: str) -> str:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:{form}}" if is_number else UNKNOWN
-
-
-def _text(value: Any) -> str:
-    return UNKNOWN if value is None else _escape(str(value))
 
 
 def _fill_in(text: str, config: Config) -> str:
@@ -247,7 +174,7 @@ def _languages(config: Config, pipeline_tag: str) -> list[str]:
 
 def _score_rows(scores: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     return [
-        (_escape(split), _escape(metric), f"{value:.4f}" if isinstance(value, float) else _escape(str(value)))
+        (escape(split), escape(metric), f"{value:.4f}" if isinstance(value, float) else escape(str(value)))
         for split, values in scores.items()
         for metric, value in values.items()
     ]
@@ -280,7 +207,7 @@ def _one_line(text: str) -> str:
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Return a text for a heading, a sentence or a cell of a table."""
     return re.sub(r"([\\`*\[\]<>|~&$])", r"\\\1", _one_line(text))
 

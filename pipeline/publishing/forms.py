@@ -6,7 +6,6 @@ is sent. Nothing in the folder changes.
 """
 
 import json
-import logging
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,12 +15,12 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
 
 from pipeline.config import DataConfig, HubConfig
-from pipeline.errors import ConfigError, one_line
+from pipeline.errors import ConfigError
 from pipeline.exporting import stock
-from pipeline.manifest import describe
 from pipeline.models import translation_pipeline
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
-from pipeline.publishing.card import Loading, put_exports, put_use, says_use
+from pipeline.publishing.card import Loading, put_use, says_use
+from pipeline.publishing.exports import put_exports, read_reports
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import MODELS, TASKS
 from pipeline.tasks.trained_model import classes_of, load_model_config, load_trained
@@ -53,8 +52,6 @@ OURS = (
 CLOSE = 1e-4  # between logits of a model and of its stock form, for logits up to 1, or as a share of larger ones
 OWN = "set hub.form=own (publish: --as own)"
 TRIED_TOKENS = 8  # of a row
-
-logger = logging.getLogger(__name__)
 
 
 def is_published(name: str) -> bool:
@@ -146,26 +143,6 @@ def make_form(folder: Path, workspace: Path, settings: HubConfig) -> list[Path]:
             files[CARD] = workspace / CARD
             files[CARD].write_text(adapted, encoding="utf-8")
     return [files[name] for name in sorted(files)]
-
-
-def read_reports(folder: Path) -> list[dict[str, Any]]:
-    """Read what the exports beside a model say of themselves, but for those that were made of other weights.
-
-    Raises:
-        ConfigError: for one that cannot be read.
-    """
-    reports = []
-    for path in sorted(folder.glob("exports/*/equivalence.json")):
-        try:
-            report = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path} is not valid JSON: {one_line(error)}; export again, or remove it") from error
-        weights = report.get("weights") if isinstance(report, dict) else None
-        if weights == describe(folder, sorted(folder.glob("*.safetensors"))):
-            reports.append(report)
-        else:
-            logger.warning("%s is of other weights; export again to have it in the card", path)
-    return reports
 
 
 def _write_stock(folder: Path, workspace: Path) -> None:

@@ -1,7 +1,6 @@
 """The files of a model that are published, in its own form and as a stock class."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from pipeline.models.configuration_classifier import TransformerClassifierConfig
 from pipeline.models.configuration_forecaster import TransformerForecasterConfig
 from pipeline.models.configuration_lstm import LSTMConfig
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
-from pipeline.publishing.forms import check_form, is_published, is_replaced, list_files, make_form, read_reports
+from pipeline.publishing.forms import check_form, is_published, is_replaced, list_files, make_form
 from pipeline.tasks.trained_model import load_trained
+from tests.publishing.samples import SEARCHED
 from tokenizer.training import train
 
 STOCK = HubConfig(model_id="me/x", form="transformers")
@@ -63,6 +63,7 @@ def test_the_stock_form_is_the_same_model_without_code(save_model, workspace, ba
     assert not [path for path in files if path.suffix == ".py"] and all(is_published(path.name) for path in files)
     assert {"auto_map", "custom_pipelines"}.isdisjoint(read_config(files))
     model, task = load_trained(folder)
+    assert task.tokenizer is not None
     loaded = AutoModelForSeq2SeqLM.from_pretrained(workspace, trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(workspace, trust_remote_code=False)
     assert type(loaded).__name__ == kind
@@ -173,28 +174,17 @@ def test_only_what_is_of_a_model_is_replaced():
     assert not is_replaced("onnx/model.safetensors") and not is_replaced("original/config.json")
 
 
-def test_exports_of_other_weights_are_left_out(save_model, workspace, caplog):
-    """A card shows those that are of the model that is published."""
-    caplog.set_level(logging.WARNING, "pipeline")
+def test_exports_are_shown_in_the_card_and_stay_at_home(save_model, workspace):
+    """Also in a card that somebody wrote, which stays as it is otherwise."""
     folder = save_model()
-    for name, weights in (("ctranslate2", describe(folder, [folder / "model.safetensors"])), ("onnx", {"x": {}})):
-        (folder / "exports" / name).mkdir(parents=True)
-        report = {"export": name, "weights": weights, "searches": {}}
-        (folder / "exports" / name / "equivalence.json").write_text(json.dumps(report))
-    assert [report["export"] for report in read_reports(folder)] == ["ctranslate2"]
-    assert "onnx/equivalence.json is of other weights; export again" in caplog.text
+    (folder / "exports" / "ctranslate2").mkdir(parents=True)
+    report = SEARCHED | {"weights": describe(folder, [folder / "model.safetensors"])}
+    (folder / "exports" / "ctranslate2" / "equivalence.json").write_text(json.dumps(report))
     files = make_form(folder, workspace, HubConfig(model_id="me/x"))
     assert workspace / "README.md" in files and not [path for path in files if "exports" in path.parts]
     text = (workspace / "README.md").read_text()
-    assert (
-        text.startswith("# by hand\n")
-        and "\n## Exports\n" in text
-        and "| ctranslate2 |" in text
-        and "## Use" not in text
-    )
-    (folder / "exports" / "onnx" / "equivalence.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"onnx/equivalence.json is not valid JSON: .*; export again, or remove it"):
-        read_reports(folder)
+    assert text.startswith("# by hand\n\n## Exports\n") and "| ctranslate2 |" in text and "## Use" not in text
+    assert (folder / "README.md").read_text() == "# by hand\n"
 
 
 def test_a_card_that_is_not_utf8_is_named(save_model, workspace):

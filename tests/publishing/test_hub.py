@@ -210,6 +210,7 @@ def test_a_repository_changes_its_form_without_a_trace(finished_run, hub_name):
     assert b"trust_remote_code=True" not in stock["README.md"] and hub_name.encode() in stock["README.md"]
     assert ModelCard(stock["README.md"].decode()).data.to_dict() == ModelCard(own["README.md"].decode()).data.to_dict()
     model, task = load_trained(finished_run)
+    assert task.tokenizer is not None
     inputs = task.tokenizer(["1 2 3", "7 5"], padding=True, return_tensors="pt")
     loaded = AutoModelForSeq2SeqLM.from_pretrained(hub_name)
     assert (
