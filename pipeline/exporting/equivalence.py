@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from pipeline.config import SacrebleuConfig
@@ -27,7 +27,7 @@ from pipeline.exporting.rows import ComparedRows
 from pipeline.inference.batches import batches_by_length
 from pipeline.inference.metrics import Reference, alike, answers
 from pipeline.setup.generation_setup import changed_generation
-from pipeline.tasks.base import Batch, Task
+from pipeline.tasks.base import Batch, Task, tokenize
 
 BATCH_ROWS = 32
 SEARCHES = {"greedy": 1, "beam_4": 4}  # name -> beams
@@ -87,6 +87,20 @@ def compare(model: PreTrainedModel, engine: Any, task: Task, rows: ComparedRows,
         **sections,
     }
     return Proof(report, "; ".join(problems) or None)
+
+
+def find_other_tokens(task: Task, tokenizer: PreTrainedTokenizerBase, features: Sequence[Feature]) -> str | None:
+    """Say which text another tokenizer reads or writes otherwise than that of the task; None where it does not."""
+    assert task.tokenizer is not None
+    encoded = tokenize(tokenizer, [row["source"] for row in features])
+    decoded = [
+        side.batch_decode([row["labels"] for row in features], skip_special_tokens=True)
+        for side in (task.tokenizer, tokenizer)
+    ]
+    for row, ids, ours, theirs in zip(features, encoded, *decoded, strict=True):
+        if row["input_ids"] != ids or ours != theirs:
+            return f"its tokenizer reads {row['source']!r}, or writes {ours!r}, otherwise"
+    return None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError, RunError, explain_path, is_storage_error, nearest
-from pipeline.exporting.equivalence import EXACT, REDUCED, compare
+from pipeline.exporting.equivalence import EXACT, REDUCED, compare, find_other_tokens
 from pipeline.exporting.rows import choose_rows
 from pipeline.exporting.stock import count_positions
 from pipeline.manifest import describe
@@ -33,8 +33,8 @@ from pipeline.models.modeling_lstm import LSTMForCausalLM
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
 from pipeline.tasks.base import Task
 from pipeline.tasks.config_loading import load_config
-from pipeline.tasks.registry import MODELS
-from pipeline.tasks.trained_model import load_trained
+from pipeline.tasks.registry import MODELS, get_task
+from pipeline.tasks.trained_model import load_tokenizer, load_trained
 from pipeline.training.checkpoints import commit, find_config
 
 EXPORTS_FOLDER = "exports"  # of a checkpoint
@@ -81,6 +81,7 @@ class ExportSpec:
         models: that can be converted.
         quantizations: that it knows.
         libraries: of the extra `export` that it needs.
+        has_tokenizer: whether a tokenizer is written too, which must give the tokens of the model's own.
     """
 
     write: Callable[[Request], None]
@@ -88,6 +89,7 @@ class ExportSpec:
     models: tuple[type[PreTrainedModel], ...]
     quantizations: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
+    has_tokenizer: bool = False
 
 
 def _write_stock(request: Request) -> None:
@@ -97,7 +99,8 @@ def _write_stock(request: Request) -> None:
 
 
 def _load_stock(request: Request) -> PreTrainedModel:
-    return AutoModelForSeq2SeqLM.from_pretrained(request.folder, trust_remote_code=False, use_safetensors=True).eval()
+    model = AutoModelForSeq2SeqLM.from_pretrained(request.folder, trust_remote_code=False, use_safetensors=True)
+    return model.to(request.model.device).eval()
 
 
 def _write_ctranslate2(request: Request) -> None:
@@ -121,7 +124,7 @@ def _load_engine(name: str) -> Callable[[Request], Any]:
 
 # By the name of the runtime.
 EXPORTS: dict[str, ExportSpec] = {
-    "transformers": ExportSpec(_write_stock, _load_stock, OWN[:1]),
+    "transformers": ExportSpec(_write_stock, _load_stock, OWN[:1], has_tokenizer=True),
     "ctranslate2": ExportSpec(
         _write_ctranslate2,
         _load_engine("ctranslate2"),
@@ -170,7 +173,7 @@ def export(
     _check_target(target)
     model, task = load_trained(checkpoint)
     _check_model(checkpoint, model, name)
-    config = _find_config(checkpoint)
+    config = _find_config(checkpoint, task)
     positions = count_positions(getattr(model, "generation_config", None), None if config is None else config.data)
     compared = choose_rows(task, config, None if rows is None else Path(rows), num_rows, positions)
     bounds = EXACT if quantization is None and model.dtype == torch.float32 else REDUCED
@@ -179,8 +182,10 @@ def export(
         spec.write(request)
         logger.info("%s: comparing on %d rows of %s", target, len(compared.features), compared.origin)
         proof = compare(model, spec.load(request), task, compared, bounds)
-        if proof.problem is not None:
-            raise RunError(f"{target} is not written, as the export does not do what the model does: {proof.problem}")
+        other_text = find_other_tokens(task, load_tokenizer(staging), compared.features) if spec.has_tokenizer else None
+        if problem := other_text or proof.problem:
+            raise RunError(f"{target} is not written, as the export is not equivalent to the model: {problem}")
+        logger.info("equivalent: %s", proof.report["summary"])
         report = _describe(request, name, spec, checkpoint) | proof.report
         (staging / EQUIVALENCE_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
         commit(staging, target)
@@ -224,12 +229,20 @@ def _check_target(target: Path) -> None:
             raise ConfigError(f"--output {target} holds something else than an earlier export; name another folder")
 
 
-def _find_config(checkpoint: Path) -> Config | None:
+def _find_config(checkpoint: Path, task: Task) -> Config | None:
+    """Read the config beside the checkpoint; None where there is none.
+
+    Raises:
+        ConfigError: for a config of another task.
+    """
     try:
         path = find_config(checkpoint)
     except ConfigError:
         return None
-    return load_config(path)
+    config = load_config(path)
+    if not isinstance(task, get_task(config.task)):
+        raise ConfigError(f"task: {path} is for {config.task}, but {checkpoint} is not a model for that")
+    return config
 
 
 @contextmanager

@@ -38,8 +38,9 @@ NAMES = {
     "cross_attn.": "encoder_attn.",
     "final_norm": "layer_norm",
 }
-POSITIONS = 512  # where nothing says how long texts are
+POSITIONS = 512  # at least
 TOKENIZER_CONFIG = "tokenizer_config.json"
+PIPELINES_OF_4 = ("translation", "summarization", "text2text-generation")
 NOT_IN_4 = ("hardswish", "sqrtsoftplus")  # activation functions that came with transformers 5
 WRITERS = ("out_proj", "fc2")  # their outputs are added to the residual stream; all other matrices read it
 
@@ -119,11 +120,15 @@ def to_stock(model: Seq2SeqTransformerForConditionalGeneration, positions: int =
 def count_positions(generation: GenerationConfig | None, data: DataConfig | None = None) -> int:
     """Return how many positions a stock model needs, whose table of them ends: those of the longest text it may see.
 
+    There are some hundreds at least, as this project's own model reads longer texts than it was trained on, too.
+
     Args:
         generation: the model's own, where it generates; its answers begin with a start token.
-        data: the section of the config that the model was trained with, where there is one.
+        data: the section of the config that the model was trained with, where it is known.
     """
-    lengths = [POSITIONS] if data is None else [data.max_source_length, data.max_target_length]
+    lengths = [POSITIONS]
+    if data is not None:
+        lengths += [data.max_source_length, data.max_target_length]
     if generation is not None:
         new_tokens = generation.max_new_tokens
         lengths.append(generation.max_length or 0 if new_tokens is None else new_tokens + 1)
@@ -144,9 +149,20 @@ def write(
     """
     stock = to_stock(model, positions)
     stock.generation_config = _plain(model.generation_config)
+    stock.config.task_specific_params = dict.fromkeys(PIPELINES_OF_4, _wins_in_4(model.generation_config))
     stock.save_pretrained(folder)
     assert task.tokenizer is not None
     save_tokenizer(task.tokenizer, folder)
+
+
+def _wins_in_4(generation: GenerationConfig) -> dict[str, int]:
+    """Return the settings in whose place the pipelines of transformers 4 take 4 beams and 256 tokens.
+
+    They do so against the model's own generation config, but not against what its config says of their task:
+    https://github.com/huggingface/transformers/blob/v4.57.6/src/transformers/pipelines/base.py#L1065-L1092
+    """
+    settings = {"num_beams": generation.num_beams or 1}
+    return settings if generation.max_new_tokens is None else settings | {"max_new_tokens": generation.max_new_tokens}
 
 
 def _plain(generation: GenerationConfig) -> GenerationConfig:
