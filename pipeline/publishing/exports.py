@@ -44,14 +44,17 @@ class Bleu(BaseModel):
 
 
 class Search(BaseModel):
+    """How the answers of greedy or beam search compare; with a score only where texts are translated."""
+
     equal: Count
-    bleu: Bleu
-    sentences_per_second: Rate
+    rows_per_second: Rate
+    references: bool = True  # or the score is that against the model's own answers
+    bleu: Bleu | None = None
 
 
 class Searches(BaseModel):
     greedy: Search
-    beam_4: Search
+    beam_4: Search | None = None
 
 
 class Choices(BaseModel):
@@ -110,34 +113,41 @@ def put_exports(card: str, reports: Sequence[Report]) -> str:
     if not reports:
         return card
     section = Template(TEMPLATE.read_text(encoding="utf-8")).render(
-        searched=[_searched(report, report.searches) for report in reports if report.searches],
-        computed=[_computed(report, report.outputs) for report in reports if report.outputs],
+        searched=[cells for report in reports if (cells := _searched(report))],
+        computed=[cells for report in reports if (cells := _computed(report))],
     )
     if use := USE.search(card):
         return f"{card[: use.start()]}{section}\n\n{card[use.start() :]}"
     return f"{card.rstrip()}\n\n{section}\n"
 
 
-def _searched(report: Report, searches: Searches) -> list[str]:
-    """Return the cells of an export whose answers were compared."""
-    greedy, beam = searches.greedy, searches.beam_4
+def _searched(report: Report) -> list[str]:
+    """Return the cells of an export whose answers were compared and scored; none of another."""
+    greedy, beam = (report.searches.greedy, report.searches.beam_4) if report.searches else (None, None)
+    if greedy is None or beam is None or beam.bleu is None:
+        return []
     low, high = beam.bleu.interval
+    against = "" if beam.references else ", against its own answers"
     return [
         *_names(report),
         f"{greedy.equal:,}",
         f"{beam.equal:,}",
-        f"{beam.bleu.difference:+.2f} ({low:+.2f} to {high:+.2f})",
+        f"{beam.bleu.difference:+.2f} ({low:+.2f} to {high:+.2f}){against}",
         _size(report),
-        f"{greedy.sentences_per_second.ratio:.2f} times greedy, {beam.sentences_per_second.ratio:.2f} times beam 4",
+        f"{greedy.rows_per_second.ratio:.2f} times greedy, {beam.rows_per_second.ratio:.2f} times beam 4",
     ]
 
 
-def _computed(report: Report, outputs: Outputs) -> list[str]:
-    """Return the cells of an export whose outputs were compared; a forecast is no choice."""
+def _computed(report: Report) -> list[str]:
+    """Return the cells of an export whose outputs were compared, and its answers where it has any; none of another."""
+    outputs = report.outputs
+    if outputs is None:
+        return []
     compared, different = outputs.choices.compared, outputs.choices.different
     return [
         *_names(report),
-        f"{compared - different:,} of {compared:,}" if compared else "-",
+        f"{report.searches.greedy.equal:,}" if report.searches else "-",
+        f"{compared - different:,} of {compared:,}" if compared else "-",  # a forecast is no choice
         f"{outputs.largest_difference:.1e} ({escape(outputs.unit)})",
         _size(report),
         f"{outputs.rows_per_second.ratio:.2f} times",

@@ -24,12 +24,26 @@ def test_exports_stand_in_front_of_the_use(make_config, make_model):
         "| ctranslate2 | int8 | 1,000 | 897 | 846 | -0.05 (-0.31 to +0.21) | 0.25 times | "
         "2.50 times greedy, 3.00 times beam 4 |"
     ) in shown
-    assert "| onnx | - | 500 | 499 of 500 | 1.2e-06 (share of the largest logit) | 1.05 times | 1.50 times |" in shown
+    assert (
+        "| onnx | - | 500 | - | 499 of 500 | 1.5e-06 (share of the largest logit) | 1.05 times | 1.50 times |" in shown
+    )
     assert shown.index("## Scores") < shown.index("## Exports") < shown.index("## Use") and "\n\n\n" not in shown
     assert put_exports(shown, REPORTS) == shown and put_exports(shown, []) == card
     assert [block.type for block in render_markdown(shown)].count("table_open") == 2
     by_hand = put_exports("# By hand\n", REPORTS[1:])
     assert by_hand.startswith("# By hand\n\n## Exports\n") and put_exports(by_hand, REPORTS[1:]) == by_hand
+
+
+def test_what_was_not_compared_is_not_shown():
+    """A language model has answers without scores, a forecaster no choices; without targets, a score says little."""
+    greedy = {key: SEARCHED["searches"]["greedy"][key] for key in ("equal", "rows_per_second")}
+    choices = {"choices": {"compared": 0, "different": 0}, "unit": "standard deviations"}
+    own = copy.deepcopy(SEARCHED)
+    own["searches"]["beam_4"]["references"] = False
+    reports = [COMPUTED | {"searches": {"greedy": greedy}}, COMPUTED | {"outputs": COMPUTED["outputs"] | choices}, own]
+    shown = put_exports("", [Report.model_validate(report) for report in reports])
+    assert "| 500 | 897 | 499 of 500 |" in shown and "| 500 | - | - | 1.5e-06 (standard deviations)" in shown
+    assert "+0.21), against its own answers |" in shown and shown.count("|---") == 16
 
 
 @pytest.mark.parametrize("hostile", [*HOSTILE, "<!-- end of exports -->", "\n<!-- end of exports -->\n"])
