@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from pipeline.config import DataConfig, HubConfig
 from pipeline.errors import ConfigError
@@ -52,6 +52,7 @@ OURS = (
 CLOSE = 1e-4  # between logits of a model and of its stock form, for logits up to 1, or as a share of larger ones
 OWN = "set hub.form=own (publish: --as own)"
 TRIED_TOKENS = 8  # of a row
+TRIED_VOCABULARY = 100  # tokens that are written and read again
 
 
 def is_published(name: str) -> bool:
@@ -122,9 +123,8 @@ def make_form(folder: Path, workspace: Path, settings: HubConfig) -> list[Path]:
         ConfigError: when a file is a link, the model cannot have this form, or has it and computes something else.
     """
     files = {path.name: path for path in list_files(folder)}
-    model = load_model_config(folder)
-    check_form(settings, model)
-    is_converted = settings.form == "transformers" and model.model_type in MODELS
+    model = _read_model(folder, settings)
+    is_converted = model is not None and settings.form == "transformers" and model.model_type in MODELS
     if is_converted:
         with torch.random.fork_rng(devices=[]):  # as new weights are drawn, to be overwritten
             _write_stock(folder, workspace)
@@ -132,7 +132,7 @@ def make_form(folder: Path, workspace: Path, settings: HubConfig) -> list[Path]:
     if settings.with_pipeline:
         _add_pipeline(workspace, files.get(CONFIG, workspace / CONFIG))
     files |= {path.name: path for path in workspace.iterdir()}
-    task, _ = classes_of(model)
+    task = None if model is None else classes_of(model)[0]
     if CARD in files and task is not None:
         text = _read(files[CARD])
         loading = _loading(files[CONFIG], is_converted)
@@ -145,16 +145,39 @@ def make_form(folder: Path, workspace: Path, settings: HubConfig) -> list[Path]:
     return [files[name] for name in sorted(files)]
 
 
+def _read_model(folder: Path, settings: HubConfig) -> PreTrainedConfig | None:
+    """Read the config of the model in a folder; None for a class from outside, whose files are published as they are.
+
+    Raises:
+        ConfigError: for one that cannot be read, or cannot have the form that is asked for.
+    """
+    kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    if kind in CONFIG_MAPPING:
+        model = load_model_config(folder)
+        check_form(settings, model)
+        return model
+    if settings.form != "own":
+        raise ConfigError(f"hub.form: {folder} holds a {kind!r} model, which is known neither here nor there; {OWN}")
+    return None
+
+
 def _write_stock(folder: Path, workspace: Path) -> None:
     """Convert the model in a folder, and compare what was written with it."""
     model, task = load_trained(folder, torch.device("cpu"))  # a GPU may be full of what is trained
+    assert task.tokenizer is not None  # of a model for texts
     stock.write(model, task, workspace, stock.count_positions(model.generation_config, _data_of(folder)))
     converted = AutoModelForSeq2SeqLM.from_pretrained(workspace, trust_remote_code=False, use_safetensors=True)
     difference = _compare_logits(model.float(), converted.float().eval())
+    tokenizer = AutoTokenizer.from_pretrained(workspace, trust_remote_code=False)
+    text = task.tokenizer.decode([*range(min(TRIED_VOCABULARY, len(task.tokenizer)))], skip_special_tokens=True)
+    problem = None
     if not difference <= CLOSE:
+        problem = f"gives other logits, by {difference:.1e} of the largest"
+    elif tokenizer(text)["input_ids"] != task.tokenizer(text)["input_ids"]:
+        problem = "has another tokenizer"
+    if problem is not None:
         raise ConfigError(
-            f"{folder}: its form for transformers gives other logits, by {difference:.1e} of the largest; nothing was "
-            f"published; {OWN}, and report this"
+            f"{folder}: its form for transformers {problem}; nothing was published; {OWN}, and report this"
         )
 
 

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from pipeline.config import Form, HubConfig, make_section
 from pipeline.data.hub_reading import API_TIMEOUT, RetryBudget, explain_refusal, in_short, is_transient, with_retries
-from pipeline.errors import ConfigError, NotPublished
+from pipeline.errors import ConfigError, NotPublished, one_line
 from pipeline.publishing.forms import is_published, is_replaced, make_form
 from pipeline.publishing.secrets import refuse_secrets
 from pipeline.tasks.trained_model import check_files
@@ -187,8 +187,8 @@ class Publisher(TrainerCallback):
             workspace = folder / "form"
             workspace.mkdir()
             parcel = Parcel(state.global_step, folder, make_form(folder, workspace, self.settings))
-        except (OSError, ConfigError) as error:
-            logger.warning("hub: step %d is not pushed: %s", state.global_step, error)
+        except FAILURES as error:
+            logger.warning("hub: step %d is not pushed: %s", state.global_step, one_line(error))
             shutil.rmtree(folder, ignore_errors=True)
             return
         with self.changed:

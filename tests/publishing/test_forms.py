@@ -129,6 +129,19 @@ def test_a_wrong_conversion_is_not_published(save_model, workspace, monkeypatch)
         make_form(save_model(), workspace, STOCK)
 
 
+def test_a_wrong_tokenizer_is_not_published(save_model, workspace, monkeypatch):
+    save = stock.save_tokenizer
+
+    def save_without_end(tokenizer, folder):
+        save(tokenizer, folder)
+        path = folder / "tokenizer.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": None}))
+
+    monkeypatch.setattr(stock, "save_tokenizer", save_without_end)
+    with pytest.raises(ConfigError, match=r"model: its form for transformers has another tokenizer; .* hub.form=own"):
+        make_form(save_model(), workspace, STOCK)
+
+
 @pytest.mark.parametrize(
     ("config", "settings", "message"),
     [
@@ -185,6 +198,15 @@ def test_exports_are_shown_in_the_card_and_stay_at_home(save_model, workspace):
     text = (workspace / "README.md").read_text()
     assert text.startswith("# by hand\n\n## Exports\n") and "| ctranslate2 |" in text and "## Use" not in text
     assert (folder / "README.md").read_text() == "# by hand\n"
+
+
+def test_a_model_from_outside_is_published_as_it_is(save_model, workspace):
+    """Its class is registered where it was trained, which may not be here."""
+    folder = save_model()
+    (folder / "config.json").write_text(json.dumps({"model_type": "of_somebody", "architectures": ["OfSomebody"]}))
+    assert make_form(folder, workspace, HubConfig(model_id="me/x")) == list_files(folder)
+    with pytest.raises(ConfigError, match=r"hub.form: .* holds a 'of_somebody' model, which is known neither here nor"):
+        make_form(folder, workspace, STOCK)
 
 
 def test_a_card_that_is_not_utf8_is_named(save_model, workspace):
