@@ -173,7 +173,7 @@ def _write_stock(folder: Path, workspace: Path) -> None:
     problem = None
     if not difference <= CLOSE:
         problem = f"gives other logits, by {difference:.1e} of the largest"
-    elif tokenizer(text)["input_ids"] != task.tokenizer(text)["input_ids"]:
+    elif tokenizer(text, verbose=False)["input_ids"] != task.tokenizer(text, verbose=False)["input_ids"]:
         problem = "has another tokenizer"
     if problem is not None:
         raise ConfigError(
