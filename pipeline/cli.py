@@ -31,7 +31,7 @@ from pipeline.errors import (
     nearest,
     one_line,
 )
-from pipeline.signals import stop_with_launcher
+from pipeline.signals import interrupted_by_sigterm, stop_with_launcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -252,12 +252,23 @@ def _add_generate(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--file", type=path, help="read the source texts from this file, one a line")
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="texts at a time (default: 128)")
     parser.add_argument("--seed", type=seed, metavar="N", help="for sampling")
+    _add_engine(parser)
     parser.add_argument(
         "--set",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
         help="change the stored generation config, such as: --set do_sample=true top_k=10 temperature=0.6",
+    )
+
+
+def _add_engine(parser: Parser) -> None:
+    parser.add_argument(
+        "--engine",
+        type=name,
+        default="torch",
+        metavar="NAME",
+        help="run the export that lies beside the checkpoint: ctranslate2 or onnx (default: torch, the model itself)",
     )
 
 
@@ -268,6 +279,7 @@ def _add_score(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"], help="(default: test)")
     parser.add_argument("--config", type=path, help="another config than the one found beside the checkpoint")
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows at a time (default: 32)")
+    _add_engine(parser)
     parser.add_argument(
         "--allow-metric-code",
         action="store_true",
@@ -477,11 +489,11 @@ def generate(arguments: argparse.Namespace) -> None:
         import torch
         from transformers.utils import logging as transformers_logging
 
+        from pipeline.inference.engines.base import load_engine
         from pipeline.inference.generation import generate as generate_texts
-        from pipeline.tasks.trained_model import load_trained
 
     transformers_logging.disable_progress_bar()
-    model, task = load_trained(arguments.checkpoint)
+    model, task = load_engine(arguments.engine, arguments.checkpoint)
     _set_generation(arguments, model)
     texts = arguments.texts or _read_lines(arguments.file)
     if arguments.seed is not None:
@@ -508,7 +520,7 @@ def _set_generation(arguments: argparse.Namespace, model: "PreTrainedModel") -> 
             raise ConfigError("--set: this model generates no text; there is nothing to set")
         return
     settings = check_generation(parse_overrides(arguments.set), lambda _: "--set: ")
-    check_token_ids(settings, model)
+    check_token_ids(settings, model.config)
     place = "--set" if arguments.set else f"{arguments.checkpoint}: generation_config.json"
     model.generation_config = changed_generation(model.generation_config, settings, place)
 
@@ -528,12 +540,12 @@ def score(arguments: argparse.Namespace) -> None:
     with quick_imports():
         from transformers.utils import logging as transformers_logging
 
+        from pipeline.inference.engines.base import load_engine
         from pipeline.inference.evaluation import evaluate_features
         from pipeline.inference.metrics import load_metrics, refuse_metric_code
         from pipeline.tasks.config_loading import load_config
         from pipeline.tasks.encoding import encode_split
         from pipeline.tasks.registry import get_task
-        from pipeline.tasks.trained_model import load_trained
         from pipeline.training.checkpoints import find_config
 
     transformers_logging.disable_progress_bar()
@@ -543,7 +555,7 @@ def score(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
     if not arguments.allow_metric_code:
         refuse_metric_code(config.evaluation.metrics)
-    model, task = load_trained(arguments.checkpoint)
+    model, task = load_engine(arguments.engine, arguments.checkpoint)
     if not isinstance(task, get_task(config.task)):
         raise ConfigError(f"task: {arguments.checkpoint} is not a model for {config.task}")
     metrics = load_metrics(config.evaluation)
@@ -561,6 +573,8 @@ def score(arguments: argparse.Namespace) -> None:
             with explain_path(f"--predictions {arguments.predictions}"), stream:
                 for prediction in result.predictions:
                     print(json.dumps(vars(prediction), ensure_ascii=False), file=stream)
+    if missing := sorted(task.scores.keys() - result.scores.keys()):
+        print(f"--engine {arguments.engine} does not give {', '.join(missing)}", file=sys.stderr)
     print(json.dumps(result.scores, indent=2))
 
 
@@ -611,14 +625,15 @@ def export(arguments: argparse.Namespace) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pipeline").setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()
-    folder = export_model(
-        arguments.checkpoint,
-        arguments.to,
-        arguments.output,
-        quantization=arguments.quantization,
-        rows=arguments.rows,
-        num_rows=arguments.num_rows,
-    )
+    with interrupted_by_sigterm():
+        folder = export_model(
+            arguments.checkpoint,
+            arguments.to,
+            arguments.output,
+            quantization=arguments.quantization,
+            rows=arguments.rows,
+            num_rows=arguments.num_rows,
+        )
     print(folder)
 
 

@@ -165,11 +165,16 @@ class Search:
             "differences": [asdict(difference) for difference in self.differences[:SHOWN_DIFFERENCES]],
         }
 
-    def judge_tokens(self, name: str, bounds: Bounds) -> Finding:
-        count, near_ties = len(self.differences), self.num_near_ties
-        text = f"{name}: {len(self.answers['model']) - count} of {len(self.answers['model'])} answers are equal"
-        text += f", {near_ties} of the others are near-ties" if count else ""
-        is_refused = count > near_ties and math.isfinite(bounds.near_tie)
+    @property
+    def count(self) -> str:
+        total = len(self.answers["model"])
+        return f"{total - len(self.differences)} of {total} answers are equal"
+
+    def judge_tokens(self, bounds: Bounds) -> Finding:
+        """Judge the answers of greedy search."""
+        num_different, near_ties = len(self.differences), self.num_near_ties
+        text = f"greedy: {self.count}" + (f", {near_ties} of the others are near-ties" if num_different else "")
+        is_refused = num_different > near_ties and math.isfinite(bounds.near_tie)
         return Finding(text, f"{text}; {self.differences[0]}" if is_refused else None)
 
 
@@ -184,9 +189,9 @@ def _compare_answers(
         references = [row["target"] for row in rows.features] if rows.has_references else ours
         bleu = compare_bleu(ours, search.answers["export"], references, rows.bleu)
         bound = bounds.score if rows.has_references else bounds.own_score
-        tokens = search.judge_tokens(name, bounds)
         sections[name] = search.describe() | {"references": rows.has_references, "bleu": bleu}
-        findings += [tokens if beams == 1 else Finding(tokens.text), _judge_bleu(name, bleu, bound)]
+        tokens = search.judge_tokens(bounds) if beams == 1 else Finding(f"{name}: {search.count}")
+        findings += [tokens, _judge_bleu(name, bleu, bound)]
     return {"searches": sections}, findings
 
 
@@ -365,7 +370,7 @@ class _Pair:
             self.seconds[side] += time.perf_counter() - begin
         ours, theirs = outputs["model"], outputs["export"]
         if "logits" in ours:
-            self._compare_logits(ours.logits.double(), theirs.logits.double())
+            self._compare_logits(ours.logits.float(), theirs.logits.float())
         else:  # forecasts, in the units of the data
             scale = torch.tensor(self.stds, dtype=torch.float64, device=self.device)
             self._keep((theirs.prediction_outputs.double() - ours.prediction_outputs.double()) / scale)
@@ -375,11 +380,12 @@ class _Pair:
 
     def _compare_logits(self, ours: Tensor, theirs: Tensor) -> None:
         self._keep((theirs - ours) / ours.abs().max().clamp(min=1))
-        logs = ours.log_softmax(-1)
-        own, other = ours.argmax(-1, keepdim=True), theirs.argmax(-1, keepdim=True)
-        gaps = (logs.gather(-1, own) - logs.gather(-1, other))[own != other]
+        own, other = ours.argmax(-1), theirs.argmax(-1)  # (B) or (B, T)
+        is_other = own != other
+        logs = ours[is_other].double().log_softmax(-1)  # (N, V)
+        gaps = logs.gather(1, own[is_other, None]) - logs.gather(1, other[is_other, None])
         self.compared += own.numel()
-        self.different += gaps.numel()
+        self.different += len(gaps)
         self.near_ties += int((gaps < EXACT.near_tie).sum())
 
     def _keep(self, difference: Tensor) -> None:
@@ -415,7 +421,7 @@ def _compare_outputs(
             prompt.pop("labels")
         search = _search(model, engine, task, prompts, beams=1)
         sections["searches"] = {"greedy": search.describe()}
-        findings.append(search.judge_tokens("greedy", bounds))
+        findings.append(search.judge_tokens(bounds))
     return sections, findings
 
 

@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,13 @@ from pipeline.errors import ConfigError, RunError, explain_path, is_storage_erro
 from pipeline.exporting.equivalence import EXACT, REDUCED, compare, find_other_tokens
 from pipeline.exporting.rows import choose_rows
 from pipeline.exporting.stock import count_positions
-from pipeline.manifest import describe
+from pipeline.inference.engines.base import (
+    EQUIVALENCE_FILE,
+    EXPORTS_FOLDER,
+    describe_weights,
+    import_engine,
+    require_libraries,
+)
 from pipeline.models.modeling_classifier import TransformerForSequenceClassification
 from pipeline.models.modeling_forecaster import TransformerForecaster
 from pipeline.models.modeling_lstm import LSTMForCausalLM
@@ -37,8 +41,6 @@ from pipeline.tasks.registry import MODELS, get_task
 from pipeline.tasks.trained_model import load_tokenizer, load_trained
 from pipeline.training.checkpoints import commit, find_config
 
-EXPORTS_FOLDER = "exports"  # of a checkpoint
-EQUIVALENCE_FILE = "equivalence.json"
 TEXTS = (".json", ".txt", ".md")  # files that are no weights
 NUM_ROWS = 1000
 OTHERS = {  # what converts models of others
@@ -105,7 +107,7 @@ def _load_stock(request: Request) -> PreTrainedModel:
 
 def _write_ctranslate2(request: Request) -> None:
     module = import_module("pipeline.exporting.ctranslate2")
-    module.write(request.model, request.task, request.folder, request.quantization)
+    module.write(request.model, request.task, request.folder, request.positions, request.quantization)
 
 
 def _write_onnx(request: Request) -> None:
@@ -116,8 +118,9 @@ def _load_engine(name: str) -> Callable[[Request], Any]:
     """Return what loads an export by its engine in `inference/engines`."""
 
     def load(request: Request) -> Any:
-        engine = import_module("pipeline.inference.engines.base").import_engine(name)
-        return engine.load(request.folder, request.model.config, getattr(request.model, "generation_config", None))
+        return import_engine(name).load(
+            request.folder, request.model.config, getattr(request.model, "generation_config", None)
+        )
 
     return load
 
@@ -169,7 +172,9 @@ def export(
     spec = _find_spec(name, quantization)
     if not checkpoint.is_dir():
         raise ConfigError(f"{checkpoint}: no such folder; name one with a trained model")
-    target = checkpoint / EXPORTS_FOLDER / name if output is None else Path(output)
+    target = (
+        checkpoint / EXPORTS_FOLDER / name if output is None else Path(os.path.abspath(output))
+    )  # which has a name, as . has none
     _check_target(target)
     model, task = load_trained(checkpoint)
     _check_model(checkpoint, model, name)
@@ -202,8 +207,7 @@ def _find_spec(name: str, quantization: str | None) -> ExportSpec:
         raise ConfigError(f"--quantization: {name} has none, only {', '.join(known)}; leave it out")
     if quantization is not None and quantization not in spec.quantizations:
         raise ConfigError(f"--quantization: {quantization!r} is unknown{nearest(quantization, spec.quantizations)}")
-    if missing := [library for library in spec.libraries if find_spec(library) is None]:
-        raise ConfigError(f"--to {name} needs {', '.join(missing)}: pip install 'teacher-forcing[export]'")
+    require_libraries(f"--to {name}", spec.libraries)
     return spec
 
 
@@ -270,17 +274,18 @@ def _staging(target: Path) -> Iterator[Path]:
 
 def _describe(request: Request, name: str, spec: ExportSpec, checkpoint: Path) -> dict[str, Any]:
     """Return what `equivalence.json` says beside the comparison."""
-    weights = sorted(checkpoint.glob("*.safetensors"))
+    weights = describe_weights(checkpoint)
+    files = [path for path in request.folder.rglob("*") if path.is_file()]
     libraries = ("torch", "transformers", *spec.libraries)
     return {
         "export": name,
         "quantization": request.quantization,
         "model": type(request.model).__name__,
         "dtype": str(request.model.dtype).removeprefix("torch."),
-        "weights": describe(checkpoint, weights),
+        "weights": weights,
         "bytes": {
-            "model": sum(path.stat().st_size for path in weights),
-            "export": sum(path.stat().st_size for path in request.folder.rglob("*") if path.suffix not in TEXTS),
+            "model": sum(file["size"] for file in weights.values()),
+            "export": sum(path.stat().st_size for path in files if path.suffix not in TEXTS),
         },
-        "versions": {library: version(library) for library in libraries},
+        "versions": {library: import_module(library).__version__ for library in libraries},
     }

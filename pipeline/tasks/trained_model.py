@@ -67,6 +67,28 @@ def load_trained(checkpoint: str | Path, device: torch.device | None = None) -> 
     Raises:
         ConfigError: when there is no checkpoint of a model for one of the tasks, or it is not whole.
     """
+    task, config, generation = load_task(checkpoint)
+    try:
+        model = load_whole(classes_of(config)[1], checkpoint)
+    except (OSError, ValueError) as error:
+        raise _not_whole(error, checkpoint) from error
+    if generation is not None:
+        model.generation_config = generation
+    return model.to(device or PartialState().device).eval(), task
+
+
+def load_task(checkpoint: str | Path) -> tuple[Task, PreTrainedConfig, GenerationConfig | None]:
+    """Load what a checkpoint holds beside its weights: the task it was trained for, and the config of its model.
+
+    Args:
+        checkpoint: folder or Hub id.
+
+    Returns:
+        Task, model config, and how the model generates; None where it does not.
+
+    Raises:
+        ConfigError: as `load_trained`.
+    """
     check_files(Path(checkpoint))
     try:
         config = load_model_config(checkpoint)
@@ -75,19 +97,19 @@ def load_trained(checkpoint: str | Path, device: torch.device | None = None) -> 
             raise ConfigError(f"{checkpoint}: {config.model_type!r} is not a model for {', '.join(TASKS)}")
         is_own = config.model_type in MODELS
         generation = load_generation_config(checkpoint, is_own)
-        model = load_whole(model_class, checkpoint)
-        if model.can_generate():
-            if generation is None and is_own:
-                raise ConfigError(f"{checkpoint}: generation_config.json is missing; {COPY}")
-            model.generation_config = generation or model.generation_config
-            check_token_ids(vars(model.generation_config), model, f"{checkpoint}: ")
+        if not _can_generate(model_class, config):
+            generation = None
+        elif generation is None and is_own:
+            raise ConfigError(f"{checkpoint}: generation_config.json is missing; {COPY}")
+        else:
+            generation = generation or GenerationConfig.from_model_config(config)
+            check_token_ids(vars(generation), config, f"{checkpoint}: ")
         tokenizer = load_tokenizer(checkpoint) if task_class.text_columns else None
         if is_own and tokenizer is not None:
             _check_tokenizer_fits(checkpoint, tokenizer, config)
-        task = task_class.from_model(tokenizer, config)
+        return task_class.from_model(tokenizer, config), config, generation
     except (OSError, ValueError) as error:
         raise _not_whole(error, checkpoint) from error
-    return model.to(device or PartialState().device).eval(), task
 
 
 def check_files(folder: Path) -> None:
@@ -303,7 +325,7 @@ def load_generation_config(checkpoint: str | Path, is_own: bool) -> GenerationCo
     return generation
 
 
-def check_token_ids(settings: dict[str, Any], model: PreTrainedModel, place: str = "") -> None:
+def check_token_ids(settings: dict[str, Any], config: PreTrainedConfig, place: str = "") -> None:
     """Refuse settings of generation with tokens that the model has no score for.
 
     Args:
@@ -312,7 +334,7 @@ def check_token_ids(settings: dict[str, Any], model: PreTrainedModel, place: str
     Raises:
         ConfigError: naming the first.
     """
-    vocab_size = model.config.get_text_config().vocab_size
+    vocab_size = config.get_text_config().vocab_size
     for name in sorted(TOKEN_KEYS & settings.keys()):
         ids = list(_flatten(settings[name]))
         if ids and max(ids) >= vocab_size:
@@ -400,3 +422,9 @@ def classes_of(config: PreTrainedConfig) -> tuple[type[Task] | None, Any]:
         if task.trains_other_models and type(config) in task.auto_class._model_mapping:
             return task, task.auto_class
     return None, None
+
+
+def _can_generate(model_class: Any, config: PreTrainedConfig) -> bool:
+    """Tell whether models of a class generate, where it may be an Auto class, which has one for each type of config."""
+    mapping = getattr(model_class, "_model_mapping", None)
+    return (model_class if mapping is None else mapping[type(config)]).can_generate()

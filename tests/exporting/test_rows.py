@@ -50,7 +50,7 @@ def test_rows_longer_than_any_in_training_are_left_out(task, write_rows):
     file = write_rows({"source": "1 2 3 4", "target": "1"}, {"source": "1", "target": "1"})
     rows = choose_rows(task, None, file, None, positions=4)  # and the end token
     assert [row["source"] for row in rows.features] == ["1"] and rows.num_left_out == 1
-    with pytest.raises(DataError, match=r"all rows are longer than 1 tokens; compare on others with --rows FILE"):
+    with pytest.raises(DataError, match=r"all sources have more than 1 tokens; give others: --rows FILE"):
         choose_rows(task, None, file, None, positions=1)
 
 

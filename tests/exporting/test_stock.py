@@ -78,6 +78,7 @@ def test_what_is_written_is_plain(finished_run, tmp_path):
     }
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast" and "backend" not in settings
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert task.tokenizer is not None
     for text in ("1 2 3", "1 </s> 2", "unknown"):
         assert tokenizer(text)["input_ids"] == task.tokenizer(text)["input_ids"]
     assert tokenizer("1")["input_ids"][-1] == model.config.eos_token_id
