@@ -27,6 +27,7 @@ from pipeline.tasks.trained_model import classes_of, load_model_config, load_tra
 from pipeline.training.checkpoints import find_config
 
 CARD, CONFIG = "README.md", "config.json"
+NAMES_OF_CODE = ("auto_map", "custom_pipelines")  # in a config
 CODE = Path(translation_pipeline.__file__)
 WEIGHTS = ("*.safetensors", "model.safetensors.index.json")
 TOKENIZER = (
@@ -131,6 +132,8 @@ def make_form(folder: Path, workspace: Path, settings: HubConfig) -> list[Path]:
         files = {name: path for name, path in files.items() if not _is_one_of(name, MODEL_FILES)}
     if settings.with_pipeline:
         _add_pipeline(workspace, files.get(CONFIG, workspace / CONFIG))
+    elif CONFIG in files and not any(name.endswith(".py") for name in files):
+        _drop_code(workspace, files[CONFIG])
     files |= {path.name: path for path in workspace.iterdir()}
     task = None if model is None else classes_of(model)[0]
     if CARD in files and task is not None:
@@ -198,6 +201,14 @@ def _add_pipeline(workspace: Path, config: Path) -> None:
     settings = json.loads(config.read_bytes()) | {"custom_pipelines": Seq2SeqTransformerConfig().custom_pipelines}
     (workspace / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.copy(CODE, workspace)
+
+
+def _drop_code(workspace: Path, config: Path) -> None:
+    """Name no code in the model's config where none is: one that was fine-tuned may still name that of its origin."""
+    settings = json.loads(config.read_bytes())
+    kept = {name: value for name, value in settings.items() if name not in NAMES_OF_CODE}
+    if kept != settings:
+        (workspace / CONFIG).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def _loading(config: Path, is_converted: bool) -> Loading:

@@ -113,6 +113,16 @@ def test_a_stock_model_of_others_stays_as_it_is(save_model, workspace):
     assert names == [path for path in list_files(folder) if path.name != "README.md"]
 
 
+@pytest.mark.parametrize("form", ["own", "transformers"])
+def test_a_config_names_no_code_that_is_not_there(save_model, workspace, form):
+    """As after fine-tuning a stock model that was published with its pipeline."""
+    folder = save_model(MarianMTModel(MarianConfig(**OTHERS)))
+    config = folder / "config.json"
+    before = json.loads(config.read_text())
+    config.write_text(json.dumps(before | {"custom_pipelines": {"translation": {"impl": "translation_pipeline.X"}}}))
+    assert read_config(make_form(folder, workspace, HubConfig(model_id="me/x", form=form))) == before
+
+
 def test_a_wrong_conversion_is_not_published(save_model, workspace, monkeypatch):
     convert = stock.to_stock
 
