@@ -323,6 +323,19 @@ def _add_publish(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--public", action="store_true", help="everybody sees it, where it is created (default: only its owner does)"
     )
+    parser.add_argument(
+        "--as",
+        dest="form",
+        choices=["own", "transformers"],
+        default="own",
+        help="own: this project's class, with its code (default); transformers: the same model as a stock class, which "
+        "loads without trust_remote_code in transformers 4 and 5",
+    )
+    parser.add_argument(
+        "--with-pipeline",
+        action="store_true",
+        help="add the code of pipeline('translation') for transformers 5 to the form transformers",
+    )
 
 
 def positive(argument: str) -> int:
@@ -631,7 +644,13 @@ def publish(arguments: argparse.Namespace) -> None:
     with quick_imports():
         from pipeline.publishing import hub
 
-    hub.publish(arguments.checkpoint, arguments.name, private=not arguments.public)
+    hub.publish(
+        arguments.checkpoint,
+        arguments.name,
+        private=not arguments.public,
+        form=arguments.form,
+        with_pipeline=arguments.with_pipeline,
+    )
     print(f"{arguments.checkpoint} is published as {arguments.name}")
 
 

@@ -15,6 +15,7 @@ FLOORS = [
     {
         "config",
         "library_settings",
+        "languages",
         "source",
         "errors",
         "manifest",
@@ -34,9 +35,9 @@ FLOORS = [
     {"run", "reference"},
     {"cli"},
 ]
-LEAVES = ("library_settings", "signals", "errors", "manifest", "plots", "memory", "models", "decoding")
+LEAVES = ("library_settings", "languages", "signals", "errors", "manifest", "plots", "memory", "models", "decoding")
 GROUND: dict[str, set[str]] = {name: set() for name in LEAVES}
-GROUND |= {"source": {"errors"}, "config": {"errors", "library_settings", "source"}}
+GROUND |= {"source": {"errors"}, "config": {"errors", "languages", "library_settings", "source"}}
 GROUND["data"] = {"config", "errors", "manifest", "signals"}
 SOURCES = [path for folder in ("pipeline", "tokenizer", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
 TOP_LEVEL = {"pipeline", "tokenizer", "configs", "scripts", "tests", "README.md", "pyproject.toml"}

@@ -81,6 +81,18 @@ def make_stock(config: Seq2SeqTransformerConfig, positions: int = POSITIONS) -> 
     )
 
 
+def check_stock(config: Seq2SeqTransformerConfig) -> None:
+    """Refuse a model that no stock one computes.
+
+    Raises:
+        ConfigError: naming the setting of the model, and why.
+    """
+    if not config.tie_word_embeddings:
+        raise ConfigError("model.tie_word_embeddings: the stock models have one matrix for embeddings and output")
+    if config.activation_function in NOT_IN_4:
+        raise ConfigError(f"model.activation_function: transformers 4 has no {config.activation_function}")
+
+
 def to_stock(model: Seq2SeqTransformerForConditionalGeneration, positions: int = POSITIONS) -> StockModel:
     """Make a stock model with the weights of `model`, ready to predict.
 
@@ -91,10 +103,7 @@ def to_stock(model: Seq2SeqTransformerForConditionalGeneration, positions: int =
         ConfigError: for a model whose embeddings and output projection are not one matrix, or an activation function
             that transformers 4 does not have.
     """
-    if not model.config.tie_word_embeddings:
-        raise ConfigError("model.tie_word_embeddings: the stock models have one matrix for embeddings and output")
-    if model.config.activation_function in NOT_IN_4:
-        raise ConfigError(f"model.activation_function: transformers 4 has no {model.config.activation_function}")
+    check_stock(model.config)
     order = torch.cat([torch.arange(0, model.config.d_model, 2), torch.arange(1, model.config.d_model, 2)])
     state = {_stock_name(name): _reorder(name, tensor, order.to(tensor.device)) for name, tensor in _weights(model)}
     state["model.shared.weight"] = state["lm_head.weight"]

@@ -57,23 +57,24 @@ TOKEN_KEYS = {
 logger = logging.getLogger(__name__)
 
 
-def load_trained(checkpoint: str | Path) -> tuple[PreTrainedModel, Task]:
-    """Load a trained model, on this process's device and ready to predict, and the task it was trained for.
+def load_trained(checkpoint: str | Path, device: torch.device | None = None) -> tuple[PreTrainedModel, Task]:
+    """Load a trained model, ready to predict, and the task it was trained for.
 
     Args:
         checkpoint: folder or Hub id. Its weights and settings are read; code that lies beside them is not run.
+        device: for the model; this process's own where it is left out.
 
     Raises:
         ConfigError: when there is no checkpoint of a model for one of the tasks, or it is not whole.
     """
     task, config, generation = load_task(checkpoint)
     try:
-        model = load_whole(_classes_of(config)[1], checkpoint)
+        model = load_whole(classes_of(config)[1], checkpoint)
     except (OSError, ValueError) as error:
         raise _not_whole(error, checkpoint) from error
     if generation is not None:
         model.generation_config = generation
-    return model.to(PartialState().device).eval(), task
+    return model.to(device or PartialState().device).eval(), task
 
 
 def load_task(checkpoint: str | Path) -> tuple[Task, PreTrainedConfig, GenerationConfig | None]:
@@ -91,7 +92,7 @@ def load_task(checkpoint: str | Path) -> tuple[Task, PreTrainedConfig, Generatio
     check_files(Path(checkpoint))
     try:
         config = load_model_config(checkpoint)
-        task_class, model_class = _classes_of(config)
+        task_class, model_class = classes_of(config)
         if task_class is None:
             raise ConfigError(f"{checkpoint}: {config.model_type!r} is not a model for {', '.join(TASKS)}")
         is_own = config.model_type in MODELS
@@ -412,7 +413,7 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _classes_of(config: PreTrainedConfig) -> tuple[type[Task] | None, Any]:
+def classes_of(config: PreTrainedConfig) -> tuple[type[Task] | None, Any]:
     """Return the task of a checkpoint's model, and the class whose `from_pretrained` loads it."""
     # By name, as code loaded beside a checkpoint before has its own class.
     if spec := MODELS.get(config.model_type):
