@@ -122,8 +122,8 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
             attention_mask: (B, S), 1 for real tokens and 0 for padding; when left out, made from `pad_token_id`, or all
                 ones where vectors are given.
             labels: (B,), numbers of classes; (B,) or (B, C) values for regression; (B, C) of 0 and 1 where a text has
-                any number of classes. `config.problem_type` says which; where it is None, one class is regression, whole
-                numbers are classes, and all else is multi-label.
+                any number of classes. `config.problem_type` says which; where it is None, one class is regression,
+                whole numbers are classes, and all else is multi-label.
             num_items_in_batch: divides the summed loss: the labels in the whole optimizer step; those of this batch
                 when left out.
             inputs_embeds: (B, S, D), vectors in place of the ids, as `get_input_embeddings()` would give them.

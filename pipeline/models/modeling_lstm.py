@@ -223,8 +223,8 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
                 of this batch when left out.
             inputs_embeds: (B, T, W), vectors in place of the ids, as `get_input_embeddings()` would give them.
             logits_to_keep: score only so many of the last tokens, or those at these places; all where it is 0.
-            shift_labels: (B, T), the token behind each, -100 where no loss is due; taken in place of `labels`. Among the
-                keyword arguments, as Trainer wants every label that the signature names.
+            shift_labels: (B, T), the token behind each, -100 where no loss is due; taken in place of `labels`. Among
+                the keyword arguments, as Trainer wants every label that the signature names.
             output_hidden_states: return the token vectors (B, T, W) and the outputs (B, T, H) of every layer, before
                 dropout.
 
@@ -248,8 +248,8 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
         states = self.embedding_dropout(states)
         mask = _mask(attention_mask, width)
         if past_key_values is None:
-            zeros = [states.new_zeros(batch_size, layer.hidden_size) for layer in self.layers]
-            past_key_values = LSTMState(zeros, zeros)
+            hidden, cell = ([states.new_zeros(batch_size, layer.hidden_size) for layer in self.layers] for _ in "hc")
+            past_key_values = LSTMState(hidden, cell)
         hidden, cell = [], []
         for layer, *start in zip(self.layers, past_key_values.hidden, past_key_values.cell, strict=True):
             states, last_hidden, last_cell = layer(states, *start, mask)  # (B, T, H)
