@@ -127,7 +127,7 @@ class LSTMLayer(nn.RNNBase):
     def _step_by_step(
         self, states: Tensor, hidden: Tensor, cell: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Read by PyTorch's scan, in which a graph keeps any batch and length; `torch.lstm` fixes the length there."""
+        """Read by operations that a graph can hold; in one of `torch.lstm` the length would be a constant."""
         gates = nn.functional.linear(states, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0)  # (B, T, 4 * H)
         weight = self.weight_hh_l0
         if mask is None:
@@ -141,8 +141,15 @@ class LSTMLayer(nn.RNNBase):
             state = (torch.where(real, new_hidden, hidden), torch.where(real, new_cell, cell))
             return state, state[0].clone()
 
-        (hidden, cell), output = scan(step, (hidden, cell), (gates.transpose(0, 1), mask.t()[..., None]))
-        return output.transpose(0, 1), hidden, cell
+        if torch.compiler.is_exporting() and states.shape[1] > 1:  # for any length
+            (hidden, cell), output = scan(step, (hidden, cell), (gates.transpose(0, 1), mask.t()[..., None]))
+            return output.transpose(0, 1), hidden, cell
+        # Not by scan, of which the compiler of PyTorch 2.13 makes wrong gradients.
+        outputs = []
+        for token in zip(gates.unbind(1), mask[..., None].unbind(1), strict=True):
+            (hidden, cell), output = step((hidden, cell), token)
+            outputs.append(output)
+        return torch.stack(outputs, 1), hidden, cell
 
 
 class LSTMPreTrainedModel(PreTrainedModel):
@@ -222,7 +229,7 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
             num_items_in_batch: divides the summed loss: the number of targets in the whole optimizer step. The targets
                 of this batch when left out.
             inputs_embeds: (B, T, W), vectors in place of the ids, as `get_input_embeddings()` would give them.
-            logits_to_keep: score only so many of the last tokens, or those at these places; all where it is 0.
+            logits_to_keep: return the logits of so many of the last tokens, or of those at these places; all if it is 0.
             shift_labels: (B, T), the token behind each, -100 where no loss is due; taken in place of `labels`. Among
                 the keyword arguments, as Trainer wants every label that the signature names.
             output_hidden_states: return the token vectors (B, T, W) and the outputs (B, T, H) of every layer, before
@@ -256,13 +263,18 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
             states = self.dropout(states)
             hidden.append(last_hidden)
             cell.append(last_cell)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(states[:, kept])  # (B, T, V)
         if shift_labels is None and labels is not None:
             shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        if shift_labels is None:
+            loss, logits = None, self.lm_head(states[:, kept])  # (B, T, V)
+        else:
+            logits = self.lm_head(states)  # as the loss is of all tokens
+            loss = self._loss(logits, shift_labels, num_items_in_batch)
+            logits = logits[:, kept]
         use_cache = self.config.use_cache if use_cache is None else use_cache
         return CausalLMOutputWithPast(
-            loss=None if shift_labels is None else self._loss(logits, shift_labels[:, kept], num_items_in_batch),
+            loss=loss,
             logits=logits,
             past_key_values=LSTMState(hidden, cell, past_key_values.length + width) if use_cache else None,
         )
