@@ -134,7 +134,7 @@ def test_what_a_recorder_of_outputs_takes():
 
 def test_a_model_keeps_its_type_of_loss(make_model):
     models = [make_model(), LSTMForCausalLM(LSTMConfig(vocab_size=9, embedding_size=4, hidden_size=4))]
-    assert [model.loss_type for model in models] == ["ForMaskedLM"] * 2
+    assert [model.loss_type for model in models] == ["ForMaskedLM", "ForCausalLM"]
 
 
 @pytest.mark.parametrize("owner, name", CLASS_ATTRIBUTES, ids=[name for _, name in CLASS_ATTRIBUTES])

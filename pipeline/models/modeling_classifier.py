@@ -145,7 +145,7 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
                 attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.long)
         flags = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         flags = {name: flag for name, flag in flags.items() if flag is not None}  # the config decides about the others
-        outputs = self.encoder(input_ids, attention_mask, inputs_embeds, **flags)
+        outputs = self.encoder(input_ids, attention_mask, inputs_embeds, return_dict=True, **flags)
         pooled = self._pool(outputs.last_hidden_state, attention_mask)  # (B, D)
         logits = self.classifier(self.dropout(pooled))  # (B, C)
         return SequenceClassifierOutput(

@@ -93,7 +93,7 @@ class LSTMLayer(nn.RNNBase):
         """Read `states` (B, T, W), where `mask` (B, T) is true, from the state `hidden` and `cell` (B, H) each.
 
         Returns:
-            The outputs (B, T, H), of no meaning at padding, and the last hidden and cell state, (B, H) each.
+            The outputs (B, T, H), zeros at padding, and the last hidden and cell state, (B, H) each.
         """
         # In float32 on CPUs: under autocast PyTorch asks for a bfloat16 LSTM, which those without AVX-512 lack.
         with torch.autocast("cpu", enabled=False):
@@ -139,7 +139,7 @@ class LSTMLayer(nn.RNNBase):
             new_cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * new.tanh()
             new_hidden = output_gate.sigmoid() * new_cell.tanh()
             state = (torch.where(real, new_hidden, hidden), torch.where(real, new_cell, cell))
-            return state, state[0].clone()
+            return state, new_hidden.masked_fill(~real, 0)
 
         if torch.compiler.is_exporting() and states.shape[1] > 1:  # for any length
             (hidden, cell), output = scan(step, (hidden, cell), (gates.transpose(0, 1), mask.t()[..., None]))
@@ -184,8 +184,7 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: LSTMConfig):
         super().__init__(config)
-        # The loss is computed here, with targets that may be shifted already; `super` goes by the name of the class.
-        self.loss_type = "ForMaskedLM"
+        self.loss_type = "ForCausalLM"  # tells Trainer that the first of `labels` is no target
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
         sizes = [config.embedding_size, *config.layer_sizes]
         self.layers = nn.ModuleList([LSTMLayer(before, after) for before, after in itertools.pairwise(sizes)])

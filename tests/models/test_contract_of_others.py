@@ -111,7 +111,8 @@ def test_a_stock_trainer_reports_the_loss_of_an_evaluation(case, tmp_path):
     trainer = Trainer(model, arguments, train_dataset=data_set, eval_dataset=data_set)
     with torch.no_grad():
         expected = model(**batch)
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.loss.item(), rel=1e-5)
+    trainer_loss = trainer.evaluate()["eval_loss"]
+    assert trainer_loss == pytest.approx(expected.loss.item(), rel=1e-5)
     predictions = trainer.predict(data_set).predictions
     predictions = predictions[0] if isinstance(predictions, tuple) else predictions
     torch.testing.assert_close(torch.from_numpy(predictions), expected[case.output])
