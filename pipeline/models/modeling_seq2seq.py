@@ -186,15 +186,15 @@ class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
             causal_mask = rows_mask(rows, rows, hidden_states.dtype, is_causal=True)
             source_mask = rows_mask(rows, source_rows, hidden_states.dtype)
         else:
-            beams = hidden_states.shape[0] // source.shape[0]
             causal_mask = create_causal_mask(
                 self.config,
                 hidden_states,
                 attention_mask,
                 past_key_values.self_attention_cache if isinstance(past_key_values, EncoderDecoderCache) else None,
             )
+            queries = source[:, :1].expand(-1, hidden_states.shape[1], -1)  # as many rows as sources, not as beams
             source_mask = create_bidirectional_mask(
-                self.config, hidden_states[::beams], source_attention_mask, encoder_hidden_states=source
+                self.config, queries, source_attention_mask, encoder_hidden_states=source
             )
         for layer in self.layers:
             hidden_states = layer(
@@ -243,8 +243,9 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
     def mark_tied_weights_as_initialized(self, loading_info) -> None:
         """Mark them as `PreTrainedModel` does, when a checkpoint was read, but know one module by both its names.
 
-        transformers takes the names for two weights, and would put nothing in the place of one that was stored under the
-        other name, or as `lm_head`: https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/modeling_utils.py
+        transformers takes the names for two weights, and would put nothing in the place of one that was stored under
+        the other name, or as `lm_head`:
+        https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/modeling_utils.py
         """
         names = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
         if not self._shares_embeddings or not names <= loading_info.missing_keys:

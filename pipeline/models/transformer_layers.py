@@ -173,7 +173,7 @@ class MultiHeadAttention(nn.Module):
         key, value = self._keys_and_values(
             hidden_states if source is None else source, source is not None, past_key_values
         )
-        beams = len(query) // len(key)
+        beams = query.shape[0] // key.shape[0]  # `len` would fix the size of the batch in an export
         if beams > 1:  # of one source, whose keys are there once: they are queries of one row
             query = query.unflatten(0, (-1, beams)).transpose(1, 2).flatten(2, 3)  # (B, H, beams * T, E)
             attention_mask = attention_mask[..., :1, :] if isinstance(attention_mask, Tensor) else None
