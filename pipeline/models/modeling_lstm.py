@@ -118,9 +118,8 @@ class LSTMLayer(nn.RNNBase):
         data, hidden, cell = torch.lstm(
             packed.data, packed.batch_sizes, start, self._weights(), True, 1, 0.0, self.training, False
         )
-        output, _ = nn.utils.rnn.pad_packed_sequence(
-            packed._replace(data=data), batch_first=True, total_length=states.shape[1]
-        )
+        packed = nn.utils.rnn.PackedSequence(data, *packed[1:])
+        output, _ = nn.utils.rnn.pad_packed_sequence(packed, batch_first=True, total_length=states.shape[1])
         output = torch.take_along_dim(output, order.argsort(1)[..., None], 1)  # every token where it was
         return output, hidden[0, packed.unsorted_indices], cell[0, packed.unsorted_indices]
 
