@@ -291,3 +291,27 @@ def test_a_future_of_another_shape_is_refused():
     past, future = make_batch(model)
     with pytest.raises(ValueError, match=r"future_values has the shape \(4, 1, 3\); \(4, 5, 3\) is needed"):
         model(past, future[:, :1])
+
+
+def test_hidden_states_and_attentions_are_those_of_all_series():
+    config = {"context_length": 12, "prediction_length": 3, "patch_length": 4, "patch_stride": 3, "series": ["x", "y"]}
+    config |= {"d_model": 16, "encoder_layers": 2, "attention_heads": 4, "ffn_dim": 32}
+    model = TransformerForecaster(TransformerForecasterConfig(**config, attn_implementation="eager")).eval()
+    past = torch.randn(3, 12, 2)
+    outputs = model(past, output_hidden_states=True, output_attentions=True)
+    assert [state.shape for state in outputs.hidden_states] == [(6, 4, 16)] * 3
+    assert [weights.shape for weights in outputs.attentions] == [(6, 4, 4, 4)] * 2
+    second = model(past[1:2].flip(2), output_hidden_states=True)  # its series in the other order
+    torch.testing.assert_close(second.hidden_states[-1], outputs.hidden_states[-1][[3, 2]])
+    head = model.head(model.final_norm(outputs.hidden_states[-1]).flatten(1))  # standardised by the window
+    assert head.shape == (6, 3)
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(ValueError, match="kernel does not return attention weights"):
+        model(past, output_attentions=True)
+
+
+def test_without_a_loss():
+    config = TransformerForecasterConfig(context_length=16, prediction_length=4, patch_length=4)
+    past, future = torch.randn(2, 16, 1), torch.randn(2, 4, 1)
+    outputs = TransformerForecaster(config)(past, future, return_loss=False)
+    assert "loss" not in outputs and outputs.prediction_outputs.shape == (2, 4, 1)
