@@ -3,6 +3,8 @@
 Shapes: N tokens, D width, V vocabulary.
 """
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -178,7 +180,7 @@ def cross_entropy(
     return total, correct.view(labels.shape)
 
 
-def is_plain_linear(module: nn.Module) -> bool:
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Tell whether a call of the module is `linear(states, module.weight)` and nothing else.
 
     It is not where the module is of another class (adapters, quantised and parametrised layers), has hooks (offloading,

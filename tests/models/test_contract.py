@@ -146,7 +146,7 @@ def test_exported_with_any_batch_and_lengths(make_model):
         mask[0, source // 2 + 1 :] = 0
         return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": torch.randint(3, 40, (rows, target))}
 
-    shapes = {"input_ids": {0: batch, 1: source}, "attention_mask": {0: batch, 1: source}}
+    shapes: dict = {"input_ids": {0: batch, 1: source}, "attention_mask": {0: batch, 1: source}}
     shapes |= {"decoder_input_ids": {0: batch, 1: target}, "use_cache": None}
     program = torch.export.export(model, (), inputs(3, 7, 5) | {"use_cache": False}, dynamic_shapes=shapes).module()
     for sizes in ((1, 11, 1), (5, 3, 9)):
