@@ -227,7 +227,7 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
             num_items_in_batch: divides the summed loss: the number of targets in the whole optimizer step. The targets
                 of this batch when left out.
             inputs_embeds: (B, T, W), vectors in place of the ids, as `get_input_embeddings()` would give them.
-            logits_to_keep: return the logits of so many of the last tokens, or of those at these places; all if it is 0.
+            logits_to_keep: return the logits of so many of the last tokens, or of those at these places; all if 0.
             shift_labels: (B, T), the token behind each, -100 where no loss is due; taken in place of `labels`. Among
                 the keyword arguments, as Trainer wants every label that the signature names.
             output_hidden_states: return the token vectors (B, T, W) and the outputs (B, T, H) of every layer, before

@@ -191,7 +191,7 @@ def test_vectors_in_place_of_ids(make):
         given = model(inputs_embeds=vectors if mask else vectors[1:], **mask)
         torch.testing.assert_close(given.logits, model(ids, **mask).logits)
     for wrong in ({}, {"input_ids": inputs["input_ids"], "inputs_embeds": vectors}):
-        with pytest.raises(ValueError, match="give .*, and not both"):
+        with pytest.raises(ValueError, match=r"give .*, and not both"):
             model(**wrong)
 
 

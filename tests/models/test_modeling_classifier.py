@@ -172,8 +172,11 @@ def test_vectors_do_not_say_the_static_ones(make_classifier):
         make_classifier(static_embeddings=True)(inputs_embeds=torch.zeros(1, 3, 16))
 
 
-def test_attentions(make_classifier, batch):
-    outputs = make_classifier(attn_implementation="eager")(batch["input_ids"], output_attentions=True)
-    assert [each.shape for each in outputs.attentions] == [(2, 4, *batch["input_ids"].shape[1:] * 2)] * 2
-    with pytest.raises(ValueError, match="kernel does not return attention weights"):
-        make_classifier(attn_implementation="sdpa")(batch["input_ids"], output_attentions=True)
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_attentions(make_classifier, batch, kernel):
+    model = make_classifier(attn_implementation=kernel)
+    outputs = model(batch["input_ids"], output_attentions=True)
+    length = batch["input_ids"].shape[1]
+    assert [weights.shape for weights in outputs.attentions] == [(2, 4, length, length)] * 2
+    torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(2, 4, length))
+    torch.testing.assert_close(outputs.logits, model(batch["input_ids"]).logits)

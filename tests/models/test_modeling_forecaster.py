@@ -294,24 +294,23 @@ def test_a_future_of_another_shape_is_refused():
 
 
 def test_hidden_states_and_attentions_are_those_of_all_series():
-    config = {"context_length": 12, "prediction_length": 3, "patch_length": 4, "patch_stride": 3, "series": ["x", "y"]}
-    config |= {"d_model": 16, "encoder_layers": 2, "attention_heads": 4, "ffn_dim": 32}
-    model = TransformerForecaster(TransformerForecasterConfig(**config, attn_implementation="eager")).eval()
-    past = torch.randn(3, 12, 2)
+    model = make()
+    past = torch.randn(2, 20, 3)
     outputs = model(past, output_hidden_states=True, output_attentions=True)
-    assert [state.shape for state in outputs.hidden_states] == [(6, 4, 16)] * 3
-    assert [weights.shape for weights in outputs.attentions] == [(6, 4, 4, 4)] * 2
-    second = model(past[1:2].flip(2), output_hidden_states=True)  # its series in the other order
-    torch.testing.assert_close(second.hidden_states[-1], outputs.hidden_states[-1][[3, 2]])
-    head = model.head(model.final_norm(outputs.hidden_states[-1]).flatten(1))  # standardised by the window
-    assert head.shape == (6, 3)
-    model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(outputs.prediction_outputs, model(past).prediction_outputs)
+    assert [state.shape for state in outputs.hidden_states] == [(6, 5, 16)] * 3
+    assert [weights.shape for weights in outputs.attentions] == [(6, 4, 5, 5)] * 2
+    seen = []
+    model.final_norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    second = model(past[1:], output_hidden_states=[-1])
+    torch.testing.assert_close(second.hidden_states[-1], seen[0])
+    torch.testing.assert_close(outputs.hidden_states[-1][3:], seen[0])  # the three series of the second window
+    model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="kernel does not return attention weights"):
         model(past, output_attentions=True)
 
 
 def test_without_a_loss():
-    config = TransformerForecasterConfig(context_length=16, prediction_length=4, patch_length=4)
-    past, future = torch.randn(2, 16, 1), torch.randn(2, 4, 1)
-    outputs = TransformerForecaster(config)(past, future, return_loss=False)
-    assert "loss" not in outputs and outputs.prediction_outputs.shape == (2, 4, 1)
+    past, future = torch.randn(2, 20, 3), torch.randn(2, 5, 3)
+    outputs = make()(past, future, return_loss=False)
+    assert "loss" not in outputs and torch.equal(outputs.prediction_outputs, make()(past, future).prediction_outputs)
