@@ -162,6 +162,7 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
             output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
             return_dict=True,
         )
+        assert attention_mask is not None  # without ids and vectors the encoder raises
         pooled = self._pool(outputs.last_hidden_state, attention_mask)  # (B, D)
         logits = self.classifier(self.dropout(pooled))  # (B, C)
         return SequenceClassifierOutput(

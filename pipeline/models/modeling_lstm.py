@@ -84,6 +84,11 @@ class LSTMLayer(nn.RNNBase):
     https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_dynamo/variables/builder.py
     """
 
+    weight_ih_l0: nn.Parameter  # (4 * H, W)
+    weight_hh_l0: nn.Parameter  # (4 * H, H)
+    bias_ih_l0: nn.Parameter  # (4 * H)
+    bias_hh_l0: nn.Parameter
+
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__("LSTM", input_size, hidden_size, batch_first=True)
 

@@ -114,7 +114,6 @@ def test_a_stock_trainer_reports_the_loss_of_an_evaluation(case, tmp_path):
     trainer_loss = trainer.evaluate()["eval_loss"]
     assert trainer_loss == pytest.approx(expected.loss.item(), rel=1e-5)
     predictions = trainer.predict(data_set).predictions
-    predictions = predictions[0] if isinstance(predictions, tuple) else predictions
     torch.testing.assert_close(torch.from_numpy(predictions), expected[case.output])
     trainer.train()
 
@@ -134,7 +133,7 @@ def test_exported_with_any_batch_and_length(case):
 def test_a_step_of_training_is_one_graph(case):
     model = case.make().train()
     batch = case.inputs(3, 4) | case.labels(3, 4)
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    compiled: Any = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
     losses = []
     for each in (model, compiled):
         loss = each(**batch).loss
@@ -227,7 +226,7 @@ def test_a_state_goes_through_an_exported_program(masked):
 def test_the_compiler_makes_the_gradients(case):
     model = case.make().train()
     batch = case.inputs(3, 4) | case.labels(3, 4)
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
+    compiled: Any = torch.compile(copy.deepcopy(model), fullgraph=True)
     for each in (model, compiled):
         each(**batch).loss.backward()
     for one, other in zip(model.parameters(), compiled.parameters(), strict=True):
