@@ -21,7 +21,7 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m "not common"
 
 test-common: $(READY)
-	$(BIN)/python -m pytest -m common tests/common
+	RUN_SLOW=1 $(BIN)/python -m pytest -m common tests/common
 
 coverage: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term

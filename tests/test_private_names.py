@@ -33,6 +33,8 @@ CALLABLES = [
     (GenerationMixin, "_expand_inputs_for_generation", "expand_size is_encoder_decoder input_ids model_kwargs"),
     (GenerationMixin, "_supports_default_dynamic_cache", ""),
     (PreTrainedModel, "_init_weights", "module"),
+    (PreTrainedModel, "_resize_token_embeddings", "new_num_tokens pad_to_multiple_of mean_resizing"),
+    (PreTrainedModel, "_get_resized_embeddings", "old_embeddings new_num_tokens pad_to_multiple_of mean_resizing"),
     (EncoderDecoderCache, "batch_select_indices", "indices"),
     (DynamicCache, "batch_select_indices", "indices"),
     (DynamicCache, "reorder_cache", "beam_idx"),
@@ -134,7 +136,7 @@ def test_what_a_recorder_of_outputs_takes():
 
 def test_a_model_keeps_its_type_of_loss(make_model):
     models = [make_model(), LSTMForCausalLM(LSTMConfig(vocab_size=9, embedding_size=4, hidden_size=4))]
-    assert [model.loss_type for model in models] == ["ForMaskedLM"] * 2
+    assert [model.loss_type for model in models] == ["ForMaskedLM", "ForCausalLM"]
 
 
 @pytest.mark.parametrize("owner, name", CLASS_ATTRIBUTES, ids=[name for _, name in CLASS_ATTRIBUTES])

@@ -3,8 +3,11 @@
 Shapes: N tokens, D width, V vocabulary.
 """
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 # Numbers in a slice of the logits: on a CPU the 32 MiB of a large cache, elsewhere what keeps the device busy.
 SLICE_NUMBERS = {"cpu": 1 << 23}
@@ -140,6 +143,8 @@ def linear_cross_entropy(
     Raises:
         RuntimeError: in a backward pass with `create_graph=True`, as there are no second derivatives.
     """
+    if _is_transformed():  # the operator knows no derivatives but its gradients
+        return cross_entropy(nn.functional.linear(hidden, weight), labels, ignore_index, label_smoothing)
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
@@ -152,7 +157,10 @@ def linear_cross_entropy(
 def head_cross_entropy(
     hidden: Tensor, head: nn.Module, labels: Tensor, ignore_index: int = -100, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Do the same for `head(hidden)`, whatever module the head is: without its logits only where it is plain."""
+    """Do the same for `head(hidden)`, whatever module the head is.
+
+    Its logits are left out only where the head is a plain matrix.
+    """
     if is_plain_linear(head):
         return linear_cross_entropy(hidden, head.weight, labels, ignore_index, label_smoothing)
     logits = head(hidden)  # (..., V)
@@ -172,7 +180,7 @@ def cross_entropy(
     return total, correct.view(labels.shape)
 
 
-def is_plain_linear(module: nn.Module) -> bool:
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Tell whether a call of the module is `linear(states, module.weight)` and nothing else.
 
     It is not where the module is of another class (adapters, quantised and parametrised layers), has hooks (offloading,
@@ -187,3 +195,10 @@ def is_plain_linear(module: nn.Module) -> bool:
         and not any(getattr(module, name) for name in hooks)
         and not nn.modules.module._has_any_global_hook()
     )
+
+
+def _is_transformed() -> bool:
+    """Tell whether this runs inside one of `torch.func`'s transforms, or with derivatives taken forwards."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

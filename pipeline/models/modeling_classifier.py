@@ -101,8 +101,18 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
         if self.encoder.static_tokens is not None:
             self.encoder.static_tokens = self._get_resized_embeddings(
                 self.encoder.static_tokens, embeddings.num_embeddings, mean_resizing=mean_resizing
-            ).requires_grad_(False)
+            )
         return embeddings
+
+    def tie_weights(self, *args, **kwargs) -> None:
+        """Tie weights as `PreTrainedModel` does, and keep the static ones out of training.
+
+        This ends every `from_pretrained`, which would let all that it loads be trained:
+        https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/core_model_loading.py
+        """
+        super().tie_weights(*args, **kwargs)
+        if self.encoder.static_tokens is not None:
+            self.encoder.static_tokens.requires_grad_(False)
 
     @can_return_tuple
     def forward(
@@ -122,8 +132,8 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
             attention_mask: (B, S), 1 for real tokens and 0 for padding; when left out, made from `pad_token_id`, or all
                 ones where vectors are given.
             labels: (B,), numbers of classes; (B,) or (B, C) values for regression; (B, C) of 0 and 1 where a text has
-                any number of classes. `config.problem_type` says which; where it is None, one class is regression, whole
-                numbers are classes, and all else is multi-label.
+                any number of classes. `config.problem_type` says which; where it is None, one class is regression,
+                whole numbers are classes, and all else is multi-label.
             num_items_in_batch: divides the summed loss: the labels in the whole optimizer step; those of this batch
                 when left out.
             inputs_embeds: (B, S, D), vectors in place of the ids, as `get_input_embeddings()` would give them.
@@ -143,9 +153,16 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
                 attention_mask = input_ids.ne(self.config.pad_token_id).long()
             elif inputs_embeds is not None:
                 attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.long)
-        flags = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-        flags = {name: flag for name, flag in flags.items() if flag is not None}  # the config decides about the others
-        outputs = self.encoder(input_ids, attention_mask, inputs_embeds, **flags)
+        config = self.config
+        outputs = self.encoder(
+            input_ids,
+            attention_mask,
+            inputs_embeds,
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            return_dict=True,
+        )
+        assert attention_mask is not None  # without ids and vectors the encoder raises
         pooled = self._pool(outputs.last_hidden_state, attention_mask)  # (B, D)
         logits = self.classifier(self.dropout(pooled))  # (B, C)
         return SequenceClassifierOutput(

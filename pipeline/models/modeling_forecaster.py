@@ -102,7 +102,8 @@ class TransformerForecaster(PreTrainedModel):
             ValueError: for too short a past, another number of series, a future of another shape, or a past value that
                 is not finite, naming its place; when attentions are asked of a kernel that does not return them.
         """
-        if output_attentions and self.config._attn_implementation != "eager":
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if output_attentions and self.config._attn_implementation not in ("eager", "sdpa"):
             raise ValueError(
                 f"output_attentions: the {self.config._attn_implementation!r} kernel does not return attention "
                 "weights; call model.set_attn_implementation('eager') first"
@@ -124,7 +125,7 @@ class TransformerForecaster(PreTrainedModel):
             spread = (series.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()  # a constant window has none
             series = (series - centre) / spread
         flat = series.flatten(0, 1)  # (B * C, L)
-        branches = [self._forecast(flat)]  # (B * C, H)
+        branches = [self._forecast(flat, output_attentions)]  # (B * C, H)
         if self.linear is not None:
             branches.append(self.linear(flat.to(self.dtype)).float())
         forecasts = torch.stack(branches).unflatten(1, (-1, series.shape[1]))  # (F, B, C, H)
@@ -140,7 +141,7 @@ class TransformerForecaster(PreTrainedModel):
             loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
         return ForecasterOutput(loss=loss, prediction_outputs=forecast.to(dtype) * stds + means, losses=losses)
 
-    def _forecast(self, series: Tensor) -> Tensor:
+    def _forecast(self, series: Tensor, output_attentions: bool) -> Tensor:
         """Forecast by the encoder: (B * C, L) -> (B * C, H)."""
         config = self.config
         # The last value is repeated, as in the paper: the last steps then lie in as many patches as those before.
@@ -151,7 +152,7 @@ class TransformerForecaster(PreTrainedModel):
         positions = torch.arange(states.shape[1], device=states.device)
         states = self.dropout(states + sinusoidal_positions(positions, config.d_model, states.dtype))
         for layer in self.layers:
-            states = layer(states)
+            states = layer(states, output_attentions=output_attentions)
         states = self.final_norm(states)
         seen = states.flatten(1) if config.head == "flatten" else states[:, -1]
         return self.head(self.head_dropout(seen)).float()

@@ -84,6 +84,11 @@ class LSTMLayer(nn.RNNBase):
     https://github.com/pytorch/pytorch/blob/v2.13.0/torch/_dynamo/variables/builder.py
     """
 
+    weight_ih_l0: nn.Parameter  # (4 * H, W)
+    weight_hh_l0: nn.Parameter  # (4 * H, H)
+    bias_ih_l0: nn.Parameter  # (4 * H)
+    bias_hh_l0: nn.Parameter
+
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__("LSTM", input_size, hidden_size, batch_first=True)
 
@@ -93,7 +98,7 @@ class LSTMLayer(nn.RNNBase):
         """Read `states` (B, T, W), where `mask` (B, T) is true, from the state `hidden` and `cell` (B, H) each.
 
         Returns:
-            The outputs (B, T, H), of no meaning at padding, and the last hidden and cell state, (B, H) each.
+            The outputs (B, T, H), zeros at padding, and the last hidden and cell state, (B, H) each.
         """
         # In float32 on CPUs: under autocast PyTorch asks for a bfloat16 LSTM, which those without AVX-512 lack.
         with torch.autocast("cpu", enabled=False):
@@ -118,16 +123,15 @@ class LSTMLayer(nn.RNNBase):
         data, hidden, cell = torch.lstm(
             packed.data, packed.batch_sizes, start, self._weights(), True, 1, 0.0, self.training, False
         )
-        output, _ = nn.utils.rnn.pad_packed_sequence(
-            packed._replace(data=data), batch_first=True, total_length=states.shape[1]
-        )
+        packed = nn.utils.rnn.PackedSequence(data, *packed[1:])
+        output, _ = nn.utils.rnn.pad_packed_sequence(packed, batch_first=True, total_length=states.shape[1])
         output = torch.take_along_dim(output, order.argsort(1)[..., None], 1)  # every token where it was
         return output, hidden[0, packed.unsorted_indices], cell[0, packed.unsorted_indices]
 
     def _step_by_step(
         self, states: Tensor, hidden: Tensor, cell: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Read by PyTorch's scan, in which a graph keeps any batch and length; `torch.lstm` fixes the length there."""
+        """Read by operations that a graph can hold; in one of `torch.lstm` the length would be a constant."""
         gates = nn.functional.linear(states, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0)  # (B, T, 4 * H)
         weight = self.weight_hh_l0
         if mask is None:
@@ -139,10 +143,17 @@ class LSTMLayer(nn.RNNBase):
             new_cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * new.tanh()
             new_hidden = output_gate.sigmoid() * new_cell.tanh()
             state = (torch.where(real, new_hidden, hidden), torch.where(real, new_cell, cell))
-            return state, state[0].clone()
+            return state, new_hidden.masked_fill(~real, 0)
 
-        (hidden, cell), output = scan(step, (hidden, cell), (gates.transpose(0, 1), mask.t()[..., None]))
-        return output.transpose(0, 1), hidden, cell
+        if torch.compiler.is_exporting() and states.shape[1] > 1:  # for any length
+            (hidden, cell), output = scan(step, (hidden, cell), (gates.transpose(0, 1), mask.t()[..., None]))
+            return output.transpose(0, 1), hidden, cell
+        # Not by scan, of which the compiler of PyTorch 2.13 makes wrong gradients.
+        outputs = []
+        for token in zip(gates.unbind(1), mask[..., None].unbind(1), strict=True):
+            (hidden, cell), output = step((hidden, cell), token)
+            outputs.append(output)
+        return torch.stack(outputs, 1), hidden, cell
 
 
 class LSTMPreTrainedModel(PreTrainedModel):
@@ -177,8 +188,7 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: LSTMConfig):
         super().__init__(config)
-        # The loss is computed here, with targets that may be shifted already; `super` goes by the name of the class.
-        self.loss_type = "ForMaskedLM"
+        self.loss_type = "ForCausalLM"  # tells Trainer that the first of `labels` is no target
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
         sizes = [config.embedding_size, *config.layer_sizes]
         self.layers = nn.ModuleList([LSTMLayer(before, after) for before, after in itertools.pairwise(sizes)])
@@ -222,9 +232,9 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
             num_items_in_batch: divides the summed loss: the number of targets in the whole optimizer step. The targets
                 of this batch when left out.
             inputs_embeds: (B, T, W), vectors in place of the ids, as `get_input_embeddings()` would give them.
-            logits_to_keep: score only so many of the last tokens, or those at these places; all where it is 0.
-            shift_labels: (B, T), the token behind each, -100 where no loss is due; taken in place of `labels`. Among the
-                keyword arguments, as Trainer wants every label that the signature names.
+            logits_to_keep: return the logits of so many of the last tokens, or of those at these places; all if 0.
+            shift_labels: (B, T), the token behind each, -100 where no loss is due; taken in place of `labels`. Among
+                the keyword arguments, as Trainer wants every label that the signature names.
             output_hidden_states: return the token vectors (B, T, W) and the outputs (B, T, H) of every layer, before
                 dropout.
 
@@ -248,21 +258,26 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
         states = self.embedding_dropout(states)
         mask = _mask(attention_mask, width)
         if past_key_values is None:
-            zeros = [states.new_zeros(batch_size, layer.hidden_size) for layer in self.layers]
-            past_key_values = LSTMState(zeros, zeros)
+            hidden, cell = ([states.new_zeros(batch_size, layer.hidden_size) for layer in self.layers] for _ in "hc")
+            past_key_values = LSTMState(hidden, cell)
         hidden, cell = [], []
         for layer, *start in zip(self.layers, past_key_values.hidden, past_key_values.cell, strict=True):
             states, last_hidden, last_cell = layer(states, *start, mask)  # (B, T, H)
             states = self.dropout(states)
             hidden.append(last_hidden)
             cell.append(last_cell)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(states[:, kept])  # (B, T, V)
         if shift_labels is None and labels is not None:
             shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        if shift_labels is None:
+            loss, logits = None, self.lm_head(states[:, kept])  # (B, T, V)
+        else:
+            logits = self.lm_head(states)  # as the loss is of all tokens
+            loss = self._loss(logits, shift_labels, num_items_in_batch)
+            logits = logits[:, kept]
         use_cache = self.config.use_cache if use_cache is None else use_cache
         return CausalLMOutputWithPast(
-            loss=None if shift_labels is None else self._loss(logits, shift_labels[:, kept], num_items_in_batch),
+            loss=loss,
             logits=logits,
             past_key_values=LSTMState(hidden, cell, past_key_values.length + width) if use_cache else None,
         )

@@ -47,6 +47,13 @@ def shift_right(labels: Tensor, start_token_id: int, pad_token_id: int, rows: Te
     return shifted.masked_fill(shifted == IGNORED, pad_token_id)
 
 
+def _keep(states: Tensor, places: int | Tensor) -> Tensor:
+    """Take the last so many places of (B, T, ...), or these; all where there are to be 0."""
+    if isinstance(places, int):
+        return states[:, -places:] if places else states
+    return states[:, places]
+
+
 @dataclass
 class Seq2SeqTrainingOutput(Seq2SeqLMOutput):
     """As `Seq2SeqLMOutput`; in place of the logits, whether the label is the most probable token: `correct` (B, T)."""
@@ -179,15 +186,15 @@ class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
             causal_mask = rows_mask(rows, rows, hidden_states.dtype, is_causal=True)
             source_mask = rows_mask(rows, source_rows, hidden_states.dtype)
         else:
-            beams = hidden_states.shape[0] // source.shape[0]
             causal_mask = create_causal_mask(
                 self.config,
                 hidden_states,
                 attention_mask,
                 past_key_values.self_attention_cache if isinstance(past_key_values, EncoderDecoderCache) else None,
             )
+            queries = source[:, :1].expand(-1, hidden_states.shape[1], -1)  # as many rows as sources, not as beams
             source_mask = create_bidirectional_mask(
-                self.config, hidden_states[::beams], source_attention_mask, encoder_hidden_states=source
+                self.config, queries, source_attention_mask, encoder_hidden_states=source
             )
         for layer in self.layers:
             hidden_states = layer(
@@ -210,8 +217,10 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
     in `forward` and in `generate` alike.
     """
 
-    # The embedding of the decoder is not another weight that is tied to the encoder's, but the same module.
-    _tied_weights_keys = {"lm_head.weight": "encoder.embed_tokens.weight"}
+    _tied_weights_keys = {
+        "decoder.embed_tokens.weight": "encoder.embed_tokens.weight",
+        "lm_head.weight": "encoder.embed_tokens.weight",
+    }
     accepts_loss_kwargs = True  # tells Trainer to count the targets of the whole step and pass num_items_in_batch
 
     def __init__(self, config: Seq2SeqTransformerConfig):
@@ -225,16 +234,30 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         if config.tie_word_embeddings:
             self.decoder.embed_tokens = self.encoder.embed_tokens  # one module, as FSDP2 groups modules, not tensors
             # Trainer then knows them as tied when it loads the best checkpoint.
-            self._keys_to_ignore_on_save = ["decoder.embed_tokens.weight", "lm_head.weight"]
-            # Where it is stored as `lm_head` alone, transformers would report the module's other name as missing.
-            self._keys_to_ignore_on_load_missing = [r"^decoder\.embed_tokens\.weight$"]
+            self._keys_to_ignore_on_save = list(self._tied_weights_keys)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.encoder.embed_tokens
 
+    def mark_tied_weights_as_initialized(self, loading_info) -> None:
+        """Mark them as `PreTrainedModel` does, when a checkpoint was read, but know one module by both its names.
+
+        transformers takes the names for two weights, and would put nothing in the place of one that was stored under
+        the other name, or as `lm_head`:
+        https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/modeling_utils.py
+        """
+        names = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+        if not self._shares_embeddings or not names <= loading_info.missing_keys:
+            loading_info.missing_keys -= names if self._shares_embeddings else set()
+            super().mark_tied_weights_as_initialized(loading_info)
+
+    @property
+    def _shares_embeddings(self) -> bool:
+        return self.decoder.embed_tokens is self.encoder.embed_tokens
+
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        if self.decoder.embed_tokens is self.encoder.embed_tokens:
+        if self._shares_embeddings:
             self.decoder.embed_tokens = value
         self.encoder.embed_tokens = value
 
@@ -319,9 +342,8 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             source_rows=source_rows,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         outputs = Seq2SeqTrainingOutput(
-            **self._score(decoder_outputs.last_hidden_state, labels, num_items_in_batch, kept),
+            **self._score(decoder_outputs.last_hidden_state, labels, num_items_in_batch, logits_to_keep),
             past_key_values=decoder_outputs.past_key_values,
             decoder_hidden_states=decoder_outputs.get("hidden_states"),
             decoder_attentions=decoder_outputs.get("attentions"),
@@ -333,11 +355,11 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         return outputs.to_tuple() if return_dict is False else outputs
 
     def _score(
-        self, hidden: Tensor, labels: Tensor | None, num_items: Tensor | int | None, kept: slice | Tensor
+        self, hidden: Tensor, labels: Tensor | None, num_items: Tensor | int | None, logits_to_keep: int | Tensor
     ) -> dict[str, Tensor]:
         """Compute the loss and the logits, or `correct` in place of these in training, from `hidden` (B, T, D)."""
         if labels is None:
-            return {"logits": self.lm_head(hidden[:, kept])}
+            return {"logits": self.lm_head(_keep(hidden, logits_to_keep))}
         if num_items is None:
             num_items = labels.ne(IGNORED).sum()
         if self.training:
@@ -347,7 +369,7 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             return {"loss": total / num_items, "correct": correct}
         logits = self.lm_head(hidden)  # (B, T, V)
         total, _ = cross_entropy(logits, labels, IGNORED)
-        return {"loss": total / num_items, "logits": logits[:, kept]}
+        return {"loss": total / num_items, "logits": _keep(logits, logits_to_keep)}
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         return shift_right(labels, self.config.decoder_start_token_id, self.config.pad_token_id)

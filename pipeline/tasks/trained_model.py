@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import (
@@ -177,7 +177,6 @@ def load_whole(
                 use_safetensors=True,  # other formats of weights can run code when they are loaded
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported, and refused below
-                key_mapping=_names_of_tied(model_class, _find(checkpoint, WEIGHTS_FILE)),
                 **arguments,
             )
     except SafetensorError as error:
@@ -243,16 +242,6 @@ def _check_index(checkpoint: str | Path) -> None:
     for file in files.values():
         if not isinstance(file, str) or Path(file).name != file:
             raise ConfigError(f"{checkpoint}: {INDEX_FILE} names {file!r}, which is not a file beside it; {COPY}")
-
-
-def _names_of_tied(model_class: Any, weights: Path | None) -> dict[str, str] | None:
-    """Map a tied weight that is stored under another of its names to the one that transformers asks for."""
-    tied = getattr(model_class, "_tied_weights_keys", None)
-    if weights is None or not isinstance(tied, dict):
-        return None
-    with safe_open(weights, "pt") as stream:
-        stored = {*stream.keys()}
-    return {f"^{re.escape(name)}$": source for name, source in tied.items() if name in stored and source not in stored}
 
 
 @contextmanager

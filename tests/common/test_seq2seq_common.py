@@ -1,6 +1,7 @@
 """transformers' common tests on the encoder-decoder model."""
 
 import unittest
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
 from tests.common.source import transformers_tests
 
-ModelTesterMixin = transformers_tests("test_modeling_common").ModelTesterMixin
-GenerationTesterMixin = transformers_tests("generation.test_utils").GenerationTesterMixin
-ConfigTester = transformers_tests("test_configuration_common").ConfigTester
+ModelTesterMixin: Any = transformers_tests("test_modeling_common").ModelTesterMixin
+GenerationTesterMixin: Any = transformers_tests("generation.test_utils").GenerationTesterMixin
+ConfigTester: Any = transformers_tests("test_configuration_common").ConfigTester
 
 pytestmark = pytest.mark.common
 
@@ -60,9 +61,10 @@ class Seq2SeqTester:
 class Seq2SeqTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
     all_model_classes = (Seq2SeqTransformerForConditionalGeneration,)
     is_encoder_decoder = True
+    changes: dict = {}
 
     def setUp(self):
-        self.model_tester = Seq2SeqTester()
+        self.model_tester = Seq2SeqTester(**self.changes)
         self.config_tester = ConfigTester(self, config_class=Seq2SeqTransformerConfig)
 
     def _check_past_key_values_for_generate(self, batch_size, past_key_values, seq_length, config):
@@ -79,3 +81,7 @@ class Seq2SeqTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
     @unittest.skip("encoder, decoder and lm_head are parts of one class: there is no base model of its own")
     def test_model_base_model_prefix(self):
         pass
+
+
+class PostNormUntiedTest(Seq2SeqTest):
+    changes = {"pre_norm": False, "tie_word_embeddings": False}
