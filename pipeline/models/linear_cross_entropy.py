@@ -3,6 +3,7 @@
 Shapes: N tokens, D width, V vocabulary.
 """
 
+import re
 from typing import TypeGuard
 
 import torch
@@ -15,7 +16,7 @@ SLICE_NUMBERS_ELSEWHERE = 1 << 26
 
 
 # Code that is loaded from a checkpoint has a name of its own, and registers an operator of its own.
-NAMESPACE = __name__.replace(".", "_")
+NAMESPACE = re.sub(r"\W", "_", ascii(__name__)[1:-1])
 
 
 @torch.library.custom_op(f"{NAMESPACE}::linear_cross_entropy", mutates_args=())

@@ -1,3 +1,5 @@
+import importlib.util
+
 import pytest
 import torch
 from torch.nn import functional
@@ -51,6 +53,23 @@ def test_without_gradients(inputs, slices):
     total, _ = linear_cross_entropy(hidden, weight, labels)
     assert not total.requires_grad
     torch.testing.assert_close(total, functional.cross_entropy(hidden @ weight.T, labels, reduction="sum"))
+
+
+@pytest.mark.parametrize("name", ["transformers_modules.я.0f-1.linear_cross_entropy", "transformers_modules.ю.x"])
+def test_copies_of_the_code_do_not_share_their_operators(inputs, name):
+    """As a checkpoint's code is loaded beside this one, and once more when it changes."""
+    hidden, weight, labels = inputs
+    spec = importlib.util.spec_from_file_location(name, module.__file__)
+    assert spec is not None and spec.loader is not None
+    copy = importlib.util.module_from_spec(spec)
+    for _ in range(2):
+        spec.loader.exec_module(copy)
+        gradients = []
+        for function in (copy.linear_cross_entropy, linear_cross_entropy):
+            leaf = weight.clone().requires_grad_()
+            function(hidden, leaf, labels)[0].backward()
+            gradients.append(leaf.grad)
+        assert copy.NAMESPACE != module.NAMESPACE and torch.equal(*gradients)
 
 
 def test_no_label_at_all(inputs):
