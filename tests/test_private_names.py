@@ -35,13 +35,10 @@ CALLABLES = [
     (GenerationMixin, "_expand_inputs_for_generation", "expand_size is_encoder_decoder input_ids model_kwargs"),
     (GenerationMixin, "_supports_default_dynamic_cache", ""),
     (PreTrainedModel, "_init_weights", "module"),
-<<<<<<< HEAD
     (PreTrainedModel, "_resize_token_embeddings", "new_num_tokens pad_to_multiple_of mean_resizing"),
     (PreTrainedModel, "_get_resized_embeddings", "old_embeddings new_num_tokens pad_to_multiple_of mean_resizing"),
-=======
     (PreTrainedModel, "mark_tied_weights_as_initialized", "loading_info"),
     (module, "_has_any_global_hook", ""),
->>>>>>> m-seq
     (EncoderDecoderCache, "batch_select_indices", "indices"),
     (DynamicCache, "batch_select_indices", "indices"),
     (DynamicCache, "reorder_cache", "beam_idx"),
