@@ -1,6 +1,7 @@
 """transformers' common tests on the text classifier."""
 
 import unittest
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from pipeline.models.configuration_classifier import TransformerClassifierConfig
 from pipeline.models.modeling_classifier import TransformerForSequenceClassification
 from tests.common.source import transformers_tests
 
-ModelTesterMixin = transformers_tests("test_modeling_common").ModelTesterMixin
-ConfigTester = transformers_tests("test_configuration_common").ConfigTester
+ModelTesterMixin: Any = transformers_tests("test_modeling_common").ModelTesterMixin
+ConfigTester: Any = transformers_tests("test_configuration_common").ConfigTester
 
 pytestmark = pytest.mark.common
 

@@ -1,6 +1,7 @@
 """transformers' common tests on the LSTM language model."""
 
 import unittest
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,9 @@ from pipeline.models.configuration_lstm import LSTMConfig
 from pipeline.models.modeling_lstm import LSTMForCausalLM, LSTMState
 from tests.common.source import transformers_tests
 
-ModelTesterMixin = transformers_tests("test_modeling_common").ModelTesterMixin
-GenerationTesterMixin = transformers_tests("generation.test_utils").GenerationTesterMixin
-ConfigTester = transformers_tests("test_configuration_common").ConfigTester
+ModelTesterMixin: Any = transformers_tests("test_modeling_common").ModelTesterMixin
+GenerationTesterMixin: Any = transformers_tests("generation.test_utils").GenerationTesterMixin
+ConfigTester: Any = transformers_tests("test_configuration_common").ConfigTester
 
 pytestmark = pytest.mark.common
 

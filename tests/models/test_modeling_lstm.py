@@ -1,5 +1,7 @@
 """The LSTM reads on from its state as if it had never stopped, past padding, in batches and in generation."""
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -244,8 +246,8 @@ def test_the_code_beside_a_checkpoint_is_enough(tmp_path):
 
 def test_generation_from_vectors():
     model = make()
-    for options in ({}, {"num_beams": 3, "num_return_sequences": 2}):
-        options |= {"max_new_tokens": 6, "eos_token_id": None}
+    for beams in ({}, {"num_beams": 3, "num_return_sequences": 2}):
+        options: dict[str, Any] = {**beams, "max_new_tokens": 6, "eos_token_id": None}
         ids = model.generate(PADDED, attention_mask=PADDED.ne(0).long(), **options)
         vectors = model.embed_tokens(PADDED)
         generated = model.generate(inputs_embeds=vectors, attention_mask=PADDED.ne(0).long(), **options)

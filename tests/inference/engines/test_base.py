@@ -34,8 +34,8 @@ class FakeEngine(Engine):
         assert (folder / "runtime.bin").read_bytes() == b"weights"
         return cls(config, generation, torch.device("cpu"))
 
-    def __call__(self, *, labels, **batch):
-        return ModelOutput(losses=labels.ne(-100).sum(-1) * torch.tensor(8.0).log())
+    def __call__(self, **batch):
+        return ModelOutput(losses=batch["labels"].ne(-100).sum(-1) * torch.tensor(8.0).log())
 
     def generate(self, input_ids, attention_mask=None, generation_config=None, custom_generate=None, **settings):
         assert custom_generate is None and attention_mask is not None
@@ -69,7 +69,7 @@ def test_an_engine_has_what_tasks_use_of_a_model(checkpoint):
     model, model_task = load_trained(checkpoint)
     assert isinstance(engine, FakeEngine) and type(task) is type(model_task)
     assert engine.config.to_dict() == model.config.to_dict() and engine.device == model.device
-    assert engine.generation_config.to_dict() == model.generation_config.to_dict()
+    assert engine.generation_config and engine.generation_config.to_dict() == model.generation_config.to_dict()
     assert engine.can_generate() and not engine.training
     assert engine.eval() is engine and engine.train() is engine and not engine.training
 

@@ -158,7 +158,7 @@ def test_sampling_draws_as_often_as_generate(model, engine, sources, settings):
     source = {name: tensor[:1].expand(2000, -1) for name, tensor in sources.items()}
     torch.manual_seed(0)
     drawn = [one.generate(**source, generation_config=generation)[:, 1].tolist() for one in (model, engine)]
-    ours, theirs = map(Counter, drawn)
+    ours, theirs = (Counter(tokens) for tokens in drawn)
     assert len(ours) > 1
     assert all(abs(ours[token] - theirs[token]) < 150 for token in ours | theirs)
 
