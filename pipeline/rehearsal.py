@@ -322,7 +322,8 @@ def measure_step(scene: Scene, features: list[Feature]) -> tuple[float, int]:
 
 def forward(scene: Scene, batch: Batch) -> Tensor:
     with scene.trainer.accelerator.autocast():
-        loss = scene.model(**batch).loss
+        arguments = copy.copy(scene.task).with_state(batch)  # of a copy, as it may begin a text
+        loss = scene.model(**arguments).loss
     if not loss.isfinite():
         raise RunError(
             f"the loss of a first batch is {float(loss)}: the model gives values that are not finite before it has "
