@@ -2,13 +2,14 @@
 # make test     sets up .venv and runs the tests
 # make check    lint, format and types
 # make test-slow  the long checks as well
+# make test-common TRANSFORMERS_SRC=FOLDER  transformers' own tests of models, from its source tree
 # make coverage   the tests, and which lines they leave out (what they start as own processes is not counted)
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: train test test-slow coverage check format clean
+.PHONY: train test test-slow test-common coverage check format clean
 
 train: $(READY)
 	$(BIN)/accelerate launch scripts/train.py configs/reversal.yaml
@@ -17,7 +18,10 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "not common"
+
+test-common: $(READY)
+	RUN_SLOW=1 $(BIN)/python -m pytest -m common tests/common
 
 coverage: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term
@@ -35,7 +39,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "Python 3.11 to 3.13 is needed, not " + sys.version'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export]'
 	touch $(READY)
 
 clean:

@@ -1,4 +1,4 @@
-"""The command line: teacher-forcing train | tokenizer | generate | score | trace | publish
+"""The command line: teacher-forcing train | tokenizer | generate | score | trace | export | publish
 
 Also `python -m pipeline.cli ...` and, on several GPUs, `accelerate launch -m pipeline.cli train CONFIG`.
 
@@ -31,7 +31,7 @@ from pipeline.errors import (
     nearest,
     one_line,
 )
-from pipeline.signals import stop_with_launcher
+from pipeline.signals import interrupted_by_sigterm, stop_with_launcher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +47,8 @@ EXIT_CODES = (
     (ConfigError.exit_code, "wrong config or data"),
     (
         RunError.exit_code,
-        "the run cannot go on (disk full, out of memory, values not finite, a hung worker); what it saved is whole",
+        "the run cannot go on (disk full, out of memory, values not finite, a hung worker), or an export is not "
+        "equivalent; what was saved is whole",
     ),
     (NotPublished.exit_code, "trained, scored and saved, but not published: see teacher-forcing publish"),
     (Stopped.exit_code, "stopped by SIGTERM or SIGINT, and saved: the same command goes on"),
@@ -181,7 +182,7 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, Parser]]:
     )
     parser.add_argument("--version", action="version", version=f"teacher-forcing {pipeline.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for add in (_add_train, _add_tokenizer, _add_generate, _add_score, _add_trace, _add_publish):
+    for add in (_add_train, _add_tokenizer, _add_generate, _add_score, _add_trace, _add_export, _add_publish):
         add(subparsers)
     return parser, dict(subparsers.choices)
 
@@ -251,12 +252,23 @@ def _add_generate(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--file", type=path, help="read the source texts from this file, one a line")
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="texts at a time (default: 128)")
     parser.add_argument("--seed", type=seed, metavar="N", help="for sampling")
+    _add_engine(parser)
     parser.add_argument(
         "--set",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
         help="change the stored generation config, such as: --set do_sample=true top_k=10 temperature=0.6",
+    )
+
+
+def _add_engine(parser: Parser) -> None:
+    parser.add_argument(
+        "--engine",
+        type=name,
+        default="torch",
+        metavar="NAME",
+        help="run the export that lies beside the checkpoint: ctranslate2 or onnx (default: torch, the model itself)",
     )
 
 
@@ -267,6 +279,7 @@ def _add_score(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"], help="(default: test)")
     parser.add_argument("--config", type=path, help="another config than the one found beside the checkpoint")
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows at a time (default: 32)")
+    _add_engine(parser)
     parser.add_argument(
         "--allow-metric-code",
         action="store_true",
@@ -287,6 +300,22 @@ def _add_trace(subparsers: argparse._SubParsersAction) -> None:
     )
 
 
+def _add_export(subparsers: argparse._SubParsersAction) -> None:
+    parser = _add(subparsers, "export", export)
+    parser.add_argument("checkpoint", type=path, help="folder of a trained model, or a checkpoint-N below one")
+    parser.add_argument("--to", type=name, required=True, metavar="NAME", help="transformers, ctranslate2 or onnx")
+    parser.add_argument(
+        "--output", type=path, metavar="FOLDER", help="to write (default: exports/NAME in the checkpoint)"
+    )
+    parser.add_argument("--quantization", metavar="Q", help="of the weights: int8, int8_bfloat16 or float16")
+    parser.add_argument(
+        "--rows", type=path, metavar="FILE", help="rows to compare on (default: the validation split of the training)"
+    )
+    parser.add_argument(
+        "--num-rows", type=count_or_all, default=1000, metavar="N", help="rows to compare, or all (default: 1000)"
+    )
+
+
 def _add_publish(subparsers: argparse._SubParsersAction) -> None:
     parser = _add(subparsers, "publish", publish)
     parser.add_argument("checkpoint", type=path, help="folder of a trained model, or a checkpoint-N below one")
@@ -294,11 +323,29 @@ def _add_publish(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--public", action="store_true", help="everybody sees it, where it is created (default: only its owner does)"
     )
+    parser.add_argument(
+        "--as",
+        dest="form",
+        choices=["own", "transformers"],
+        default="own",
+        help="own: this project's class, with its code (default); transformers: the same model as a stock class, which "
+        "loads without trust_remote_code in transformers 4 and 5",
+    )
+    parser.add_argument(
+        "--with-pipeline",
+        action="store_true",
+        help="add the code of pipeline('translation') for transformers 5 to the form transformers",
+    )
 
 
 def positive(argument: str) -> int:
     """Read a number of things."""
     return _whole_number(argument, 1, 2**31)
+
+
+def count_or_all(argument: str) -> int | None:
+    """Read a number of things, or `all`, which has no bound."""
+    return None if argument == "all" else positive(argument)
 
 
 def seed(argument: str) -> int:
@@ -442,11 +489,11 @@ def generate(arguments: argparse.Namespace) -> None:
         import torch
         from transformers.utils import logging as transformers_logging
 
+        from pipeline.inference.engines.base import load_engine
         from pipeline.inference.generation import generate as generate_texts
-        from pipeline.tasks.trained_model import load_trained
 
     transformers_logging.disable_progress_bar()
-    model, task = load_trained(arguments.checkpoint)
+    model, task = load_engine(arguments.engine, arguments.checkpoint)
     _set_generation(arguments, model)
     texts = arguments.texts or _read_lines(arguments.file)
     if arguments.seed is not None:
@@ -473,7 +520,7 @@ def _set_generation(arguments: argparse.Namespace, model: "PreTrainedModel") -> 
             raise ConfigError("--set: this model generates no text; there is nothing to set")
         return
     settings = check_generation(parse_overrides(arguments.set), lambda _: "--set: ")
-    check_token_ids(settings, model)
+    check_token_ids(settings, model.config)
     place = "--set" if arguments.set else f"{arguments.checkpoint}: generation_config.json"
     model.generation_config = changed_generation(model.generation_config, settings, place)
 
@@ -493,13 +540,13 @@ def score(arguments: argparse.Namespace) -> None:
     with quick_imports():
         from transformers.utils import logging as transformers_logging
 
+        from pipeline.inference.engines.base import load_engine
         from pipeline.inference.evaluation import evaluate_features
         from pipeline.inference.metrics import load_metrics, refuse_metric_code
-        from pipeline.run_folder import find_config
         from pipeline.tasks.config_loading import load_config
         from pipeline.tasks.encoding import encode_split
         from pipeline.tasks.registry import get_task
-        from pipeline.tasks.trained_model import load_trained
+        from pipeline.training.checkpoints import find_config
 
     transformers_logging.disable_progress_bar()
     config = load_config(arguments.config or find_config(arguments.checkpoint), arguments.overrides)
@@ -508,7 +555,7 @@ def score(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
     if not arguments.allow_metric_code:
         refuse_metric_code(config.evaluation.metrics)
-    model, task = load_trained(arguments.checkpoint)
+    model, task = load_engine(arguments.engine, arguments.checkpoint)
     if not isinstance(task, get_task(config.task)):
         raise ConfigError(f"task: {arguments.checkpoint} is not a model for {config.task}")
     metrics = load_metrics(config.evaluation)
@@ -526,6 +573,8 @@ def score(arguments: argparse.Namespace) -> None:
             with explain_path(f"--predictions {arguments.predictions}"), stream:
                 for prediction in result.predictions:
                     print(json.dumps(vars(prediction), ensure_ascii=False), file=stream)
+    if missing := sorted(task.scores.keys() - result.scores.keys()):
+        print(f"--engine {arguments.engine} does not give {', '.join(missing)}", file=sys.stderr)
     print(json.dumps(result.scores, indent=2))
 
 
@@ -566,6 +615,28 @@ def trace(arguments: argparse.Namespace) -> None:
     print(f"{page}\n{picture}")
 
 
+def export(arguments: argparse.Namespace) -> None:
+    """Convert a trained model for another runtime, once it is proven on real rows to do the same there."""
+    with quick_imports():
+        from transformers.utils import logging as transformers_logging
+
+        from pipeline.exporting.export import export as export_model
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pipeline").setLevel(logging.INFO)
+    transformers_logging.disable_progress_bar()
+    with interrupted_by_sigterm():
+        folder = export_model(
+            arguments.checkpoint,
+            arguments.to,
+            arguments.output,
+            quantization=arguments.quantization,
+            rows=arguments.rows,
+            num_rows=arguments.num_rows,
+        )
+    print(folder)
+
+
 def publish(arguments: argparse.Namespace) -> None:
     """Publish a trained model, or a checkpoint of a run, on the Hub."""
     if not arguments.checkpoint.is_dir():
@@ -573,7 +644,13 @@ def publish(arguments: argparse.Namespace) -> None:
     with quick_imports():
         from pipeline.publishing import hub
 
-    hub.publish(arguments.checkpoint, arguments.name, private=not arguments.public)
+    hub.publish(
+        arguments.checkpoint,
+        arguments.name,
+        private=not arguments.public,
+        form=arguments.form,
+        with_pipeline=arguments.with_pipeline,
+    )
     print(f"{arguments.checkpoint} is published as {arguments.name}")
 
 

@@ -10,12 +10,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.compat import StringIO
 from transformers import GenerationConfig
 
 from pipeline.errors import ConfigError, nearest
+from pipeline.languages import check_languages
 from pipeline.library_settings import MAX_BEAMS, MAX_TOKENS, GenerationSettings, check_path, training_types
 from pipeline.source import NO_SECRETS, SECRET_KEYS, Location, Source
 
@@ -137,13 +147,41 @@ class EvaluationConfig(Section):
     _check_metrics = field_validator("metrics")(check_distinct)
 
 
+Form = Literal["own", "transformers"]
+
+
 class HubConfig(Section):
     push: bool = Field(False, description="upload the finished model")
     every_save: bool = Field(False, description="upload every checkpoint too")
     model_id: str | None = Field(None, description="owner/name of the repository")
     private: bool = Field(True, description="visibility of a repository that the push creates")
     license: str | None = Field(None, description="of the weights, for the card, as the Hub names it: apache-2.0")
+    language: list[str] | None = Field(
+        None,
+        description="of the texts, for the card, by which the Hub finds models: [en, fr]; null takes those of "
+        "data.source_lang and target_lang, or data.source and target where these columns are named by languages",
+    )
+    form: Form = Field(
+        "own",
+        description="own: this project's model class, with its code; transformers: the same model as Marian or "
+        "Pegasus, which the Auto classes load without trust_remote_code (sequence_to_sequence, tied embeddings)",
+    )
+    with_pipeline: bool = Field(
+        False,
+        description="add pipeline('translation') for transformers 5 to the form transformers; transformers 4, which "
+        "has it, then asks for trust_remote_code",
+    )
     patience: float = Field(600, ge=0, description="seconds to retry an upload after temporary errors")
+
+    _check_language = field_validator("language")(lambda tags: check_languages(check_distinct(tags)))
+
+    @field_validator("with_pipeline")
+    @classmethod
+    def _check_pipeline(cls, with_pipeline: bool, info: ValidationInfo) -> bool:
+        """Refuse to add what the form has anyway."""
+        if with_pipeline and info.data.get("form") == "own":
+            raise ValueError("the form own always has its pipeline; leave this out, or choose the form transformers")
+        return with_pipeline
 
 
 class Config(Section):

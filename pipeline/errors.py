@@ -61,6 +61,12 @@ def one_line(message: object) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: repr(match[0])[1:-1], text)
 
 
+def is_storage_error(error: BaseException) -> bool:
+    """Tell whether there was no room; libraries written in Rust say so in the text only."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in STORAGE_ERRORS or any(f"(os error {code})" in str(error) for code in STORAGE_ERRORS)
+
+
 @contextmanager
 def explain_path(place: str) -> Iterator[None]:
     """Raise what the operating system says about a file of the user's as an error that names it.

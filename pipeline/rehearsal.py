@@ -33,6 +33,7 @@ from pipeline.inference.batches import batches_by_length
 from pipeline.inference.expected_scores import score_warnings
 from pipeline.inference.metrics import alike, exact_match
 from pipeline.memory import available_memory, peak_memory
+from pipeline.publishing.forms import make_form
 from pipeline.publishing.secrets import refuse_secrets
 from pipeline.tasks.base import Batch, Task
 from pipeline.training.arguments import count_saves
@@ -321,7 +322,8 @@ def measure_step(scene: Scene, features: list[Feature]) -> tuple[float, int]:
 
 def forward(scene: Scene, batch: Batch) -> Tensor:
     with scene.trainer.accelerator.autocast():
-        loss = scene.model(**batch).loss
+        arguments = copy.copy(scene.task).with_state(batch)  # of a copy, as it may begin a text
+        loss = scene.model(**arguments).loss
     if not loss.isfinite():
         raise RunError(
             f"the loss of a first batch is {float(loss)}: the model gives values that are not finite before it has "
@@ -380,7 +382,7 @@ def evaluate_shortly(scene: Scene, features: list[Feature], generation: Generati
 
 
 def check_saving(scene: Scene) -> Iterator[Finding]:
-    """Save the model, load it again, and look for secrets in what would be published."""
+    """Save the model, load it again, give it the form that is published, and look for secrets in that."""
     with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=scene.folder) as name:
         folder = Path(name)
         scene.model.save_pretrained(folder)
@@ -392,7 +394,9 @@ def check_saving(scene: Scene) -> Iterator[Finding]:
                 raise ConfigError(f"model: {key} is not what was saved, once it is loaded again")
         size = sum(path.stat().st_size for path in folder.rglob("*"))
         if scene.config.hub.push:
-            refuse_secrets(sorted(folder.iterdir()))
+            workspace = folder / "form"
+            workspace.mkdir()
+            refuse_secrets(make_form(folder, workspace, scene.config.hub))
     yield Finding("ok", f"saved, loaded and compared: {size / 1e6:,.1f} MB")
     yield from check_disk(scene, size)
 

@@ -23,7 +23,7 @@ from pipeline.data.splits import Rows, open_split
 from pipeline.errors import ConfigError, RunError
 from pipeline.inference.evaluation import Evaluation
 from pipeline.inference.metrics import Metric, load_metrics
-from pipeline.publishing import hub
+from pipeline.publishing import forms, hub
 from pipeline.publishing.card import render_card
 from pipeline.rehearsal import Finding, Scene, SeenRows, raise_errors, rehearse, seen_rows
 from pipeline.run_folder import ResumePoint, RunFolder
@@ -90,6 +90,8 @@ def train(config: Config, *, accept_changes: bool = False, dry_run: bool = False
         splits = open_splits(config, resume.state.revision, lanes)
         seen = seen_rows(get_task(config.task))
         task, model = build_task_and_model(config, splits, resume, args.seed, seen)
+        if config.hub.push:
+            forms.check_form(config.hub, model.config)
         held_out = encode_held_out(config, task, splits)
         trainer = build_trainer(config, args, task, model, splits, held_out["validation"], metrics, resume, lanes)
         if dry_run or resume.checkpoint is None or resume.changes:
@@ -292,7 +294,7 @@ def finish(
     fail_together(lambda: task.draw(model, drawn, folder.path), main_only=True)
     fail_together(lambda: write_card_and_curves(config, trainer, folder.path, scores), main_only=True)
     # Last, as this says that the run is finished.
-    fail_together(lambda: folder.finish(scores, hub.result_files(folder.path)), main_only=True)
+    fail_together(lambda: folder.finish(scores, forms.result_files(folder.path)), main_only=True)
     return RunResult(folder.path, scores, last)
 
 

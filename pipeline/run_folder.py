@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.data.hub_reading import is_on_hub, resolve_commit
 from pipeline.data.lanes import begin_other_data
 from pipeline.data.splits import fingerprint_splits
-from pipeline.errors import STORAGE_ERRORS, ConfigError, RunError, one_line
+from pipeline.errors import ConfigError, RunError, is_storage_error, one_line
 from pipeline.manifest import MANIFEST_FILE, damage, damage_if_described, describe, describe_content, to_json
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import get_task
@@ -31,7 +31,7 @@ from pipeline.training.changes import (
     list_of,
     need_consent,
 )
-from pipeline.training.checkpoints import CONFIG_FILE, NEW_RUN, STATE_FILE, Phase, RunState
+from pipeline.training.checkpoints import CONFIG_FILE, NEW_RUN, STATE_FILE, Phase, RunState, find_config
 from pipeline.training.ranks import WriteError
 
 METRICS_FILE = "metrics.json"  # of a finished run: its scores
@@ -260,18 +260,6 @@ def _go_on(
     return replace(state, data=position, revision=revision, fingerprints=fingerprints, phases=phases)
 
 
-def find_config(checkpoint: Path) -> Path:
-    """Return the config that a checkpoint, or the run in whose folder it lies, was trained with.
-
-    Raises:
-        ConfigError: where neither folder holds one.
-    """
-    for folder in (checkpoint, checkpoint.parent):
-        if (folder / CONFIG_FILE).is_file():
-            return folder / CONFIG_FILE
-    raise ConfigError(f"{checkpoint}: there is no {CONFIG_FILE} in it, nor beside it; name a config with --config")
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a file that is there as a whole or as it was before."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -280,12 +268,6 @@ def write_text(path: Path, text: str) -> None:
     checkpoints.flush_to_disk(staged)
     staged.rename(path)
     checkpoints.flush_to_disk(path.parent)
-
-
-def is_storage_error(error: BaseException) -> bool:
-    """Tell whether there was no room; libraries written in Rust say so in the text only."""
-    number = error.errno if isinstance(error, OSError) else None
-    return number in STORAGE_ERRORS or any(f"(os error {code})" in str(error) for code in STORAGE_ERRORS)
 
 
 def explain_storage(folder: Path, error: BaseException | str) -> str:

@@ -13,11 +13,11 @@ from transformers.utils import logging
 from pipeline.cli import path, print_errors
 from pipeline.errors import ConfigError
 from pipeline.inference.evaluation import evaluate_features
-from pipeline.run_folder import find_config
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.encoding import encode_split
 from pipeline.tasks.language_modeling import LanguageModeling
 from pipeline.tasks.trained_model import load_trained
+from pipeline.training.checkpoints import find_config
 from scripts.ngrams import kneser_ney_perplexity, unigram_perplexity
 
 MAX_ORDER = 10

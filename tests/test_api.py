@@ -48,6 +48,7 @@ def test_from_a_config_to_the_hub(make_config, finished_folder, tmp_path, hub_na
         pipeline.evaluate(model, task, [{"source": "1 2 3"}])
     with pytest.raises(DataError, match="rows: there are no rows"):
         pipeline.evaluate(model, task, [])
+    assert pipeline.export(result.output_dir, "transformers") == finished_folder / "exports" / "transformers"
     pipeline.publish(result.output_dir, hub_name)
     assert "model.safetensors" in HfApi().list_repo_files(hub_name)
 

@@ -32,7 +32,7 @@ class Own(evaluate.Metric):
     def _compute(self, predictions, references):
         return {{"own": len(predictions)}}
 """
-SUBCOMMANDS = ["train", "tokenizer", "generate", "score", "trace", "publish"]
+SUBCOMMANDS = ["train", "tokenizer", "generate", "score", "trace", "export", "publish"]
 
 
 def execute(*words, **options) -> subprocess.CompletedProcess[str]:

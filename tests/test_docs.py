@@ -33,6 +33,7 @@ WITH_BLOCKS = [
     "configs/README.md",
     "configs/accelerate/README.md",
     "pipeline/README.md",
+    "pipeline/exporting/README.md",
     "scripts/BENCHMARKS.md",
     ".github/CONTRIBUTING.md",
 ]

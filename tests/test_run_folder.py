@@ -18,10 +18,10 @@ from pipeline.errors import ConfigError, RunError
 from pipeline.inference.generation import generate
 from pipeline.manifest import damage
 from pipeline.run import train
-from pipeline.run_folder import RunFolder, explain_storage, find_config, write_text
+from pipeline.run_folder import RunFolder, explain_storage, write_text
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.trained_model import load_trained
-from pipeline.training.checkpoints import NEW_RUN, Phase, commit, save_run_state
+from pipeline.training.checkpoints import NEW_RUN, Phase, commit, find_config, save_run_state
 from tests.conftest import ROOT
 
 # A run of version 0.1.0, stopped after step 2 of 4; `expected.safetensors` is what that version made of it.

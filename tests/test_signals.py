@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from pipeline.signals import STOP_SIGNALS, StopRequest, ignore_in_worker
+from pipeline.signals import STOP_SIGNALS, StopRequest, ignore_in_worker, interrupted_by_sigterm
 from tests.conftest import ROOT
 
 
@@ -107,3 +107,12 @@ def test_a_process_ends_with_a_launcher_that_passes_nothing_on(variables, number
         text=True,
     )
     assert done.stdout.strip() == str(int(number)), done.stderr
+
+
+@pytest.mark.usefixtures("as_before")
+def test_sigterm_can_interrupt_as_ctrl_c_does():
+    before = handlers()
+    with pytest.raises(KeyboardInterrupt), interrupted_by_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    assert handlers() == before

@@ -135,10 +135,11 @@ def _summarise(
 ) -> Evaluation:
     ordered = [results[feature["sample_id"]] for feature in features]
     items = sum(numbers["items"] for numbers, _ in ordered)
-    means = {name: sum(numbers[name] for numbers, _ in ordered) / items for name in task.scores if name != "perplexity"}
-    scores: dict[str, float | str] = {
-        name: perplexity(means["loss"]) if name == "perplexity" else means[name] for name in task.scores
-    }
+    given = ordered[0][0].keys()  # an engine may not give all
+    means = {name: sum(numbers[name] for numbers, _ in ordered) / items for name in task.scores if name in given}
+    if "perplexity" in task.scores and "loss" in means:
+        means["perplexity"] = perplexity(means["loss"])
+    scores: dict[str, float | str] = {name: means[name] for name in task.scores if name in means}
     predictions = [
         Prediction(feature["source"], feature["target"], prediction)
         for feature, (_, prediction) in zip(features, ordered, strict=True)

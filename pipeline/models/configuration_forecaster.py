@@ -46,6 +46,7 @@ class TransformerForecasterConfig(PreTrainedConfig):
     """
 
     model_type = "transformer_forecaster"
+    keys_to_ignore_at_inference = ["losses"]
     attribute_map = {
         "hidden_size": "d_model",
         "num_hidden_layers": "encoder_layers",

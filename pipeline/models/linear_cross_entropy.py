@@ -3,48 +3,93 @@
 Shapes: N tokens, D width, V vocabulary.
 """
 
+import re
+from typing import TypeGuard
+
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 # Numbers in a slice of the logits: on a CPU the 32 MiB of a large cache, elsewhere what keeps the device busy.
 SLICE_NUMBERS = {"cpu": 1 << 23}
 SLICE_NUMBERS_ELSEWHERE = 1 << 26
 
 
-class LinearCrossEntropy(torch.autograd.Function):
-    """The summed loss of `cross_entropy(linear(hidden, weight), labels)`, and the loss's gradients, slice by slice.
+# Code that is loaded from a checkpoint has a name of its own, and registers an operator of its own.
+NAMESPACE = re.sub(r"\W", "_", ascii(__name__)[1:-1])
 
-    The forward pass goes as far as the gradients, as the logits of a slice are at hand then, so that nothing is
-    computed twice: three matrix products, as without slices. What is kept is (N, D) and (V, D), never (N, V).
 
-    Under autocast the products are made in its type, everything else in float32.
+@torch.library.custom_op(f"{NAMESPACE}::linear_cross_entropy", mutates_args=())
+def _loss_and_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    dtype: torch.dtype,
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute the summed loss of `cross_entropy(linear(hidden, weight), labels)` and its gradients, slice by slice.
+
+    This goes as far as the gradients, as the logits of a slice are at hand then, so that nothing is computed twice:
+    three matrix products, as without slices. What is kept is (N, D) and (V, D), never (N, V).
+
+    An operator of its own, a compiler need not look into it: how many of the labels count is another number in each
+    batch.
+
+    Args:
+        hidden: (N, D). weight: (V, D). labels: (N).
+        dtype: of the products, everything else is in float32.
+
+    Returns:
+        The loss (), whether each label is the most probable token (N), and the gradients of hidden and weight, empty
+        unless `needs_gradient`.
     """
+    places = labels.ne(ignore_index).nonzero().squeeze(1)
+    with torch.autocast(hidden.device.type, enabled=False):
+        total, right, slopes, weight_gradient = _slices(
+            hidden[places], weight, weight.to(dtype), labels[places], label_smoothing, needs_gradient
+        )
+    correct = torch.zeros_like(labels, dtype=torch.bool)
+    correct[places] = right
+    hidden_gradient = torch.zeros_like(hidden if needs_gradient else hidden[:0])
+    if needs_gradient:
+        hidden_gradient[places] = slopes
+    return total, correct, hidden_gradient, weight_gradient
 
-    @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
-        device = hidden.device.type
-        is_autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if is_autocast else weight.dtype
-        rows = max(1, SLICE_NUMBERS.get(device, SLICE_NUMBERS_ELSEWHERE) // weight.shape[0])
-        with torch.autocast(device, enabled=False):
-            return _slices(ctx, hidden, weight, weight.to(dtype), labels, label_smoothing, rows)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor, _: Tensor):
-        hidden_gradient, weight_gradient = ctx.saved_tensors
-        return hidden_gradient * gradient, weight_gradient * gradient, None, None
+@_loss_and_gradients.register_fake
+def _(hidden, weight, labels, ignore_index, label_smoothing, dtype, needs_gradient):
+    rows = slice(None) if needs_gradient else slice(0)
+    total, correct = hidden.new_empty((), dtype=torch.float32), torch.empty_like(labels, dtype=torch.bool)
+    return total, correct, torch.empty_like(hidden[rows]), torch.empty_like(weight[rows])
+
+
+def _save_gradients(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*output[2:])
+
+
+def _backward(ctx, gradient: Tensor, *_):
+    if torch.is_grad_enabled():  # of `create_graph=True`
+        raise RuntimeError(
+            "the loss of training is computed together with its gradients, and they cannot be differentiated again: "
+            "call the model without labels and compute the loss of its logits"
+        )
+    hidden_gradient, weight_gradient = ctx.saved_tensors
+    return hidden_gradient * gradient, weight_gradient * gradient, None, None, None, None, None
+
+
+_loss_and_gradients.register_autograd(_backward, setup_context=_save_gradients)
 
 
 def _slices(
-    ctx, hidden: Tensor, weight: Tensor, cast: Tensor, labels: Tensor, label_smoothing: float, rows: int
-) -> tuple[Tensor, Tensor]:
-    needs_gradient = any(ctx.needs_input_grad[:2])
+    hidden: Tensor, weight: Tensor, cast: Tensor, labels: Tensor, label_smoothing: float, needs_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count, vocabulary = len(labels), len(weight)
+    rows = max(1, SLICE_NUMBERS.get(hidden.device.type, SLICE_NUMBERS_ELSEWHERE) // vocabulary)
     total = torch.zeros((), device=hidden.device)
     correct = torch.empty_like(labels, dtype=torch.bool)
-    hidden_gradient = torch.empty_like(hidden)
+    hidden_gradient = torch.empty_like(hidden if needs_gradient else hidden[:0])
     weight_gradient = torch.zeros_like(weight if needs_gradient else weight[:0])
     uniform = label_smoothing / vocabulary  # what smoothing makes of every logit's target, the same for all tokens
     weight_sum, hidden_sum = cast.float().sum(0), hidden.float().sum(0)  # (D)
@@ -71,16 +116,12 @@ def _slices(
             weight_gradient += slopes.T @ states
     if label_smoothing:
         total -= uniform * (hidden_sum @ weight_sum)  # the sum of all logits
-    if needs_gradient:
-        if label_smoothing:
+        if needs_gradient:
             hidden_gradient -= uniform * weight_sum
             weight_gradient -= uniform * hidden_sum
-        ctx.save_for_backward(hidden_gradient, weight_gradient)
-    ctx.mark_non_differentiable(correct)
-    return total, correct
+    return total, correct, hidden_gradient, weight_gradient
 
 
-@torch.compiler.disable  # the number of labels is another in each batch, and the slices would be compiled for each
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int = -100, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
@@ -99,11 +140,66 @@ def linear_cross_entropy(
 
     Returns:
         The loss (), and a bool for each label (...), false where it is ignored.
+
+    Raises:
+        RuntimeError: in a backward pass with `create_graph=True`, as there are no second derivatives.
     """
-    places = labels.flatten().ne(ignore_index).nonzero().squeeze(1)  # (N)
-    total, right = LinearCrossEntropy.apply(
-        hidden.flatten(0, -2)[places], weight, labels.flatten()[places], label_smoothing
+    if _is_transformed():  # the operator knows no derivatives but its gradients
+        return cross_entropy(nn.functional.linear(hidden, weight), labels, ignore_index, label_smoothing)
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    total, correct, _, _ = _loss_and_gradients(
+        hidden.flatten(0, -2), weight, labels.flatten(), ignore_index, label_smoothing, dtype, needs_gradient
     )
-    correct = torch.zeros_like(labels, dtype=torch.bool)
-    correct.view(-1)[places] = right
-    return total, correct
+    return total, correct.view(labels.shape)
+
+
+def head_cross_entropy(
+    hidden: Tensor, head: nn.Module, labels: Tensor, ignore_index: int = -100, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Do the same for `head(hidden)`, whatever module the head is.
+
+    Its logits are left out only where the head is a plain matrix.
+    """
+    if is_plain_linear(head):
+        return linear_cross_entropy(hidden, head.weight, labels, ignore_index, label_smoothing)
+    logits = head(hidden)  # (..., V)
+    return cross_entropy(logits, labels, ignore_index, label_smoothing)
+
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, ignore_index: int = -100, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Do the same of logits (..., V) that are there."""
+    logits, flat = logits.flatten(0, -2).float(), labels.flatten()
+    total = nn.functional.cross_entropy(
+        logits, flat, ignore_index=ignore_index, reduction="sum", label_smoothing=label_smoothing
+    )
+    targets = flat.masked_fill(flat == ignore_index, 0)[:, None]
+    correct = (logits.gather(1, targets).squeeze(1) >= logits.amax(-1)) & (flat != ignore_index)
+    return total, correct.view(labels.shape)
+
+
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Tell whether a call of the module is `linear(states, module.weight)` and nothing else.
+
+    It is not where the module is of another class (adapters, quantised and parametrised layers), has hooks (offloading,
+    pruning, debuggers) or a `forward` of its own (accelerate), or where its weight is more than a tensor.
+    """
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return (
+        type(module) is nn.Linear
+        and module.bias is None
+        and type(module.weight) in (nn.Parameter, Tensor)
+        and "forward" not in vars(module)
+        and not any(getattr(module, name) for name in hooks)
+        and not nn.modules.module._has_any_global_hook()
+    )
+
+
+def _is_transformed() -> bool:
+    """Tell whether this runs inside one of `torch.func`'s transforms, or with derivatives taken forwards."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

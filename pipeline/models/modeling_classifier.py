@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers import initialization as init
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
+from transformers.utils import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_classifier import TransformerClassifierConfig
-from .modeling_seq2seq import Seq2SeqTransformerEncoder, Seq2SeqTransformerPreTrainedModel
+from .modeling_seq2seq import IGNORED, Seq2SeqTransformerEncoder, Seq2SeqTransformerPreTrainedModel
 
 
 class ConvolutionalEncoder(Seq2SeqTransformerEncoder):
@@ -41,18 +43,36 @@ class ConvolutionalEncoder(Seq2SeqTransformerEncoder):
         else:
             super()._init_weights(module)
 
-    def _embed(self, input_ids: Tensor, rows: Tensor | None, offset: int | Tensor = 0) -> Tensor:
-        vectors = super()._embed(input_ids, rows, offset)  # (B, S, D)
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,  # (B, S)
+        attention_mask: Tensor | None = None,  # (B, S), 1 for real tokens and 0 for padding
+        inputs_embeds: Tensor | None = None,  # (B, S, D), in place of `input_ids`
+        **kwargs,
+    ) -> BaseModelOutput:
+        """Encode as the plain encoder does, from what the convolutions give."""
+        return self._encode(self._convolve(input_ids, inputs_embeds, attention_mask), attention_mask, **kwargs)
+
+    def _convolve(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        vectors = self._embed(input_ids, inputs_embeds, None)  # (B, S, D)
         if self.static_tokens is not None:
+            if input_ids is None:
+                raise ValueError(
+                    "inputs_embeds: the model has static embeddings as well, which are looked up by input_ids; give "
+                    "these, or train a model with static_embeddings=false"
+                )
             static = self.static_tokens(input_ids) * math.sqrt(self.config.d_model)
             vectors = vectors + self.dropout(self.static_projection(static))
-        real = input_ids.ne(self.config.pad_token_id)[..., None]
-        inputs = (vectors * real).transpose(1, 2)  # zeros behind a text, padded or not
+        inputs = vectors if attention_mask is None else vectors * attention_mask.bool()[..., None]
+        inputs = inputs.transpose(1, 2)  # zeros behind a text, padded or not
         return vectors + sum(convolution(inputs).relu().transpose(1, 2) for convolution in self.convolutions)
 
 
 class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
-    """Encoder, pooling over the real positions, and a linear head, with cross-entropy."""
+    """Encoder, pooling over the real positions, and a linear head, with the loss of `config.problem_type`."""
 
     config: TransformerClassifierConfig
     accepts_loss_kwargs = True  # tells Trainer to count the texts of the whole step and pass num_items_in_batch
@@ -74,57 +94,131 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
         """Return the word vectors that training leaves as they are, where `config.static_embeddings` asks for them."""
         return self.encoder.static_tokens
 
+    def _resize_token_embeddings(
+        self, new_num_tokens: int, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        embeddings = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if self.encoder.static_tokens is not None:
+            self.encoder.static_tokens = self._get_resized_embeddings(
+                self.encoder.static_tokens, embeddings.num_embeddings, mean_resizing=mean_resizing
+            )
+        return embeddings
+
+    def tie_weights(self, *args, **kwargs) -> None:
+        """Tie weights as `PreTrainedModel` does, and keep the static ones out of training.
+
+        This ends every `from_pretrained`, which would let all that it loads be trained:
+        https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/core_model_loading.py
+        """
+        super().tie_weights(*args, **kwargs)
+        if self.encoder.static_tokens is not None:
+            self.encoder.static_tokens.requires_grad_(False)
+
+    @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        return_dict: bool | None = None,
-        **kwargs,
-    ) -> SequenceClassifierOutput | tuple:
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> SequenceClassifierOutput:
         """Score every class.
 
         Args:
             input_ids: (B, S).
-            attention_mask: (B, S), 1 for real tokens and 0 for padding; made from `pad_token_id` when left out.
-            labels: (B,), numbers of classes.
-            num_items_in_batch: divides the summed loss: the texts in the whole optimizer step; those of this batch when
-                left out.
+            attention_mask: (B, S), 1 for real tokens and 0 for padding; when left out, made from `pad_token_id`, or all
+                ones where vectors are given.
+            labels: (B,), numbers of classes; (B,) or (B, C) values for regression; (B, C) of 0 and 1 where a text has
+                any number of classes. `config.problem_type` says which; where it is None, one class is regression,
+                whole numbers are classes, and all else is multi-label.
+            num_items_in_batch: divides the summed loss: the labels in the whole optimizer step; those of this batch
+                when left out.
+            inputs_embeds: (B, S, D), vectors in place of the ids, as `get_input_embeddings()` would give them.
+            output_attentions, output_hidden_states: return those of the encoder, (B, H, S, S) of each layer and
+                (B, S, D) before, between and behind the layers.
 
         Returns:
-            `logits` (B, C), and `loss` when `labels` are given, smoothed by `config.label_smoothing` in training only.
+            `logits` (B, C), and `loss` when `labels` are given. That of single labels is smoothed by
+            `config.label_smoothing` in training.
+
+        Raises:
+            ValueError: for labels of another shape; when attentions are asked of a kernel that does not return them;
+                for vectors in place of ids where there are static embeddings.
         """
         if attention_mask is None:
-            attention_mask = input_ids.ne(self.config.pad_token_id).long()
-        input_ids = input_ids.masked_fill(attention_mask == 0, self.config.pad_token_id)
-        outputs = self.encoder(input_ids, attention_mask, **kwargs)
+            if input_ids is not None:
+                attention_mask = input_ids.ne(self.config.pad_token_id).long()
+            elif inputs_embeds is not None:
+                attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.long)
+        config = self.config
+        outputs = self.encoder(
+            input_ids,
+            attention_mask,
+            inputs_embeds,
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            return_dict=True,
+        )
+        assert attention_mask is not None  # without ids and vectors the encoder raises
         pooled = self._pool(outputs.last_hidden_state, attention_mask)  # (B, D)
         logits = self.classifier(self.dropout(pooled))  # (B, C)
-        result = SequenceClassifierOutput(
+        return SequenceClassifierOutput(
             loss=None if labels is None else self._loss(logits, labels, num_items_in_batch),
             logits=logits,
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
-        return result.to_tuple() if return_dict is False else result
 
     def _pool(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
-        if self.config.pooling == "first":
-            return hidden_states[:, 0]
+        """Pool over the real positions, (B, S, D) -> (B, D); zeros where a row has none."""
+        real = attention_mask.bool()  # (B, S)
+        if self.config.pooling == "mean":
+            mask = real[..., None].to(hidden_states.dtype)  # (B, S, 1)
+            return (hidden_states * mask).sum(1) / mask.sum(1).clamp(min=1)
         if self.config.pooling == "max":
-            return hidden_states.masked_fill(attention_mask[..., None] == 0, -torch.inf).amax(1)
-        mask = attention_mask[..., None].to(hidden_states.dtype)  # (B, S, 1)
-        return (hidden_states * mask).sum(1) / mask.sum(1).clamp(min=1)
+            pooled = hidden_states.masked_fill(~real[..., None], -torch.inf).amax(1)
+        else:
+            first = real.int().argmax(1)[:, None, None]  # (B, 1, 1)
+            # `take_along_dim` would fix both sizes in an export.
+            pooled = hidden_states.gather(1, first.expand(-1, -1, hidden_states.shape[-1]))[:, 0]
+        return pooled.masked_fill(~real.any(1, keepdim=True), 0)
 
     def _loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-        total = nn.functional.cross_entropy(
-            logits.float(),
-            labels,
-            label_smoothing=float(self.config.label_smoothing) if self.training else 0.0,
-            reduction="sum",
-        )
-        return total / (torch.tensor(len(labels)) if num_items is None else num_items)
+        logits = logits.float()
+        labels = labels.to(logits.device)
+        problem_type = self._problem_type(labels)
+        if problem_type == "single_label_classification":
+            total = nn.functional.cross_entropy(
+                logits,
+                labels.flatten(),
+                ignore_index=IGNORED,
+                label_smoothing=float(self.config.label_smoothing) if self.training else 0.0,
+                reduction="sum",
+            )
+            return total / (labels.ne(IGNORED).sum() if num_items is None else num_items)
+        if logits.shape[1] == 1 and labels.ndim == 1:
+            labels = labels[:, None]
+        if labels.shape != logits.shape:
+            raise ValueError(
+                f"labels has the shape {tuple(labels.shape)}; {tuple(logits.shape)} is needed for {problem_type}"
+            )
+        if problem_type == "regression":
+            total = nn.functional.mse_loss(logits, labels.float(), reduction="sum")
+        else:
+            total = nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum")
+        return total / (labels.numel() if num_items is None else num_items)
+
+    def _problem_type(self, labels: Tensor) -> str:
+        """Return that of the config, or what transformers' models would take; the config stays as it is."""
+        if self.config.problem_type is not None:
+            return self.config.problem_type
+        if self.config.num_labels == 1:
+            return "regression"
+        is_class = labels.dtype in (torch.long, torch.int)
+        return "single_label_classification" if is_class else "multi_label_classification"
 
 
 AutoConfig.register(TransformerClassifierConfig.model_type, TransformerClassifierConfig)

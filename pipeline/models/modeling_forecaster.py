@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_forecaster import TransformerForecasterConfig
-from .transformer_layers import EncoderLayer, sinusoidal_positions
+from .transformer_layers import EncoderLayer, MultiHeadAttention, sinusoidal_positions
 
 
 @dataclass
@@ -25,11 +26,16 @@ class ForecasterOutput(ModelOutput):
             their own errors.
         prediction_outputs: (B, H, C), in the units of the data.
         losses: (B, H, C), of which `loss` is the mean.
+        hidden_states: (B * C, N, D) each, where asked for: the states of all series of the first window, then of the
+            second, before, between and behind the layers (there before the last norm).
+        attentions: (B * C, heads, N, N) of each layer, likewise.
     """
 
     loss: Tensor | None = None
     prediction_outputs: Tensor | None = None
     losses: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class TransformerForecaster(PreTrainedModel):
@@ -42,6 +48,7 @@ class TransformerForecaster(PreTrainedModel):
     _no_split_modules = ["EncoderLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
+    _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": OutputRecorder(MultiHeadAttention, index=1)}
 
     def __init__(self, config: TransformerForecasterConfig):
         super().__init__(config)
@@ -65,14 +72,16 @@ class TransformerForecaster(PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    @capture_outputs
     def forward(
         self,
         past_values: Tensor,
         future_values: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        return_dict: bool | None = None,
-        **kwargs,
-    ) -> ForecasterOutput | tuple:
+        return_loss: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> ForecasterOutput:
         """Forecast the `prediction_length` steps that follow the past.
 
         Args:
@@ -81,6 +90,9 @@ class TransformerForecaster(PreTrainedModel):
             future_values: (B, H, C), likewise; without them there is no loss.
             num_items_in_batch: divides the summed loss: the values to forecast in the whole optimizer step; those of
                 this batch when left out.
+            return_loss: whether to compare with the future where it is given. Trainer looks for this argument, as no
+                other is called a label.
+            output_attentions, output_hidden_states: return those of the encoder.
 
         Returns:
             `prediction_outputs` (B, H, C) in the units of the data, in float64 if the past is, and the loss of
@@ -88,8 +100,14 @@ class TransformerForecaster(PreTrainedModel):
 
         Raises:
             ValueError: for too short a past, another number of series, a future of another shape, or a past value that
-                is not finite, naming its place.
+                is not finite, naming its place; when attentions are asked of a kernel that does not return them.
         """
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if output_attentions and self.config._attn_implementation not in ("eager", "sdpa"):
+            raise ValueError(
+                f"output_attentions: the {self.config._attn_implementation!r} kernel does not return attention "
+                "weights; call model.set_attn_implementation('eager') first"
+            )
         self._check(past_values, future_values)
         # Before the mean is taken away nothing may be rounded: not to the half precision of the weights, and not to
         # float32 where the values come in float64, which a small wave on a high level needs.
@@ -98,31 +116,32 @@ class TransformerForecaster(PreTrainedModel):
             torch.tensor(statistics, device=past_values.device, dtype=dtype)
             for statistics in (self.config.means, self.config.stds)
         )
-        past = ((past_values[:, -self.config.context_length :].to(dtype) - means) / stds).float()  # (B, L, C)
+        length = self.config.context_length
+        last = past_values.narrow(1, past_values.shape[1] - length, length)  # (B, L, C), L a number in a graph too
+        past = ((last.to(dtype) - means) / stds).float()
         series = past.transpose(1, 2)  # (B, C, L)
         if self.config.instance_norm:
             centre = series.mean(-1, keepdim=True)
             spread = (series.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()  # a constant window has none
             series = (series - centre) / spread
         flat = series.flatten(0, 1)  # (B * C, L)
-        branches = [self._forecast(flat)]  # (B * C, H)
+        branches = [self._forecast(flat, output_attentions)]  # (B * C, H)
         if self.linear is not None:
             branches.append(self.linear(flat.to(self.dtype)).float())
-        forecasts = torch.stack(branches).unflatten(1, series.shape[:2])  # (F, B, C, H)
+        forecasts = torch.stack(branches).unflatten(1, (-1, series.shape[1]))  # (F, B, C, H)
         if self.config.instance_norm:
             forecasts = forecasts * spread + centre
         forecasts = forecasts.transpose(2, 3)  # (F, B, H, C)
         forecast = forecasts.mean(0)
         loss = losses = None
-        if future_values is not None:
+        if future_values is not None and return_loss:
             judged = forecasts if self.training else forecast[None]
             future = ((future_values.to(dtype) - means) / stds).float()
             losses = (judged - future).square().mean(0)  # (B, H, C)
             loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
-        result = ForecasterOutput(loss=loss, prediction_outputs=forecast.to(dtype) * stds + means, losses=losses)
-        return result.to_tuple() if return_dict is False else result
+        return ForecasterOutput(loss=loss, prediction_outputs=forecast.to(dtype) * stds + means, losses=losses)
 
-    def _forecast(self, series: Tensor) -> Tensor:
+    def _forecast(self, series: Tensor, output_attentions: bool) -> Tensor:
         """Forecast by the encoder: (B * C, L) -> (B * C, H)."""
         config = self.config
         # The last value is repeated, as in the paper: the last steps then lie in as many patches as those before.
@@ -133,7 +152,7 @@ class TransformerForecaster(PreTrainedModel):
         positions = torch.arange(states.shape[1], device=states.device)
         states = self.dropout(states + sinusoidal_positions(positions, config.d_model, states.dtype))
         for layer in self.layers:
-            states = layer(states)
+            states = layer(states, output_attentions=output_attentions)
         states = self.final_norm(states)
         seen = states.flatten(1) if config.head == "flatten" else states[:, -1]
         return self.head(self.head_dropout(seen)).float()
@@ -145,9 +164,11 @@ class TransformerForecaster(PreTrainedModel):
                 f"past_values has the shape {tuple(past.shape)}; (windows, {length} steps or more, "
                 f"{len(names)} series: {', '.join(names)}) is needed"
             )
-        wanted = (len(past), self.config.prediction_length, len(names))
+        wanted = (past.shape[0], self.config.prediction_length, len(names))
         if future is not None and future.shape != wanted:
             raise ValueError(f"future_values has the shape {tuple(future.shape)}; {wanted} is needed")
+        if torch.compiler.is_compiling():  # a graph cannot depend on values
+            return
         finite = past[:, -length:].isfinite()
         if not bool(finite.all()):
             row, step, series = finite.logical_not().nonzero()[0].tolist()

@@ -7,6 +7,7 @@ Targets are aligned as in the paper's figure 1: the decoder reads `<s> y_1 .. y_
 
 import math
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,11 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions, Seq2SeqLMOutput
+from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_seq2seq import Seq2SeqTransformerConfig
-from .linear_cross_entropy import linear_cross_entropy
+from .linear_cross_entropy import cross_entropy, head_cross_entropy
 from .transformer_layers import (
     DecoderLayer,
     Dropout,
@@ -45,6 +47,13 @@ def shift_right(labels: Tensor, start_token_id: int, pad_token_id: int, rows: Te
     else:
         shifted = shifted.masked_fill(positions_in_rows(rows) == 0, start_token_id)
     return shifted.masked_fill(shifted == IGNORED, pad_token_id)
+
+
+def _keep(states: Tensor, places: int | Tensor) -> Tensor:
+    """Take the last so many places of (B, T, ...), or these; all where there are to be 0."""
+    if isinstance(places, int):
+        return states[:, -places:] if places else states
+    return states[:, places]
 
 
 @dataclass
@@ -75,18 +84,26 @@ class Seq2SeqTransformerPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def _embed(self, input_ids: Tensor, rows: Tensor | None, offset: int | Tensor = 0) -> Tensor:
-        """Return token vectors times sqrt(D), plus positions, in each row or from `offset` on: (B, T) -> (B, T, D)."""
-        vectors = self.embed_tokens(input_ids) * math.sqrt(self.config.d_model)
+    def _embed(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, rows: Tensor | None, offset: int | Tensor = 0
+    ) -> Tensor:
+        """Return token vectors times sqrt(D), plus positions, in each row or from `offset` on: (B, T, D).
+
+        The vectors are those of `input_ids` (B, T), or `inputs_embeds` (B, T, D), as `embed_tokens` would give them.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give token ids or vectors in place of them (inputs_embeds), and not both")
+        vectors = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        vectors = vectors * math.sqrt(self.config.d_model)
         if rows is None:
-            position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device) + offset  # (T,)
+            position_ids = torch.arange(vectors.shape[1], device=vectors.device) + offset  # (T,)
         else:
             position_ids = positions_in_rows(rows)  # (1, T)
         vectors = vectors + sinusoidal_positions(position_ids, self.config.d_model, vectors.dtype)
         return self.dropout(vectors)
 
     def _check_attentions(self, requested: bool | None) -> None:
-        if requested and self.config._attn_implementation != "eager":
+        if requested and self.config._attn_implementation not in ("eager", "sdpa"):
             raise ValueError(
                 f"output_attentions: the {self.config._attn_implementation!r} kernel does not return attention "
                 "weights; call model.set_attn_implementation('eager') first"
@@ -107,11 +124,21 @@ class Seq2SeqTransformerEncoder(Seq2SeqTransformerPreTrainedModel):
 
     @capture_outputs
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, rows: Tensor | None = None, **kwargs
+        self,
+        input_ids: Tensor | None = None,  # (B, S)
+        attention_mask: Tensor | None = None,  # (B, S), 1 for real tokens and 0 for padding
+        inputs_embeds: Tensor | None = None,  # (B, S, D), in place of `input_ids`
+        rows: Tensor | None = None,  # (1, S)
+        **kwargs,
     ) -> BaseModelOutput:
-        """Encode `input_ids` (B, S) under `attention_mask` (B, S; 1 real, 0 padding), or `rows`, into (B, S, D)."""
+        """Encode the source, under `attention_mask` or `rows`, into (B, S, D)."""
+        return self._encode(self._embed(input_ids, inputs_embeds, rows), attention_mask, rows, **kwargs)
+
+    def _encode(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, rows: Tensor | None = None, **kwargs
+    ) -> BaseModelOutput:
+        """Take what `_embed` gave through all layers, (B, S, D) each."""
         self._check_attentions(kwargs.get("output_attentions"))
-        hidden_states = self._embed(input_ids, rows)  # (B, S, D)
         if rows is None:
             mask = create_bidirectional_mask(self.config, hidden_states, attention_mask)
         else:
@@ -140,12 +167,13 @@ class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: Tensor,  # (B, T); in beam search as many rows for each source as there are beams
+        input_ids: Tensor | None,  # (B, T); in beam search as many rows for each source as there are beams
         source: Tensor,  # (B, S, D)
         attention_mask: Tensor | None = None,  # (B, T so far)
         source_attention_mask: Tensor | None = None,  # (B, S)
         past_key_values: Cache | None = None,
         use_cache: bool = False,
+        inputs_embeds: Tensor | None = None,  # (B, T, D), in place of `input_ids`
         rows: Tensor | None = None,  # (1, T)
         source_rows: Tensor | None = None,  # (1, S)
         **kwargs,
@@ -155,20 +183,20 @@ class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        hidden_states = self._embed(input_ids, rows, past_length)  # (B, T, D)
+        hidden_states = self._embed(input_ids, inputs_embeds, rows, past_length)  # (B, T, D)
         if rows is not None and source_rows is not None:
             causal_mask = rows_mask(rows, rows, hidden_states.dtype, is_causal=True)
             source_mask = rows_mask(rows, source_rows, hidden_states.dtype)
         else:
-            beams = len(input_ids) // len(source)
             causal_mask = create_causal_mask(
                 self.config,
                 hidden_states,
                 attention_mask,
                 past_key_values.self_attention_cache if isinstance(past_key_values, EncoderDecoderCache) else None,
             )
+            queries = source[:, :1].expand(-1, hidden_states.shape[1], -1)  # as many rows as sources, not as beams
             source_mask = create_bidirectional_mask(
-                self.config, hidden_states[::beams], source_attention_mask, encoder_hidden_states=source
+                self.config, queries, source_attention_mask, encoder_hidden_states=source
             )
         for layer in self.layers:
             hidden_states = layer(
@@ -214,8 +242,35 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
     def get_input_embeddings(self) -> nn.Embedding:
         return self.encoder.embed_tokens
 
+    def mark_tied_weights_as_initialized(self, loading_info) -> None:
+        """Mark them as `PreTrainedModel` does, when a checkpoint was read, but know one module by both its names.
+
+        transformers takes the names for two weights, and would put nothing in the place of one that was stored under
+        the other name, or as `lm_head`:
+        https://github.com/huggingface/transformers/blob/v5.17.0/src/transformers/modeling_utils.py
+        """
+        names = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+        if not self._shares_embeddings or not names <= loading_info.missing_keys:
+            loading_info.missing_keys -= names if self._shares_embeddings else set()
+            super().mark_tied_weights_as_initialized(loading_info)
+
+    @property
+    def _shares_embeddings(self) -> bool:
+        return self.decoder.embed_tokens is self.encoder.embed_tokens
+
     def set_input_embeddings(self, value: nn.Embedding) -> None:
+        if self._shares_embeddings:
+            self.decoder.embed_tokens = value
         self.encoder.embed_tokens = value
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Resize the embeddings of both sides and the output projection as `PreTrainedModel` does."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        if self.decoder.embed_tokens is not embeddings:
+            self.decoder.resize_token_embeddings(embeddings.num_embeddings, mean_resizing=mean_resizing)
+        return embeddings
 
     def forward(
         self,
@@ -226,12 +281,15 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         encoder_outputs: BaseModelOutput | None = None,
         past_key_values: Cache | None = None,
         labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
         source_rows: Tensor | None = None,
         target_rows: Tensor | None = None,
         use_cache: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],  # type: ignore[misc]  # mypy skips transformers
     ) -> Seq2SeqLMOutput | tuple:
         """Score every next target token, all positions at once.
 
@@ -241,11 +299,16 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             decoder_input_ids: (B, T), `<s> y_1 .. y_m`; made from `labels` when left out.
             decoder_attention_mask: (B, T so far); not needed for right-padded targets.
             labels: (B, T), `y_1 .. y_m </s>`, -100 where no loss is due.
+            inputs_embeds, decoder_inputs_embeds: (B, S, D) and (B, T, D), vectors in place of the ids, as
+                `get_input_embeddings()` and `decoder.embed_tokens` would give them. Padding is then known by the masks
+                alone.
             source_rows, target_rows: (1, S) and (1, T), where all pairs lie in one sequence each side, without padding
                 between them: the number of the pair that each place belongs to, rising; 128 or a multiple long on a
                 GPU. In place of the attention masks.
             num_items_in_batch: divides the summed loss: the number of targets in the whole optimizer step, over all
                 micro-batches and ranks. The targets of this batch when left out.
+            logits_to_keep: give the logits of only so many positions at the end, or of these (a tensor of places); of
+                all where it is 0. The loss is that of all labels.
 
         Returns:
             `logits` (B, T, V), and `loss` when `labels` are given: cross-entropy in nats per target. In training mode
@@ -253,19 +316,19 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             memory, there is `correct` (B, T): whether the label is the most probable token.
 
         Raises:
-            ValueError: when neither labels nor decoder inputs are given, or attentions are asked of a kernel that
-                does not return them.
+            ValueError: when neither labels nor decoder inputs are given, both ids and vectors of one side, or
+                attentions are asked of a kernel that does not return them.
         """
-        if labels is not None and decoder_input_ids is None:
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = shift_right(
                 labels, self.config.decoder_start_token_id, self.config.pad_token_id, target_rows
             )
-        if decoder_input_ids is None:
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError("give labels or decoder_input_ids: without a target there is nothing to score")
         if attention_mask is None and input_ids is not None and source_rows is None:
             attention_mask = input_ids.ne(self.config.pad_token_id).long()
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(input_ids, attention_mask, rows=source_rows, **kwargs)
+            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, source_rows, **kwargs)
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         use_cache = labels is None and (self.config.use_cache if use_cache is None else use_cache)
@@ -276,12 +339,13 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             source_attention_mask=attention_mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
+            inputs_embeds=decoder_inputs_embeds,
             rows=target_rows,
             source_rows=source_rows,
             **kwargs,
         )
         outputs = Seq2SeqTrainingOutput(
-            **self._score(decoder_outputs.last_hidden_state, labels, num_items_in_batch),
+            **self._score(decoder_outputs.last_hidden_state, labels, num_items_in_batch, logits_to_keep),
             past_key_values=decoder_outputs.past_key_values,
             decoder_hidden_states=decoder_outputs.get("hidden_states"),
             decoder_attentions=decoder_outputs.get("attentions"),
@@ -292,22 +356,22 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         )
         return outputs.to_tuple() if return_dict is False else outputs
 
-    def _score(self, hidden: Tensor, labels: Tensor | None, num_items: Tensor | int | None) -> dict[str, Tensor]:
+    def _score(
+        self, hidden: Tensor, labels: Tensor | None, num_items: Tensor | int | None, logits_to_keep: int | Tensor
+    ) -> dict[str, Tensor]:
         """Compute the loss and the logits, or `correct` in place of these in training, from `hidden` (B, T, D)."""
         if labels is None:
-            return {"logits": self.lm_head(hidden)}
+            return {"logits": self.lm_head(_keep(hidden, logits_to_keep))}
         if num_items is None:
             num_items = labels.ne(IGNORED).sum()
         if self.training:
-            total, correct = linear_cross_entropy(
-                hidden, self.lm_head.weight, labels, IGNORED, float(self.config.label_smoothing)
+            total, correct = head_cross_entropy(
+                hidden, self.lm_head, labels, IGNORED, float(self.config.label_smoothing)
             )
             return {"loss": total / num_items, "correct": correct}
         logits = self.lm_head(hidden)  # (B, T, V)
-        total = nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        return {"loss": total / num_items, "logits": logits}
+        total, _ = cross_entropy(logits, labels, IGNORED)
+        return {"loss": total / num_items, "logits": _keep(logits, logits_to_keep)}
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         return shift_right(labels, self.config.decoder_start_token_id, self.config.pad_token_id)

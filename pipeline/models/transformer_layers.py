@@ -144,7 +144,8 @@ def eager_attention(
 class MultiHeadAttention(nn.Module):
     """Self-attention, or cross-attention when `source` is given (Vaswani et al. 2017, section 3.2.2).
 
-    The kernel (eager, sdpa, flash, flex) is the one that `model.set_attn_implementation` chose, or that the mask needs.
+    The kernel (eager, sdpa, flash, flex) is the one that `model.set_attn_implementation` chose, or that the mask needs,
+    or that `output_attentions` needs in place of sdpa, which gives no weights.
     """
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int | None = None, is_causal: bool = False):
@@ -172,17 +173,16 @@ class MultiHeadAttention(nn.Module):
         key, value = self._keys_and_values(
             hidden_states if source is None else source, source is not None, past_key_values
         )
-        beams = len(query) // len(key)
+        beams = query.shape[0] // key.shape[0]  # `len` would fix the size of the batch in an export
         if beams > 1:  # of one source, whose keys are there once: they are queries of one row
             query = query.unflatten(0, (-1, beams)).transpose(1, 2).flatten(2, 3)  # (B, H, beams * T, E)
             attention_mask = attention_mask[..., :1, :] if isinstance(attention_mask, Tensor) else None
         kernel = "flex_attention" if isinstance(attention_mask, BlockMask) else self.config._attn_implementation
-        num_scores = query.shape[2] * key.shape[2]
-        if kernel == "sdpa" and self.training and query.device.type == "cpu" and num_scores <= SHORT_SCORES:
-            # PyTorch's kernel takes each head of each row separately, which here costs more than the arithmetic.
+        if kernel == "sdpa" and (kwargs.get("output_attentions") or self._is_short(query, key)):
             kernel = "eager"
             if attention_mask is None and self.is_causal:
-                attention_mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+                length, num_keys = query.shape[2], key.shape[2]
+                attention_mask = query.new_ones(length, num_keys, dtype=torch.bool).tril(num_keys - length)
             if isinstance(attention_mask, Tensor) and attention_mask.dtype == torch.bool:
                 attention_mask = to_bias(attention_mask, query.dtype)
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention)
@@ -201,6 +201,10 @@ class MultiHeadAttention(nn.Module):
             if weights is not None:
                 weights = weights.unflatten(2, (beams, -1)).transpose(1, 2).flatten(0, 1)
         return self.out_proj(mixed.flatten(-2)), weights
+
+    def _is_short(self, query: Tensor, key: Tensor) -> bool:
+        """Tell where PyTorch's kernel, which takes each head of each row separately, costs more than the arithmetic."""
+        return self.training and query.device.type == "cpu" and query.shape[2] * key.shape[2] <= SHORT_SCORES
 
     def _keys_and_values(
         self, states: Tensor, is_cross_attention: bool, past_key_values: EncoderDecoderCache | None
@@ -237,7 +241,11 @@ class FeedForward(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + dropout(block(norm(x))) under pre-norm, norm(x + dropout(block(x))) under post-norm."""
+    """x + dropout(block(norm(x))) under pre-norm, norm(x + dropout(block(x))) under post-norm.
+
+    Called before the block for what that reads, and after it with what that gave. (A block to call would be one more
+    input, and tools that move the inputs of a module to its device would move it.)
+    """
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
@@ -245,10 +253,11 @@ class Residual(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, hidden_states: Tensor, block: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.pre_norm:
-            return hidden_states + self.dropout(block(self.norm(hidden_states)))
-        return self.norm(hidden_states + self.dropout(block(hidden_states)))
+    def forward(self, hidden_states: Tensor, output: Tensor | None = None) -> Tensor:
+        if output is None:
+            return self.norm(hidden_states) if self.pre_norm else hidden_states
+        hidden_states = hidden_states + self.dropout(output)
+        return hidden_states if self.pre_norm else self.norm(hidden_states)
 
 
 class EncoderLayer(GradientCheckpointingLayer):
@@ -262,10 +271,10 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.feed_forward_residual = Residual(config)
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
-        hidden_states = self.self_attn_residual(
-            hidden_states, lambda states: self.self_attn(states, attention_mask, **kwargs)[0]
-        )
-        return self.feed_forward_residual(hidden_states, self.feed_forward)  # (B, S, D)
+        attended, _ = self.self_attn(self.self_attn_residual(hidden_states), attention_mask, **kwargs)
+        hidden_states = self.self_attn_residual(hidden_states, attended)
+        output = self.feed_forward(self.feed_forward_residual(hidden_states))
+        return self.feed_forward_residual(hidden_states, output)  # (B, S, D)
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -289,14 +298,17 @@ class DecoderLayer(GradientCheckpointingLayer):
         past_key_values: EncoderDecoderCache | None = None,
         **kwargs,
     ) -> Tensor:
-        hidden_states = self.self_attn_residual(
-            hidden_states,
-            lambda states: self.self_attn(states, attention_mask, past_key_values=past_key_values, **kwargs)[0],
+        attended, _ = self.self_attn(
+            self.self_attn_residual(hidden_states), attention_mask, past_key_values=past_key_values, **kwargs
         )
-        hidden_states = self.cross_attn_residual(
-            hidden_states,
-            lambda states: self.cross_attn(
-                states, source_attention_mask, source=source, past_key_values=past_key_values, **kwargs
-            )[0],
+        hidden_states = self.self_attn_residual(hidden_states, attended)
+        attended, _ = self.cross_attn(
+            self.cross_attn_residual(hidden_states),
+            source_attention_mask,
+            source=source,
+            past_key_values=past_key_values,
+            **kwargs,
         )
-        return self.feed_forward_residual(hidden_states, self.feed_forward)  # (B, T, D)
+        hidden_states = self.cross_attn_residual(hidden_states, attended)
+        output = self.feed_forward(self.feed_forward_residual(hidden_states))
+        return self.feed_forward_residual(hidden_states, output)  # (B, T, D)

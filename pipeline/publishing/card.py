@@ -3,20 +3,46 @@
 The words and the order of a card are in `card.md.jinja`; what differs by task, in the task's `card`.
 """
 
-import dataclasses
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Template
 from transformers import PreTrainedModel, TrainerState
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import is_on_hub
-from pipeline.tasks.base import CardText, Task
+from pipeline.languages import hub_code, known_code
+from pipeline.tasks.base import Task
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
+USE_TEMPLATE = Path(__file__).with_name("use.md.jinja")
+# A section that is written when a model is published, as it depends on its name and its form.
+JSON_STRING = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-f]{4}))*"'
+USE = re.compile(rf"## Use\n\n<!-- use: ({JSON_STRING});[^\n]*-->\n.*?^<!-- end of use -->$", re.DOTALL | re.MULTILINE)
+USE_UNMARKED = re.compile(r"## Use\n\n```python\n.*?[Rr]ead it first\.", re.DOTALL)  # as version 0.1 wrote it
+TEXT_TO_TEXT = "text2text-generation"  # a task in the results of a card, though no filter of the Hub any more
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a published model is loaded.
+
+    Attributes:
+        model_class: name of the class that the task's Auto class makes of it.
+        has_code: whether that class is code beside the weights.
+        has_pipeline: whether the code of its pipeline is.
+        is_converted: whether it is transformers' own class, with weights of ours, for transformers 4 and 5.
+    """
+
+    model_class: str
+    has_code: bool = False
+    has_pipeline: bool = False
+    is_converted: bool = False
 
 
 def render_card(
@@ -39,62 +65,116 @@ def render_card(
     name = _one_line(config.hub.model_id or Path(config.training["output_dir"]).name)
     base = config.model.get("from")
     has_code = getattr(type(model), "_auto_class", None) is not None
+    loading = Loading(type(model).__name__, has_code, has_pipeline=has_code and bool(task.card.pipeline_use))
     steps = f"{state.global_step:,}" + (f" of {state.max_steps:,}" if state.global_step < state.max_steps else "")
     card = ModelCard.from_template(
         _metadata(config, task.card.pipeline_tag, name, scores),
         template_path=str(TEMPLATE),
-        name=_escape(name),
-        text=_fill_in(task.card, config, name, example, has_code),
+        name=escape(name),
+        model=task.card.model,
         pictures=task.pictures,
-        model_class=type(model).__name__,
         num_parameters=f"{model.num_parameters():,}",
         base=base and _as_code(base),
         steps=steps,
         data={key: _as_code(str(value)) for key, value in config.data.model_dump().items() if value is not None},
+        learned=_fill_in(task.card.data, config),
         scores=_score_rows(scores),
         remarks=task.remarks(scores),
-        has_code=has_code,
+        use=render_use(task, loading, name, example),
+        limits=_fill_in(task.card.limits, config),
         license=config.hub.license and _as_code(config.hub.license),
-        phases=[_escape(phase) for phase in phases],
+        phases=[escape(phase) for phase in phases],
         configuration=config.to_yaml(),
         fence="`" * max(3, _longest_run(config.to_yaml()) + 1),
     )
     return f"{card}\n"
 
 
-def _fill_in(text: CardText, config: Config, name: str, example: str, has_code: bool) -> CardText:
-    """Return the task's texts with names of columns, the model's name and the example in their places."""
+def render_use(task: Task | type[Task], loading: Loading, name: str, example: str = "...") -> str:
+    """Return the section on the use of a model, between marks by which `put_use` finds it.
+
+    Args:
+        name: of the model on the Hub.
+        example: a source text, which the section's first line keeps for the next time.
+    """
+    strings = {"name": _in_string(name), "example": _in_string(example)}
+    trust = ", trust_remote_code=True"
+    return Template(USE_TEMPLATE.read_text(encoding="utf-8")).render(
+        vars(loading),
+        example=_in_comment(example),
+        auto_class=task.auto_class.__name__,
+        use=task.card.use.format(**strings, trust=trust if loading.has_code else ""),
+        pipeline_use=task.card.pipeline_use.format(**strings, trust=trust),
+        pipeline_call=_as_code(f'pipeline("translation", model="{strings["name"]}")'),
+    )
+
+
+def says_use(card: str) -> bool:
+    """Tell whether a card has a section on the use of its model that `render_use` wrote."""
+    return USE.search(card) is not None
+
+
+def put_use(card: str, task: Task | type[Task], loading: Loading, name: str) -> str:
+    """Return a card that says how a model is loaded by this name: in the place where it said so before, or at its end.
+
+    All that stands outside of that section stays as it is.
+    """
+    if before := USE.search(card):
+        use = render_use(task, loading, name, json.loads(before[1]))
+    else:
+        before, use = USE_UNMARKED.search(card), render_use(task, loading, name)
+    if before is None:
+        return f"{card.rstrip()}\n\n{use}\n"
+    return card[: before.start()] + use + card[before.end() :]
+
+
+def _fill_in(text: str, config: Config) -> str:
+    """Return a text of a task with names of columns, and other values of its keys, in their places."""
     task_keys = config.task_settings.model_dump() if config.task_settings else {}
     values = {
         key: ", ".join(_as_code(str(item)) for item in value) if isinstance(value, list) else _in_code(str(value))
         for key, value in (config.data.model_dump() | task_keys).items()
     }
-    values |= {
-        "name": _in_string(name),
-        "example": _in_string(example),
-        "trust": ", trust_remote_code=True" if has_code else "",
-    }
-    texts = {key: template.format(**values) for key, template in dataclasses.asdict(text).items()}
-    return CardText(**texts)
+    return text.format(**values)
 
 
 def _metadata(config: Config, pipeline_tag: str, name: str, scores: dict[str, dict[str, Any]]) -> ModelCardData:
     base = config.model.get("from")
+    languages = _languages(config, pipeline_tag)
+    codes = [*dict.fromkeys(map(hub_code, languages))]
+    # From a language to itself, for which the Hub has no filter: https://github.com/huggingface/huggingface.js/pull/1590
+    is_rewriting = pipeline_tag == "translation" and len(codes) == 1
     return ModelCardData(
+        language=codes or None,
+        language_bcp47=[tag for tag in languages if "-" in tag] or None,
         library_name="transformers",
         license=config.hub.license,
         base_model=base if base and not Path(base).exists() else None,
         datasets=[config.data.path] if is_on_hub(config.data.path) else None,
-        pipeline_tag=pipeline_tag,
+        pipeline_tag=None if is_rewriting else pipeline_tag,
         tags=["teacher-forcing", config.task],
         model_name=name,
-        eval_results=_evaluation_results(config, pipeline_tag, scores) or None,
+        eval_results=_evaluation_results(config, TEXT_TO_TEXT if is_rewriting else pipeline_tag, scores) or None,
     )
+
+
+def _languages(config: Config, pipeline_tag: str) -> list[str]:
+    """Return what `hub.language` says, or else what the config shows of both sides of a translation."""
+    if config.hub.language is not None:
+        return config.hub.language
+    if pipeline_tag != "translation":
+        return []
+    data = config.data
+    if data.source_lang or data.target_lang:
+        return [code for tag in (data.source_lang, data.target_lang) if tag and (code := known_code(tag))]
+    columns = (known_code(name.split(".")[-1]) for name in (data.source, data.target))
+    codes = [code for code in columns if code]
+    return codes if len({*codes}) == 2 else []  # one alone may be another word, such as id
 
 
 def _score_rows(scores: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     return [
-        (_escape(split), _escape(metric), f"{value:.4f}" if isinstance(value, float) else _escape(str(value)))
+        (escape(split), escape(metric), f"{value:.4f}" if isinstance(value, float) else escape(str(value)))
         for split, values in scores.items()
         for metric, value in values.items()
     ]
@@ -127,7 +207,7 @@ def _one_line(text: str) -> str:
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Return a text for a heading, a sentence or a cell of a table."""
     return re.sub(r"([\\`*\[\]<>|~&$])", r"\\\1", _one_line(text))
 
@@ -150,6 +230,11 @@ def _in_string(text: str) -> str:
         f"\\{character}" if character in '"\\' else character if character.isprintable() else repr(character)[1:-1]
         for character in text
     )
+
+
+def _in_comment(text: str) -> str:
+    """Return a text as a string of JSON, for an HTML comment, which no text can end so."""
+    return json.dumps(text).translate({ord(character): f"\\u{ord(character):04x}" for character in "<->"})
 
 
 def _longest_run(text: str) -> int:

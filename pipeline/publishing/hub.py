@@ -1,49 +1,30 @@
 """Publish on the Hub: check before training that it can be done, then upload checkpoints and the finished model.
 
-Only files that are listed here or drawn by a task are ever uploaded.
+Only files that `forms.py` lists, or a task draws, are ever uploaded.
 """
 
 import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
-from fnmatch import fnmatch
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 from transformers import TrainerCallback
 
-from pipeline.config import HubConfig, make_section
+from pipeline.config import Form, HubConfig, make_section
 from pipeline.data.hub_reading import API_TIMEOUT, RetryBudget, explain_refusal, in_short, is_transient, with_retries
-from pipeline.errors import ConfigError, NotPublished
+from pipeline.errors import ConfigError, NotPublished, one_line
+from pipeline.publishing.forms import is_published, is_replaced, make_form
 from pipeline.publishing.secrets import refuse_secrets
-from pipeline.tasks.registry import TASKS
 from pipeline.tasks.trained_model import check_files
 from pipeline.training.checkpoints import checkpoint_path, list_checkpoints
 
-# What a checkpoint needs to load elsewhere, and what tells how it was made; tasks add their pictures.
-WEIGHTS = ("*.safetensors", "model.safetensors.index.json")
-PUBLISHED = (
-    *WEIGHTS,
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "*.spm",
-    "*.model",
-    "*.py",
-    "README.md",
-    "run.yaml",
-    "metrics.json",
-    "training_curves.png",
-)
 OUTBOX = ".outbox"  # folder below the output folder for what waits to be uploaded
 CHECK_PATIENCE = 60.0  # seconds to wait out faults before training, while somebody still watches the screen
 FAILURES = (ConfigError, HfHubHTTPError, httpx.TransportError, ConnectionError, TimeoutError, OSError, ValueError)
@@ -82,16 +63,20 @@ def prepare(settings: HubConfig) -> None:
         raise ConfigError(f"hub.push: {explain(error, settings.model_id)}") from error
 
 
-def publish(folder: str | Path, name: str, *, private: bool = True) -> None:
+def publish(
+    folder: str | Path, name: str, *, private: bool = True, form: Form = "own", with_pipeline: bool = False
+) -> None:
     """Publish the finished model, or the checkpoint, in a folder.
 
     Args:
         name: owner/name of the repository, which is created if it does not exist.
         private: whether only its owner sees it, where it is created.
+        form: "own" for this project's class with its code, "transformers" for the same model as a stock class.
+        with_pipeline: add the code of `pipeline("translation")` for transformers 5 to a stock class.
 
     Raises:
-        ConfigError: when the folder holds no model, a damaged one or an unfinished run; when the Hub refuses it or
-            cannot be reached.
+        ConfigError: when the folder holds no model, a damaged one, an unfinished run or a model that cannot have this
+            form; when the Hub refuses it or cannot be reached.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -99,49 +84,50 @@ def publish(folder: str | Path, name: str, *, private: bool = True) -> None:
     if list_checkpoints(folder) and not (folder / "metrics.json").is_file():
         raise ConfigError(f"{folder}: the run in it is not finished; go on with it, or publish one of its checkpoints")
     check_files(folder)
-    settings = make_section("hub", HubConfig, push=True, model_id=name, private=private)
-    prepare(settings)
+    settings = make_section(
+        "hub", HubConfig, push=True, model_id=name, private=private, form=form, with_pipeline=with_pipeline
+    )
     try:
-        upload(folder, name, f"Upload of {folder.name}", settings.patience)
+        with TemporaryDirectory(prefix="publish-") as workspace:
+            files = make_form(folder, Path(workspace), settings)
+            prepare(settings)
+            upload(files, name, f"Upload of {folder.name}", settings.patience)
     except FAILURES as error:
         raise ConfigError(explain(error, name)) from error
 
 
 def upload(
-    folder: Path, name: str, message: str, patience: float, is_outdated: Callable[[], bool] = lambda: False
+    files: Sequence[Path], name: str, message: str, patience: float, is_outdated: Callable[[], bool] = lambda: False
 ) -> None:
     """Upload a model in one commit, and try again after faults that may pass.
 
+    The commit also removes what is left of the model that was there before, such as the code of another form.
+
     Args:
+        files: all of the model, as `make_form` returns them.
         patience: in seconds, for faults in a row.
         is_outdated: asked before each try; True gives up without an error.
 
     Raises:
-        ConfigError: when there are no weights, a file is a link, or one holds what looks like an access token.
+        ConfigError: when a file holds what looks like an access token.
         HfHubHTTPError, and others: the last fault, when patience runs out.
     """
-    named = [path for path in sorted(folder.iterdir()) if is_published(path.name)]
-    for path in named:
-        if path.is_symlink():  # which could lead to any file of this machine
-            raise ConfigError(f"{path} is a link; only files of the folder itself are published: put a copy there")
-    files = [path for path in named if path.is_file()]
-    if not any(fnmatch(path.name, pattern) for path in files for pattern in WEIGHTS):
-        raise ConfigError(f"{folder}: there are no weights to publish")
     refuse_secrets(files)
     api, budget = HfApi(), RetryBudget(patience, f"publishing to {name}")
+    added = [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in files]
+    sent = {path.name for path in files}
     first_head = None
     while not is_outdated():
         try:
-            head = api.model_info(name, timeout=API_TIMEOUT).sha
+            info = api.model_info(name, timeout=API_TIMEOUT)
+            head, there = info.sha, [sibling.rfilename for sibling in info.siblings or []]
             first_head = first_head or head
             if head != first_head and api.list_repo_commits(name)[0].title == message:
                 return  # the answer to an earlier try was lost, not its commit
-            api.create_commit(
-                name,
-                [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in files],
-                commit_message=message,
-                parent_commit=head,
-            )
+            left = [
+                CommitOperationDelete(path_in_repo=path) for path in there if is_replaced(path) and path not in sent
+            ]
+            api.create_commit(name, [*added, *left], commit_message=message, parent_commit=head)
             return
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code == 412:  # somebody else committed first
@@ -151,24 +137,17 @@ def upload(
             budget.wait(error)
 
 
-def is_published(name: str) -> bool:
-    """Tell whether a file of this name may be uploaded."""
-    pictures = [picture for task in TASKS.values() for picture in task.pictures]
-    return any(fnmatch(name, pattern) for pattern in (*PUBLISHED, *pictures))
-
-
-def result_files(folder: Path) -> list[Path]:
-    """List the files of a finished run that are not to be changed: all that are published but the card."""
-    return [path for path in sorted(folder.iterdir()) if path.is_file() and _is_kept(path.name)]
-
-
-def _is_kept(name: str) -> bool:
-    return is_published(name) and name not in ("README.md", "metrics.json")
-
-
 def explain(error: BaseException, name: str | None) -> str:
     """Say in one line what went wrong with a repository."""
     return str(error) if isinstance(error, ConfigError) else explain_refusal(error, str(name)) or in_short(error)
+
+
+class Parcel(NamedTuple):
+    """A checkpoint that waits to be uploaded, in a folder of the outbox."""
+
+    step: int
+    folder: Path
+    files: list[Path]
 
 
 class Publisher(TrainerCallback):
@@ -191,7 +170,7 @@ class Publisher(TrainerCallback):
             raise ConfigError(f"{self.outbox} is a link; remove it")
         shutil.rmtree(self.outbox, ignore_errors=True)
         self.changed = threading.Condition()
-        self.waiting: Path | None = None
+        self.waiting: Parcel | None = None
         self.is_finished = False
         self.thread = threading.Thread(target=self._send, name="publisher", daemon=True)
         self.thread.start()
@@ -200,17 +179,21 @@ class Publisher(TrainerCallback):
         checkpoint = checkpoint_path(Path(args.output_dir), state.global_step)
         if not checkpoint.is_dir():
             return
+        folder = self.outbox / f"step-{state.global_step}"
         try:
-            parcel = self.outbox / f"step-{state.global_step}"
-            shutil.rmtree(parcel, ignore_errors=True)
-            shutil.copytree(checkpoint, parcel, symlinks=True, copy_function=_link, ignore=_unpublished)
-            self.describe(parcel)
-        except OSError as error:
-            logger.warning("hub: step %d is not pushed: %s", state.global_step, error)
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(checkpoint, folder, symlinks=True, copy_function=_link, ignore=_unpublished)
+            self.describe(folder)
+            workspace = folder / "form"
+            workspace.mkdir()
+            parcel = Parcel(state.global_step, folder, make_form(folder, workspace, self.settings))
+        except FAILURES as error:
+            logger.warning("hub: step %d is not pushed: %s", state.global_step, one_line(error))
+            shutil.rmtree(folder, ignore_errors=True)
             return
         with self.changed:
             if self.waiting is not None:
-                shutil.rmtree(self.waiting, ignore_errors=True)
+                shutil.rmtree(self.waiting.folder, ignore_errors=True)
             self.waiting = parcel
             self.changed.notify()
 
@@ -229,13 +212,12 @@ class Publisher(TrainerCallback):
                 parcel, self.waiting = self.waiting, None
             if parcel is None or self.is_finished:
                 return
-            step = parcel.name.removeprefix("step-")
             name = str(self.settings.model_id)
             try:
-                upload(parcel, name, f"Step {step}", self.settings.patience, self._is_outdated)
+                upload(parcel.files, name, f"Step {parcel.step}", self.settings.patience, self._is_outdated)
             except FAILURES as error:
-                logger.warning("hub: step %s is not on the Hub: %s", step, explain(error, name))
-            shutil.rmtree(parcel, ignore_errors=True)
+                logger.warning("hub: step %d is not on the Hub: %s", parcel.step, explain(error, name))
+            shutil.rmtree(parcel.folder, ignore_errors=True)
 
     def _is_outdated(self) -> bool:
         return self.waiting is not None or self.is_finished
@@ -250,11 +232,14 @@ def publish_result(folder: Path, settings: HubConfig) -> None:
     name = str(settings.model_id)
     try:
         check_files(folder)
-        upload(folder, name, "Finished model", settings.patience)
+        with TemporaryDirectory(prefix="publish-") as workspace:
+            upload(make_form(folder, Path(workspace), settings), name, "Finished model", settings.patience)
     except FAILURES as error:
+        options = "" if settings.form == "own" else f" --as {settings.form}"
+        options += " --with-pipeline" if settings.with_pipeline else ""
         raise NotPublished(
             f"{folder} is trained, scored and saved, but not on the Hub: {explain(error, name)}; "
-            f"fix that and run the same command again, or teacher-forcing publish {folder} {name}"
+            f"fix that and run the same command again, or teacher-forcing publish {folder} {name}{options}"
         ) from error
 
 

@@ -6,7 +6,7 @@ misses ten, among them those of Hugging Face, Google, npm, OpenAI and Anthropic,
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import get_token
@@ -58,7 +58,7 @@ SHORTEST = 16  # characters; a shorter value of such a variable would be found b
 NESTED_ESCAPES = 3  # JSON in JSON in JSON
 
 
-def refuse_secrets(files: list[Path]) -> None:
+def refuse_secrets(files: Sequence[Path]) -> None:
     """Check that no file holds this user's own secrets or, outside weights, what looks like an access token.
 
     Raises:

@@ -56,7 +56,7 @@ def generation_config(config: Config, model: PreTrainedModel, task: Task) -> Gen
     if settings.get("max_new_tokens") is None and settings.get("max_length") is None:
         settings["max_new_tokens"] = config.data.max_target_length
     _check_lengths(settings, given, task.max_positions[1])
-    check_token_ids(settings, model)
+    check_token_ids(settings, model.config)
     if model.config.is_encoder_decoder and task.tokenizer is not None:
         settings |= _bounds_of_training(settings, given, model, task, task.tokenizer)
     return _make(settings, "generation")

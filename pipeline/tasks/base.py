@@ -203,7 +203,8 @@ class Task(ABC):
     def score(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, float]]:
         """Return for each sample the number of its "items", and sums over them by the names of `scores`.
 
-        Perplexity is left out: evaluation makes it of the mean loss. See `sums_by_sample`.
+        Perplexity is left out: evaluation makes it of the mean loss. See `sums_by_sample`. A score that what stands in
+        for the model cannot give is left out as well.
         """
 
     @abstractmethod

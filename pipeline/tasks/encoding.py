@@ -1,6 +1,7 @@
 """A whole split as features, for evaluation."""
 
 import logging
+from itertools import islice
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import iterate_rows, retry_seconds
@@ -13,7 +14,12 @@ logger = logging.getLogger(__name__)
 
 
 def encode_rows(
-    task: Task, rows: Rows, place: str = "rows", on_bad_row: str = "error", patience: float = 0.0
+    task: Task,
+    rows: Rows,
+    place: str = "rows",
+    on_bad_row: str = "error",
+    patience: float = 0.0,
+    limit: int | None = None,
 ) -> list[Feature]:
     """Encode all rows of a split, none left out for its length.
 
@@ -21,11 +27,12 @@ def encode_rows(
         place: what the rows are called in a message.
         on_bad_row: as `data.on_bad_row`.
         patience: seconds to try again what a stream cannot read.
+        limit: of the samples that are read, the first ones; None for all.
 
     Raises:
         DataError: for a bad row, unless they are to be skipped, and where no rows are left.
     """
-    samples = list(iterate_rows(task.to_samples(rows), patience))
+    samples = list(islice(iterate_rows(task.to_samples(rows), patience), limit))
     if not samples:
         raise DataError(f"{place}: there are no rows")
     columns = {name: [row[name] for row in samples] for name in samples[0]} | {"row": list(range(len(samples)))}

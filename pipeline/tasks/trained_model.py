@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import (
@@ -57,36 +57,59 @@ TOKEN_KEYS = {
 logger = logging.getLogger(__name__)
 
 
-def load_trained(checkpoint: str | Path) -> tuple[PreTrainedModel, Task]:
-    """Load a trained model, on this process's device and ready to predict, and the task it was trained for.
+def load_trained(checkpoint: str | Path, device: torch.device | None = None) -> tuple[PreTrainedModel, Task]:
+    """Load a trained model, ready to predict, and the task it was trained for.
 
     Args:
         checkpoint: folder or Hub id. Its weights and settings are read; code that lies beside them is not run.
+        device: for the model; this process's own where it is left out.
 
     Raises:
         ConfigError: when there is no checkpoint of a model for one of the tasks, or it is not whole.
     """
+    task, config, generation = load_task(checkpoint)
+    try:
+        model = load_whole(classes_of(config)[1], checkpoint)
+    except (OSError, ValueError) as error:
+        raise _not_whole(error, checkpoint) from error
+    if generation is not None:
+        model.generation_config = generation
+    return model.to(device or PartialState().device).eval(), task
+
+
+def load_task(checkpoint: str | Path) -> tuple[Task, PreTrainedConfig, GenerationConfig | None]:
+    """Load what a checkpoint holds beside its weights: the task it was trained for, and the config of its model.
+
+    Args:
+        checkpoint: folder or Hub id.
+
+    Returns:
+        Task, model config, and how the model generates; None where it does not.
+
+    Raises:
+        ConfigError: as `load_trained`.
+    """
     check_files(Path(checkpoint))
     try:
         config = load_model_config(checkpoint)
-        task_class, model_class = _classes_of(config)
+        task_class, model_class = classes_of(config)
         if task_class is None:
             raise ConfigError(f"{checkpoint}: {config.model_type!r} is not a model for {', '.join(TASKS)}")
         is_own = config.model_type in MODELS
         generation = load_generation_config(checkpoint, is_own)
-        model = load_whole(model_class, checkpoint)
-        if model.can_generate():
-            if generation is None and is_own:
-                raise ConfigError(f"{checkpoint}: generation_config.json is missing; {COPY}")
-            model.generation_config = generation or model.generation_config
-            check_token_ids(vars(model.generation_config), model, f"{checkpoint}: ")
+        if not _can_generate(model_class, config):
+            generation = None
+        elif generation is None and is_own:
+            raise ConfigError(f"{checkpoint}: generation_config.json is missing; {COPY}")
+        else:
+            generation = generation or GenerationConfig.from_model_config(config)
+            check_token_ids(vars(generation), config, f"{checkpoint}: ")
         tokenizer = load_tokenizer(checkpoint) if task_class.text_columns else None
         if is_own and tokenizer is not None:
             _check_tokenizer_fits(checkpoint, tokenizer, config)
-        task = task_class.from_model(tokenizer, config)
+        return task_class.from_model(tokenizer, config), config, generation
     except (OSError, ValueError) as error:
         raise _not_whole(error, checkpoint) from error
-    return model.to(PartialState().device).eval(), task
 
 
 def check_files(folder: Path) -> None:
@@ -154,7 +177,6 @@ def load_whole(
                 use_safetensors=True,  # other formats of weights can run code when they are loaded
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported, and refused below
-                key_mapping=_names_of_tied(model_class, _find(checkpoint, WEIGHTS_FILE)),
                 **arguments,
             )
     except SafetensorError as error:
@@ -220,16 +242,6 @@ def _check_index(checkpoint: str | Path) -> None:
     for file in files.values():
         if not isinstance(file, str) or Path(file).name != file:
             raise ConfigError(f"{checkpoint}: {INDEX_FILE} names {file!r}, which is not a file beside it; {COPY}")
-
-
-def _names_of_tied(model_class: Any, weights: Path | None) -> dict[str, str] | None:
-    """Map a tied weight that is stored under another of its names to the one that transformers asks for."""
-    tied = getattr(model_class, "_tied_weights_keys", None)
-    if weights is None or not isinstance(tied, dict):
-        return None
-    with safe_open(weights, "pt") as stream:
-        stored = {*stream.keys()}
-    return {f"^{re.escape(name)}$": source for name, source in tied.items() if name in stored and source not in stored}
 
 
 @contextmanager
@@ -302,7 +314,7 @@ def load_generation_config(checkpoint: str | Path, is_own: bool) -> GenerationCo
     return generation
 
 
-def check_token_ids(settings: dict[str, Any], model: PreTrainedModel, place: str = "") -> None:
+def check_token_ids(settings: dict[str, Any], config: PreTrainedConfig, place: str = "") -> None:
     """Refuse settings of generation with tokens that the model has no score for.
 
     Args:
@@ -311,7 +323,7 @@ def check_token_ids(settings: dict[str, Any], model: PreTrainedModel, place: str
     Raises:
         ConfigError: naming the first.
     """
-    vocab_size = model.config.get_text_config().vocab_size
+    vocab_size = config.get_text_config().vocab_size
     for name in sorted(TOKEN_KEYS & settings.keys()):
         ids = list(_flatten(settings[name]))
         if ids and max(ids) >= vocab_size:
@@ -390,7 +402,7 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _classes_of(config: PreTrainedConfig) -> tuple[type[Task] | None, Any]:
+def classes_of(config: PreTrainedConfig) -> tuple[type[Task] | None, Any]:
     """Return the task of a checkpoint's model, and the class whose `from_pretrained` loads it."""
     # By name, as code loaded beside a checkpoint before has its own class.
     if spec := MODELS.get(config.model_type):
@@ -399,3 +411,9 @@ def _classes_of(config: PreTrainedConfig) -> tuple[type[Task] | None, Any]:
         if task.trains_other_models and type(config) in task.auto_class._model_mapping:
             return task, task.auto_class
     return None, None
+
+
+def _can_generate(model_class: Any, config: PreTrainedConfig) -> bool:
+    """Tell whether models of a class generate, where it may be an Auto class, which has one for each type of config."""
+    mapping = getattr(model_class, "_model_mapping", None)
+    return (model_class if mapping is None else mapping[type(config)]).can_generate()

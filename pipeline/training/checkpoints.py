@@ -31,7 +31,7 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import RunError
+from pipeline.errors import ConfigError, RunError
 from pipeline.manifest import MANIFEST_FILE, damage, describe, to_json
 from pipeline.training.ranks import fail_together
 
@@ -212,6 +212,18 @@ def _is_finite(checkpoint: Path) -> bool:
     return all(math.isfinite(value) for value in last.values() if isinstance(value, float)) and all(
         bool(tensor.isfinite().all()) for tensor in load_file(checkpoint / WEIGHTS_FILE).values()
     )
+
+
+def find_config(checkpoint: Path) -> Path:
+    """Return the config that a checkpoint, or the run in whose folder it lies, was trained with.
+
+    Raises:
+        ConfigError: where neither folder holds one.
+    """
+    for folder in (checkpoint, checkpoint.parent):
+        if (folder / CONFIG_FILE).is_file():
+            return folder / CONFIG_FILE
+    raise ConfigError(f"{checkpoint}: there is no {CONFIG_FILE} in it, nor beside it; name a config with --config")
 
 
 def read_steps(checkpoint: Path) -> int:

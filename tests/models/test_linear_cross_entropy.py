@@ -1,9 +1,11 @@
+import importlib.util
+
 import pytest
 import torch
 from torch.nn import functional
 
 from pipeline.models import linear_cross_entropy as module
-from pipeline.models.linear_cross_entropy import linear_cross_entropy
+from pipeline.models.linear_cross_entropy import head_cross_entropy, linear_cross_entropy
 
 ROWS, WIDTH, VOCABULARY = 11, 6, 17
 
@@ -26,7 +28,8 @@ def test_loss_and_gradients_are_torchs(inputs, slices, smoothing):
     *tensors, labels = inputs
     ours = [tensor.clone().requires_grad_() for tensor in tensors]
     theirs = [tensor.clone().requires_grad_() for tensor in tensors]
-    total, correct = linear_cross_entropy(*ours, labels, label_smoothing=smoothing)
+    hidden, weight = ours
+    total, correct = linear_cross_entropy(hidden, weight, labels, label_smoothing=smoothing)
     logits = functional.linear(*theirs)
     expected = functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
     torch.testing.assert_close(total, expected)
@@ -50,6 +53,23 @@ def test_without_gradients(inputs, slices):
     total, _ = linear_cross_entropy(hidden, weight, labels)
     assert not total.requires_grad
     torch.testing.assert_close(total, functional.cross_entropy(hidden @ weight.T, labels, reduction="sum"))
+
+
+@pytest.mark.parametrize("name", ["transformers_modules.я.0f-1.linear_cross_entropy", "transformers_modules.ю.x"])
+def test_copies_of_the_code_do_not_share_their_operators(inputs, name):
+    """As a checkpoint's code is loaded beside this one, and once more when it changes."""
+    hidden, weight, labels = inputs
+    spec = importlib.util.spec_from_file_location(name, module.__file__)
+    assert spec is not None and spec.loader is not None
+    copy = importlib.util.module_from_spec(spec)
+    for _ in range(2):
+        spec.loader.exec_module(copy)
+        gradients = []
+        for function in (copy.linear_cross_entropy, linear_cross_entropy):
+            leaf = weight.clone().requires_grad_()
+            function(hidden, leaf, labels)[0].backward()
+            gradients.append(leaf.grad)
+        assert copy.NAMESPACE != module.NAMESPACE and torch.equal(*gradients)
 
 
 def test_no_label_at_all(inputs):
@@ -88,4 +108,38 @@ def test_what_is_kept_is_no_logits(inputs, monkeypatch):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         linear_cross_entropy(hidden.requires_grad_(), weight, labels)
-    assert {tuple(shape) for shape in shapes} == {(ROWS,), (ROWS, WIDTH), (VOCABULARY, WIDTH)}
+    assert {tuple(shape) for shape in shapes} == {(ROWS, WIDTH), (VOCABULARY, WIDTH)}
+
+
+@pytest.mark.parametrize("transform", ["grad", "jacrev", "jacfwd", "hessian"])
+def test_transforms_of_functions(inputs, transform):
+    hidden, weight, labels = inputs
+    head = torch.nn.Linear(WIDTH, VOCABULARY, bias=False)
+    head.weight = torch.nn.Parameter(weight)
+    derivative = getattr(torch.func, transform)
+    torch.testing.assert_close(
+        derivative(lambda states: head_cross_entropy(states, head, labels, label_smoothing=0.1)[0])(hidden),
+        derivative(
+            lambda states: functional.cross_entropy(states @ weight.T, labels, label_smoothing=0.1, reduction="sum")
+        )(hidden),
+    )
+
+
+def test_no_second_derivatives(inputs):
+    hidden, weight, labels = inputs
+    total, _ = linear_cross_entropy(hidden.requires_grad_(), weight, labels)
+    with pytest.raises(RuntimeError, match="call the model without labels"):
+        torch.autograd.grad(total, hidden, create_graph=True)
+
+
+def test_forward_derivatives(inputs):
+    hidden, weight, labels = inputs
+    head = torch.nn.Linear(WIDTH, VOCABULARY, bias=False)
+    head.weight = torch.nn.Parameter(weight, requires_grad=False)
+    tangent = torch.ones_like(hidden)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(hidden, tangent)
+        total, _ = head_cross_entropy(dual, head, labels)
+        derivative = torch.autograd.forward_ad.unpack_dual(total).tangent
+    total, _ = linear_cross_entropy(hidden.requires_grad_(), weight, labels)
+    torch.testing.assert_close(derivative, torch.autograd.grad(total, hidden)[0].sum())

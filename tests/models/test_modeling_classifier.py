@@ -1,6 +1,9 @@
+import copy
+
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
 
 from pipeline.models.configuration_classifier import TransformerClassifierConfig
 from pipeline.models.modeling_classifier import TransformerForSequenceClassification
@@ -42,7 +45,7 @@ def test_convolutions_are_added_to_the_embedding(make_classifier):
     plain = make_classifier().encoder
     plain.load_state_dict(encoder.state_dict(), strict=False)
     ids = torch.tensor([[5, 6, 7]])
-    vectors, convolved = plain._embed(ids, None)[0], encoder._embed(ids, None)[0]
+    vectors, convolved = plain._embed(ids, None, None)[0], encoder._convolve(ids, None)[0]
     left, here, right = encoder.convolutions[0].weight.unbind(-1)  # (D, D) each
     middle = (left @ vectors[0] + here @ vectors[1] + right @ vectors[2] + encoder.convolutions[0].bias).relu()
     torch.testing.assert_close(convolved[1], vectors[1] + middle)
@@ -65,3 +68,115 @@ def test_saved_and_loaded(make_classifier, batch, tmp_path):
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert type(loaded) is type(model) and loaded.config.id2label == names
     assert torch.equal(loaded(batch["input_ids"]).logits, model(batch["input_ids"]).logits)
+
+
+# What it predicts: one class, any number of classes, or numbers
+
+
+PROBLEMS = {
+    "one number": ({"num_labels": 1}, torch.tensor([0.5, -2.0])),
+    "one number in a column": ({"num_labels": 1}, torch.tensor([[0.5], [-2.0]])),
+    "whole numbers": ({"num_labels": 1}, torch.tensor([3, 4])),
+    "numbers": ({"problem_type": "regression"}, torch.tensor([[0.5, 1.0, 2.0], [-2.0, 0.0, 1.0]])),
+    "class": ({}, torch.tensor([2, 0])),
+    "class, or none": ({}, torch.tensor([2, -100])),
+    "classes": ({}, torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])),
+    "one class or not": (
+        {"num_labels": 1, "problem_type": "multi_label_classification"},
+        torch.tensor([[1.0], [0.0]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("changes, labels", PROBLEMS.values(), ids=PROBLEMS)
+def test_losses_are_those_of_transformers(make_classifier, batch, changes, labels):
+    model = make_classifier(**changes)
+    outputs = model(batch["input_ids"], batch["attention_mask"], labels)
+    config = copy.deepcopy(model.config)
+    theirs = labels.float() if model.config.num_labels == 1 else labels
+    expected = ForSequenceClassificationLoss(theirs, outputs.logits, config)
+    torch.testing.assert_close(outputs.loss, expected)
+    assert model.config.problem_type == changes.get(
+        "problem_type"
+    )  # transformers' own would remember the first batch's
+    count = labels.ne(-100).sum()
+    torch.testing.assert_close(model(**batch | {"labels": labels}, num_items_in_batch=10).loss, expected * count / 10)
+
+
+def test_the_problem_is_that_of_each_batch(make_classifier, batch):
+    model = make_classifier(label_smoothing=0.1, dropout=0.0, classifier_dropout=0.0).train()
+    several = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    logits = model(batch["input_ids"], batch["attention_mask"]).logits
+    for labels, loss in (
+        (several, torch.nn.functional.binary_cross_entropy_with_logits(logits, several)),  # not smoothed
+        (several.bool(), torch.nn.functional.binary_cross_entropy_with_logits(logits, several)),
+        (several[:, 0].long(), torch.nn.functional.cross_entropy(logits, several[:, 0].long(), label_smoothing=0.1)),
+    ):
+        torch.testing.assert_close(model(batch["input_ids"], batch["attention_mask"], labels).loss, loss)
+
+
+def test_labels_of_another_shape(make_classifier, batch):
+    for labels in (torch.zeros(2), torch.zeros(2, 2), torch.zeros(3, 2)):
+        with pytest.raises(ValueError, match=r"labels has the shape .*; \(2, 3\) is needed for multi_label"):
+            make_classifier()(batch["input_ids"], batch["attention_mask"], labels)
+
+
+# Rows without a token, padding on the left
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "first"])
+def test_a_row_with_only_padding_is_zeros(make_classifier, batch, pooling, kernel):
+    model = make_classifier(pooling=pooling, conv_kernels=[3], attn_implementation=kernel)
+    mask = batch["attention_mask"].clone()
+    mask[1] = 0
+    outputs = model(batch["input_ids"], mask, torch.tensor([2, 0]))
+    torch.testing.assert_close(outputs.logits[1], model.classifier.bias)
+    torch.testing.assert_close(outputs.logits[:1], model(batch["input_ids"][:1], mask[:1]).logits)
+    outputs.loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_the_first_position_is_the_first_real_one(make_classifier, batch):
+    model = make_classifier(pooling="first")
+    ids = batch["input_ids"][1:, :3]
+    padded, mask = torch.nn.functional.pad(ids, (2, 0)), torch.tensor([[0, 0, 1, 1, 1]])
+    states = model.encoder(padded, mask).last_hidden_state
+    torch.testing.assert_close(model(padded, mask).logits, model.classifier(states[:, 2]))
+
+
+# Static embeddings
+
+
+@pytest.mark.parametrize("size", [50, 30])
+def test_both_tables_are_resized(make_classifier, tmp_path, size):
+    ids = torch.tensor([[5, 6, 7]])
+    model = make_classifier(static_embeddings=True)
+    logits = model(ids).logits
+    model.resize_token_embeddings(size, mean_resizing=False)
+    model.save_pretrained(tmp_path)
+    loaded, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for resized in (model, loaded):
+        assert resized.config.vocab_size == size
+        for table in (resized.get_input_embeddings(), resized.get_static_embeddings()):
+            assert table.weight.shape == (size, 16) and table.num_embeddings == size
+        assert not resized.get_static_embeddings().weight.requires_grad
+        torch.testing.assert_close(resized(ids).logits, logits)
+    model.resize_token_embeddings(size, pad_to_multiple_of=32)
+    assert model.get_static_embeddings().num_embeddings == model.config.vocab_size == (64 if size == 50 else 32)
+
+
+def test_vectors_do_not_say_the_static_ones(make_classifier):
+    with pytest.raises(ValueError, match="inputs_embeds: the model has static embeddings as well"):
+        make_classifier(static_embeddings=True)(inputs_embeds=torch.zeros(1, 3, 16))
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_attentions(make_classifier, batch, kernel):
+    model = make_classifier(attn_implementation=kernel)
+    outputs = model(batch["input_ids"], output_attentions=True)
+    length = batch["input_ids"].shape[1]
+    assert [weights.shape for weights in outputs.attentions] == [(2, 4, length, length)] * 2
+    torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(2, 4, length))
+    torch.testing.assert_close(outputs.logits, model(batch["input_ids"]).logits)

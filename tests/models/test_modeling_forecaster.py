@@ -291,3 +291,26 @@ def test_a_future_of_another_shape_is_refused():
     past, future = make_batch(model)
     with pytest.raises(ValueError, match=r"future_values has the shape \(4, 1, 3\); \(4, 5, 3\) is needed"):
         model(past, future[:, :1])
+
+
+def test_hidden_states_and_attentions_are_those_of_all_series():
+    model = make()
+    past = torch.randn(2, 20, 3)
+    outputs = model(past, output_hidden_states=True, output_attentions=True)
+    torch.testing.assert_close(outputs.prediction_outputs, model(past).prediction_outputs)
+    assert [state.shape for state in outputs.hidden_states] == [(6, 5, 16)] * 3
+    assert [weights.shape for weights in outputs.attentions] == [(6, 4, 5, 5)] * 2
+    seen = []
+    model.final_norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    second = model(past[1:], output_hidden_states=[-1])
+    torch.testing.assert_close(second.hidden_states[-1], seen[0])
+    torch.testing.assert_close(outputs.hidden_states[-1][3:], seen[0])  # the three series of the second window
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="kernel does not return attention weights"):
+        model(past, output_attentions=True)
+
+
+def test_without_a_loss():
+    past, future = torch.randn(2, 20, 3), torch.randn(2, 5, 3)
+    outputs = make()(past, future, return_loss=False)
+    assert "loss" not in outputs and torch.equal(outputs.prediction_outputs, make()(past, future).prediction_outputs)

@@ -1,7 +1,10 @@
 """The LSTM reads on from its state as if it had never stopped, past padding, in batches and in generation."""
 
+from typing import Any
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -236,3 +239,83 @@ def test_the_code_beside_a_checkpoint_is_enough(tmp_path):
     loaded = copied.from_pretrained(tmp_path)
     options = {"max_new_tokens": 5, "num_beams": 2}
     assert loaded.generate(IDS, **options).tolist() == model.generate(IDS, **options).tolist()
+
+
+# Other ways in and out
+
+
+def test_generation_from_vectors():
+    model = make()
+    for beams in ({}, {"num_beams": 3, "num_return_sequences": 2}):
+        options: dict[str, Any] = {**beams, "max_new_tokens": 6, "eos_token_id": None}
+        ids = model.generate(PADDED, attention_mask=PADDED.ne(0).long(), **options)
+        vectors = model.embed_tokens(PADDED)
+        generated = model.generate(inputs_embeds=vectors, attention_mask=PADDED.ne(0).long(), **options)
+        assert generated.tolist() == ids[:, 5:].tolist()
+
+
+def test_assisted_generation_is_refused():
+    with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
+        make().generate(IDS[:1], assistant_model=make(), max_new_tokens=3)
+
+
+def test_logits_of_some_tokens():
+    model = make()
+    whole = model(IDS, labels=IDS)
+    assert torch.equal(model(IDS, logits_to_keep=2).logits, model(IDS).logits[:, -2:])
+    assert torch.equal(model(IDS, logits_to_keep=torch.tensor([0, 3])).logits, model(IDS).logits[:, [0, 3]])
+    kept = model(IDS, labels=IDS, logits_to_keep=1)
+    assert kept.logits.shape == (2, 1, 40) and kept.loss == whole.loss
+
+
+def test_hidden_states():
+    model = make()
+    states = model(IDS, output_hidden_states=True).hidden_states
+    assert [state.shape for state in states] == [(2, 7, 12), (2, 7, 16), (2, 7, 16)]
+    assert torch.equal(states[0], model.embed_tokens(IDS))
+    assert torch.equal(model.lm_head(states[-1]), model(IDS).logits)
+    with pytest.raises(ValueError, match="output_attentions: an LSTM has none"):
+        model(IDS, output_attentions=True)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("size", [50, 30])
+def test_resized(tied, size, tmp_path):
+    model = make(tie_word_embeddings=tied)
+    logits = model(IDS).logits
+    model.resize_token_embeddings(size, mean_resizing=False)
+    model.save_pretrained(tmp_path)
+    for resized in (model, AutoModelForCausalLM.from_pretrained(tmp_path)):
+        assert resized.config.vocab_size == resized.lm_head.out_features == resized.embed_tokens.num_embeddings == size
+        assert resized.lm_head.weight.shape[0] == resized.lm_head.bias.shape[0] == size
+        assert (resized.lm_head.weight is resized.embed_tokens.weight) == tied
+        torch.testing.assert_close(resized(IDS).logits[..., :30], logits[..., :30])
+
+
+@pytest.mark.parametrize("name", ["embed_tokens.weight", "lm_head.weight"])
+def test_a_tied_weight_is_found_under_each_of_its_names(name, tmp_path):
+    model = make(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights[name] = weights.pop("embed_tokens.weight")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded.lm_head.weight is loaded.embed_tokens.weight
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_graph_passes_over_padding_as_well(chunked):
+    """Also between the tokens, and in rows without a token, which leave the state as it is."""
+    model = make()
+    mask = torch.tensor([[1, 0, 1, 1, 0, 1, 0], [0, 0, 1, 0, 0, 0, 1]])
+    state = model(IDS[:, :4]).past_key_values if chunked else None
+    graph = torch.compile(model, fullgraph=True, backend="eager")
+    whole, traced = (each(IDS, attention_mask=mask, past_key_values=state) for each in (model, graph))
+    torch.testing.assert_close(traced.logits, whole.logits)
+    torch.testing.assert_close(traced.past_key_values.cell, whole.past_key_values.cell)
+    torch.testing.assert_close(traced.past_key_values.hidden, whole.past_key_values.hidden)
+    if state is not None:
+        kept = graph(IDS, attention_mask=mask * 0, past_key_values=state).past_key_values
+        assert all(torch.equal(*pair) for pair in zip(kept.cell + kept.hidden, state.cell + state.hidden, strict=True))

@@ -38,10 +38,10 @@ def test_any_length(make_model):
 
 def test_attentions_on_request(make_model, batch):
     model = make_model(encoder_layers=1, decoder_layers=3)
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation("flex_attention")
     with pytest.raises(ValueError, match=r"set_attn_implementation\('eager'\)"):
         model(**batch, output_attentions=True)
-    model.set_attn_implementation("eager")
+    model.set_attn_implementation("sdpa")
     outputs = model(**batch, output_attentions=True, output_hidden_states=True)
     assert [weights.shape for weights in outputs.encoder_attentions] == [(2, 4, 6, 6)]
     assert [weights.shape for weights in outputs.decoder_attentions] == [(2, 4, 4, 4)] * 3
@@ -123,3 +123,20 @@ def test_saved_generation_config_is_explicit(make_model, tmp_path):
     model.generation_config = GenerationConfig(max_new_tokens=7, do_sample=True, top_k=10, pad_token_id=0)
     model.save_pretrained(tmp_path)
     assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path).generation_config.top_k == 10
+
+
+def test_vectors_in_place_of_ids(make_model, batch):
+    model = make_model(tie_word_embeddings=False)
+    decoder_input_ids = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    vectors = {
+        "inputs_embeds": model.get_input_embeddings()(batch["input_ids"]),
+        "decoder_inputs_embeds": model.decoder.embed_tokens(decoder_input_ids),
+    }
+    ids = model(**batch)
+    given = model(attention_mask=batch["attention_mask"], labels=batch["labels"], **vectors)
+    assert torch.equal(given.logits, ids.logits) and given.loss == ids.loss
+    for both in ({"inputs_embeds": vectors["inputs_embeds"]}, vectors | {"decoder_input_ids": decoder_input_ids}):
+        with pytest.raises(ValueError, match="not both"):
+            model(**batch, **both)
+    with pytest.raises(ValueError, match="token ids or vectors"):
+        model(labels=batch["labels"])

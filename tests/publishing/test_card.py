@@ -6,15 +6,14 @@ import re
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from ruamel.yaml import YAML
 from transformers import TrainerState
 
-from pipeline.publishing.card import render_card
+from pipeline.publishing.card import Loading, put_use, render_card, says_use
 from pipeline.tasks.forecasting import Forecasting
 from pipeline.tasks.registry import TASKS
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
+from tests.publishing.samples import HOSTILE, render_markdown
 
 STATE = TrainerState(global_step=1234, max_steps=1234)
 
@@ -30,22 +29,6 @@ def test_the_card_is_true_and_parses(make_config, make_model):
     for said in ("trained from scratch", "1,234 optimizer steps", "`reversal`", r"nrefs:1\|case:mixed", "Not stated"):
         assert said in text
     assert "fine-tuned" not in text and r'translate("say \"x\"")' in text
-
-
-def render_markdown(text: str) -> list[Token]:
-    """Return the blocks of a card behind its front matter, as a Markdown reader sees them."""
-    return MarkdownIt("commonmark").enable("table").parse(ModelCard(text).text)
-
-
-HOSTILE = [
-    "a <b> & {name} {{ name }} {% raw %} 'é' \\ \n end",
-    "\r\n```\r# Owned\r\r<script>alert(1)</script>",
-    "```\n````\n# Owned",
-    '"); print("owned") #',
-    "x\n---\nlicense: mit\n---\n# Owned",
-    "](javascript:alert(1)) [a](javascript:alert(1)) | <img src=x onerror=alert(1)> |",
-    "`` ` ``` <!-- \u2028 # Owned \u202e \x0b",
-]
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
@@ -116,3 +99,60 @@ def test_what_changed_in_a_run_is_listed(make_config, make_model):
     )
     assert "settings of the last steps" in text and "\n- from step 5 on: a: 1\n- from step 9 on: b\n" in text
     assert "settings of the last steps" not in render_card(make_config(), task, make_model(), STATE, {})
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"data": {"source": "en", "target": "fr"}}, (["en", "fr"], None, "translation")),
+        ({"data": {"source": "translation.no", "target": "translation.nb"}}, (["no", "nb"], None, "translation")),
+        ({"data": {"source_lang": "en_XX", "target_lang": "fr_XX"}}, (["en", "fr"], None, "translation")),
+        ({"data": {"source_lang": "fra_Latn", "target_lang": "ceb_Latn"}}, (["fr", "ceb"], None, "translation")),
+        ({"hub": {"language": ["no", "pt-BR"]}}, (["no", "pt"], ["pt-BR"], "translation")),
+        ({"hub": {"language": ["de"]}, "data": {"source": "en", "target": "fr"}}, (["de"], None, None)),
+        ({"hub": {"language": []}, "data": {"source": "en", "target": "fr"}}, (None, None, "translation")),
+        ({"data": {"source": "id", "target": "text"}}, (None, None, "translation")),
+        ({"data": {"source": "en", "target": "en"}}, (None, None, "translation")),
+        ({}, (None, None, "translation")),
+    ],
+)
+def test_the_hubs_filters_find_a_model(make_config, make_model, sections, expected):
+    """By its languages and its task; no is Norwegian, and no `false`."""
+    scores = {"test": {"loss": 0.25}}
+    config = make_config(**sections)
+    text = render_card(config, SequenceToSequence(None), make_model(), STATE, scores)  # type: ignore[arg-type]
+    data = ModelCard(text).data
+    assert (data.language, data.get("language_bcp47"), data.pipeline_tag) == expected
+    task_type = "translation" if expected[2] else "text2text-generation"
+    assert {result.task_type for result in data.eval_results} == {task_type}
+
+
+def test_columns_of_a_classifier_are_no_languages(make_config, make_model):
+    config = make_config("text_classification", data={"source": "en", "target": "is"})
+    assert ModelCard(render_card(config, TASKS["text_classification"], make_model(), STATE, {})).data.language is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("hostile", [*HOSTILE, "--> <!-- end of use -->", '"; publishing -->'])
+def test_the_use_of_a_model_is_written_anew(make_config, make_model, hostile):
+    """For its form and its name on the Hub, with the example that the card had; nothing else changes."""
+    config, model = make_config(hub={"model_id": "me/x"}), make_model()
+    task = SequenceToSequence(None)  # type: ignore[arg-type]
+    card = render_card(config, task, model, STATE, {}, hostile)
+    stock = put_use(card, task, Loading("MarianMTModel", is_converted=True), f"me/{hostile}")
+    assert (
+        says_use(stock) and "trust_remote_code=True" not in stock and "as `MarianMTModel`, in transformers 4" in stock
+    )
+    both = put_use(stock, task, Loading("MarianMTModel", has_pipeline=True, is_converted=True), "me/y")
+    said: list[object] = []
+    for code in [block.content for block in render_markdown(both) if block.type == "fence"][:-1]:
+        said += [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+    assert said.count(hostile) == 2 and said.count("me/y") == 3
+    own = Loading(type(model).__name__, has_code=True, has_pipeline=True)
+    assert put_use(both, task, own, "me/x") == card
+
+
+def test_the_use_is_added_to_a_card_that_does_not_say_it():
+    stock = Loading("MarianMTModel", is_converted=True)
+    card = put_use("# By hand\n\nBest model.\n", SequenceToSequence, stock, "me/x")
+    assert card.startswith("# By hand\n\nBest model.\n\n## Use\n") and card.endswith("<!-- end of use -->\n")
+    assert put_use(card, SequenceToSequence, stock, "me/x") == card

@@ -14,12 +14,15 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
 from pipeline.config import HubConfig
 from pipeline.errors import ConfigError
 from pipeline.publishing import hub
+from pipeline.publishing.forms import is_published, list_files
 from pipeline.run import train
 from pipeline.tasks.forecasting import Forecasting
+from pipeline.tasks.trained_model import load_trained
 from tests.conftest import HUB, ROOT
 from tests.hub_data import ROWS, as_jsonl
 from tests.hub_server import READER, WRITER
@@ -112,8 +115,6 @@ def test_round_trip(make_config, data_set, tmp_path, caplog):
     )
     assert done.returncode == 0, done.stderr
     ids, one, two, config = json.loads(done.stdout.split("RESULT")[1])
-    from pipeline.tasks.trained_model import load_trained
-
     model, task = load_trained(folder)
     assert task.tokenizer is not None
     expected = model.generate(**task.tokenizer("a b 7", return_tensors="pt")).tolist()
@@ -140,19 +141,18 @@ def test_a_resumed_run_keeps_the_revision(make_config, data_set, monkeypatch):
 
 def test_only_named_files_are_published():
     """What loading needs, what tells how the model was made, and the pictures of the tasks."""
-    assert all(hub.is_published(name) for name in EVERY_FILE | set(Forecasting.pictures))
+    assert all(is_published(name) for name in EVERY_FILE | set(Forecasting.pictures))
     for name in (".env", "manifest.json", "run_state.json", "optimizer.pt", "train.jsonl", "notes.png"):
-        assert not hub.is_published(name), name
+        assert not is_published(name), name
 
 
 def test_links_are_not_followed(finished_folder, hub_name, tmp_path):
     """Neither one that has the name of a file of a model, nor that of the folder for what waits."""
-    hub.prepare(HubConfig(push=True, model_id=hub_name))
     (tmp_path / "private.txt").write_text("private")
     (finished_folder / "merges.txt").symlink_to(tmp_path / "private.txt")
     with pytest.raises(ConfigError, match=r"run/merges.txt is a link; only files of the folder itself are published"):
-        hub.upload(finished_folder, hub_name, "x", 0)
-    assert len(HUB.commits(hub_name)) == 1
+        hub.publish(finished_folder, hub_name)
+    assert not HUB.commits(hub_name)
     (finished_folder / ".outbox").symlink_to(tmp_path)
     with pytest.raises(ConfigError, match=r"run/.outbox is a link; remove it"):
         hub.Publisher(HubConfig(push=True, model_id=hub_name), finished_folder, lambda parcel: None)
@@ -187,6 +187,102 @@ def test_every_save_is_published_and_loads(make_config, hub_name):
     weights = HUB.blobs()[commits[-1]["files"]["model.safetensors"]["sha256"]]
     assert weights == (folder / "model.safetensors").read_bytes()
     assert not (folder / ".outbox").exists()
+
+
+STOCK_FILES = {name for name in EVERY_FILE if not name.endswith(".py")}
+
+
+def contents(commit: dict) -> dict[str, bytes]:
+    return {name: HUB.blobs()[file["sha256"]] for name, file in commit["files"].items()}
+
+
+def test_a_repository_changes_its_form_without_a_trace(finished_run, hub_name):
+    """One commit each way; what somebody else put there stays, and the model is the same in each."""
+    kept = {"LICENSE": b"mine", "app.py": b"mine", "notes/config.json": b"mine", ".gitattributes": b"mine"}
+    hub.publish(finished_run, hub_name)
+    own = contents(HUB.commits(hub_name)[-1])
+    assert own.keys() == EVERY_FILE
+    HUB.add(hub_name, kept | {"model-00001-of-00002.safetensors": b"of another model"}, "models")
+    hub.publish(finished_run, hub_name, form="transformers")
+    stock = contents(HUB.commits(hub_name)[-1])
+    assert stock.keys() == STOCK_FILES | kept.keys()
+    assert {"auto_map", "custom_pipelines"}.isdisjoint(json.loads(stock["config.json"]))
+    assert b"trust_remote_code=True" not in stock["README.md"] and hub_name.encode() in stock["README.md"]
+    assert ModelCard(stock["README.md"].decode()).data.to_dict() == ModelCard(own["README.md"].decode()).data.to_dict()
+    model, task = load_trained(finished_run)
+    assert task.tokenizer is not None
+    inputs = task.tokenizer(["1 2 3", "7 5"], padding=True, return_tensors="pt")
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(hub_name)
+    assert (
+        AutoTokenizer.from_pretrained(hub_name)(["1 2 3", "7 5"], padding=True)["input_ids"]
+        == inputs["input_ids"].tolist()
+    )
+    assert torch.equal(loaded.generate(**inputs), model.generate(**inputs))
+    hub.publish(finished_run, hub_name, form="transformers", with_pipeline=True)
+    assert files_of(HUB.commits(hub_name)[-1]) == STOCK_FILES | {"translation_pipeline.py"} | kept.keys()
+    translate = pipeline("translation", model=hub_name, trust_remote_code=True)
+    assert translate("1 2 3") == [
+        {"translation_text": task.tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True)}
+    ]
+    hub.publish(finished_run, hub_name)
+    assert contents(HUB.commits(hub_name)[-1]) == own | kept
+    assert len(HUB.commits(hub_name)) == 6
+
+
+def test_a_run_pushes_one_form_from_first_to_last(make_config, finished_run, hub_name):
+    """Also into a repository of the other; its weights are those of a run that pushes nothing."""
+    HUB.add(hub_name, {"modeling_seq2seq.py": b"", "README.md": b"old", "LICENSE": b"mine"}, "models")
+    config = push_config(make_config, hub_name, every_save=True, form="transformers")
+    folder = train(config).output_dir
+    assert_equal_weights(folder, finished_run)
+    commits = HUB.commits(hub_name)[2:]
+    assert commits[-1]["title"] == "Finished model" and commits[0]["title"].startswith("Step ")
+    for commit in commits:
+        assert files_of(commit) - {"metrics.json"} == (STOCK_FILES | {"LICENSE"}) - {"metrics.json"}
+        card = contents(commit)["README.md"].decode()
+        assert "loads this model as `PegasusForConditionalGeneration`" in card and hub_name in card
+    assert "translation_pipeline.py" in {path.name for path in folder.iterdir()} and not (folder / ".outbox").exists()
+
+
+def assert_equal_weights(folder: Path, other: Path) -> None:
+    expected, found = (load_file(path / "model.safetensors") for path in (other, folder))
+    assert expected.keys() == found.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.usefixtures("no_step")
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_form_that_the_model_cannot_have_is_refused_before_training(make_config, hub_name, dry_run):
+    config = make_config(
+        hub={"push": True, "model_id": hub_name, "form": "transformers"}, model={"tie_word_embeddings": False}
+    )
+    with pytest.raises(ConfigError, match=r"hub.form: .* model.tie_word_embeddings: .* or set hub.form=own"):
+        train(config, dry_run=dry_run)
+
+
+def test_a_failed_push_says_how_to_publish_the_same_form(finished_folder, hub_name):
+    (finished_folder / "merges.txt").symlink_to(finished_folder / "run.yaml")
+    settings = HubConfig(push=True, model_id=hub_name, form="transformers", with_pipeline=True)
+    with pytest.raises(hub.NotPublished, match=f"publish .*run {hub_name} --as transformers --with-pipeline"):
+        hub.publish_result(finished_folder, settings)
+
+
+@pytest.mark.slow
+def test_the_stock_form_loads_in_a_fresh_process(finished_run, hub_name, tmp_path):
+    """Without code of ours, by what the card shows."""
+    hub.publish(finished_run, hub_name, form="transformers")
+    code = """
+import re, sys
+from huggingface_hub import hf_hub_download
+card = open(hf_hub_download(sys.argv[1], "README.md")).read()
+(block,) = re.findall(r"```python\\n(.*?)```", card, re.S)
+exec(block, {})
+assert not any("modeling_seq2seq" in name or "transformers_modules" in name for name in sys.modules)
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment["HF_HOME"] = str(tmp_path / "elsewhere")
+    command = [sys.executable, "-c", code, hub_name]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -226,7 +322,7 @@ def test_large_weights_go_up_in_parts(finished_folder, hub_name):
     HUB.break_next(
         {"path": "/part/2", "kind": "reset", "times": 2}, {"path": "/complete", "kind": "status", "status": 503}
     )
-    hub.upload(finished_folder, hub_name, "Large", 60)
+    hub.upload(list_files(finished_folder), hub_name, "Large", 60)
     assert sum("/part/" in line for line in HUB.log()) >= 4
     stored = HUB.blobs()[HUB.commits(hub_name)[-1]["files"]["model.safetensors"]["sha256"]]
     assert stored == (finished_folder / "model.safetensors").read_bytes()

@@ -11,6 +11,7 @@ import pytest
 from pipeline.config import HubConfig
 from pipeline.errors import ConfigError
 from pipeline.publishing import hub
+from pipeline.publishing.forms import is_published, list_files
 from pipeline.publishing.secrets import refuse_secrets
 from tests.conftest import HUB
 from tests.hub_server import WRITER
@@ -25,7 +26,7 @@ def test_what_looks_like_a_token_is_not_uploaded(finished_folder, hub_name, secr
     with pytest.raises(
         ConfigError, match=r"run.yaml:2 holds what looks like an access token or password; nothing was upl"
     ):
-        hub.upload(finished_folder, hub_name, "x", 0)
+        hub.upload(list_files(finished_folder), hub_name, "x", 0)
     assert len(HUB.commits(hub_name)) == 1
 
 
@@ -35,7 +36,7 @@ def test_an_environment_variable_in_the_weights_is_found(finished_folder, hub_na
     path = finished_folder / "model.safetensors"
     path.write_bytes(path.read_bytes() + b"0123456789abcdef0123")
     with pytest.raises(ConfigError, match=r"model.safetensors holds one of your own access tokens or passwords"):
-        hub.upload(finished_folder, hub_name, "x", 0)
+        hub.upload(list_files(finished_folder), hub_name, "x", 0)
     assert len(HUB.commits(hub_name)) == 1
 
 
@@ -105,7 +106,7 @@ def test_known_forms_in_every_writing(tmp_path, secret):
 
 
 def test_what_a_run_leaves_is_free_of_them(finished_run):
-    refuse_secrets([path for path in finished_run.rglob("*") if path.is_file() and hub.is_published(path.name)])
+    refuse_secrets([path for path in finished_run.rglob("*") if path.is_file() and is_published(path.name)])
 
 
 @pytest.mark.parametrize("content", ["hf_" * 90_000, "eyJ-" * 90_000, "sk-" * 90_000, "a://" * 90_000, "\\" * 10**6])

@@ -84,7 +84,7 @@ SHARED, NORM = "encoder.embed_tokens.weight", "encoder.final_norm.bias"
         (halve("model.safetensors"), "the weights cannot be read: "),
         (remove("model.safetensors"), "no complete checkpoint .* model.safetensors"),
         (change_weights(lambda weights: weights.pop(NORM)), f"has no weights for {NORM}; put it back"),
-        (change_weights(lambda weights: weights.pop(SHARED)), f"has no weights for {SHARED}; put it back"),
+        (change_weights(lambda weights: weights.pop(SHARED)), f"has no weights for .*{SHARED}, lm_head.weight; put"),
         (rename(NORM, "other"), f"has no weights for {NORM}"),
         (change_weights(lambda weights: weights.update(other=weights[NORM].clone())), "does not describe: other;"),
         (change_weights(lambda weights: weights[NORM].fill_(math.nan)), f"not finite: {NORM}; load another"),
