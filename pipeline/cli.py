@@ -42,6 +42,8 @@ TABLE_ROWS = 10
 INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
 BROKEN_PIPE = 141  # and one whose reader is gone
 
+SHARED = ("train", "generate", "score")  # what several processes can do together
+
 EXIT_CODES = (
     (0, "finished"),
     (ConfigError.exit_code, "wrong config or data"),
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Not through `parser`, which would take no options between the positional arguments of a subcommand.
     arguments = subcommands[words[0]].parse_intermixed_args(words[1:])
     code = print_errors(arguments.run, arguments)
-    if "LOCAL_RANK" in os.environ and words[0] == "train":
+    if "LOCAL_RANK" in os.environ and words[0] in SHARED:
         end_one_of_many(code)
     return code
 
@@ -384,8 +386,7 @@ def train(arguments: argparse.Namespace) -> None:
         from pipeline.tasks.config_loading import load_config
 
     logging.basicConfig(format="%(message)s")
-    is_main = os.environ.get("RANK", "0") == "0"
-    logging.getLogger("pipeline").setLevel(logging.INFO if is_main else logging.ERROR)
+    logging.getLogger("pipeline").setLevel(logging.INFO if _is_main() else logging.ERROR)
     transformers_logging.disable_progress_bar()  # of loading and saving; the training's own stays
     config = load_config(arguments.config, arguments.overrides)
     result = run.train(config, accept_changes=arguments.accept_changes, dry_run=arguments.dry_run)
@@ -495,16 +496,18 @@ def generate(arguments: argparse.Namespace) -> None:
     transformers_logging.disable_progress_bar()
     model, task = load_engine(arguments.engine, arguments.checkpoint)
     _set_generation(arguments, model)
+    if not (arguments.texts or arguments.file) and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("standard input cannot be shared by several processes; give texts or --file")
     texts = arguments.texts or _read_lines(arguments.file)
     if arguments.seed is not None:
-        torch.manual_seed(arguments.seed)
+        torch.manual_seed(arguments.seed + int(os.environ.get("RANK", "0")))
     try:
         answers = generate_texts(model, task, texts, batch_size=arguments.batch_size)
     except (ValueError, TypeError) as error:
         if not arguments.set:
             raise
         raise ConfigError(f"--set: {error}") from error  # some values are looked at when they are used, such as top_k
-    for text in answers:
+    for text in answers if _is_main() else ():
         print(" ".join(text.splitlines()))
 
 
@@ -560,7 +563,7 @@ def score(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"task: {arguments.checkpoint} is not a model for {config.task}")
     metrics = load_metrics(config.evaluation)
     features = encode_split(config, task, split)
-    with _open_predictions(arguments.predictions) as stream:
+    with _open_predictions(arguments.predictions if _is_main() else None) as stream:
         result = evaluate_features(
             model,
             task,
@@ -573,9 +576,16 @@ def score(arguments: argparse.Namespace) -> None:
             with explain_path(f"--predictions {arguments.predictions}"), stream:
                 for prediction in result.predictions:
                     print(json.dumps(vars(prediction), ensure_ascii=False), file=stream)
+    if not _is_main():
+        return
     if missing := sorted(task.scores.keys() - result.scores.keys()):
         print(f"--engine {arguments.engine} does not give {', '.join(missing)}", file=sys.stderr)
     print(json.dumps(result.scores, indent=2))
+
+
+def _is_main() -> bool:
+    """Tell whether this is the process that prints, where a launcher started several."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _open_predictions(path: Path | None) -> AbstractContextManager[IO[str] | None]:

@@ -131,6 +131,24 @@ def test_many_processes_are_one(make_config, make_pairs, tmp_path, processes):
 
 
 @pytest.mark.slow
+def test_two_processes_generate_and_score_as_one(make_config, make_pairs, tmp_path):
+    """Once each, in the order of the texts."""
+    pairs = make_pairs(held_out=7)
+    folder = train(sgd_config(make_config, tmp_path / "one.yaml", pairs), PYTHON)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(f"{'a b c d e f g'[: 1 + index]}" for index in range(11)) + "\n\nh i\n")
+    for words in (["generate", folder, "--file", texts, "--batch-size", 2], ["score", folder, "--batch-size", 2]):
+        one, two = (
+            subprocess.run(
+                [*launcher, "-m", "pipeline.cli", *map(str, words)],
+                **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": 200, "check": True},
+            )
+            for launcher in (PYTHON, [*TORCHRUN[:-1], "2"])
+        )
+        assert one.stdout == two.stdout and len(one.stdout) > 10
+
+
+@pytest.mark.slow
 def test_a_bad_row_of_one_process_ends_all(make_config, make_pairs, tmp_path):
     """Within seconds, each with the message of the one that met it."""
     pairs = make_pairs(rows=400)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import GenerationConfig, PreTrainedModel
 
 from pipeline.data.rows import BadRow, separate
@@ -21,7 +23,8 @@ def generate(
 ) -> list[str]:
     """Generate one text for each, by the model's own generation config unless another is given.
 
-    An empty or blank text is answered by an empty one where there is nothing to read in it.
+    Several processes share the texts; each must call this, and gets all answers. An empty or blank text is answered by
+    an empty one where there is nothing to read in it.
 
     Raises:
         ConfigError: for a blank prompt that a text is to go on from, or a task without texts.
@@ -38,9 +41,12 @@ def generate(
         if isinstance(row, BadRow):
             raise DataError(f"text {number + 1}: {row.reason}; shorten it")
     features, _ = separate(encoded)
-    answers = [""] * len(texts)
-    for samples, batch in batches_by_length(model, task, features, batch_size):
+    state = PartialState()
+    predicted: dict[int, str] = {}
+    for samples, batch in batches_by_length(
+        model, task, features, batch_size, state.process_index, state.num_processes
+    ):
         predictions = task.predict(model, batch, generation or getattr(model, "generation_config", None))
-        for sample, prediction in zip(samples, predictions, strict=True):
-            answers[sample["sample_id"]] = prediction
-    return answers
+        predicted |= zip([sample["sample_id"] for sample in samples], predictions, strict=True)
+    everywhere = dict(gather_object([*predicted.items()]))
+    return [everywhere.get(number, "") for number in range(len(texts))]
