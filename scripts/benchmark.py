@@ -1,4 +1,4 @@
-"""Measure this project beside stock transformers: a Seq2SeqTrainer with MarianMTModel, and its generate.
+"""Measure this project beside stock transformers: a Seq2SeqTrainer with Marian or Pegasus, and its generate.
 
     scripts/benchmark.py CONFIG [section.key=value ...] --parts training memory loader lanes start generation
 
@@ -174,7 +174,7 @@ def start(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def generation(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Measure generated tokens a second on the test split, by a post-norm checkpoint and by Marian with its weights."""
+    """Measure generated tokens a second on the test split, by a checkpoint and by the stock model with its weights."""
     result: dict[str, Any] = {}
     for beams in BEAMS:
         rates: Rates = {"stock": [], "ours": []}
@@ -311,11 +311,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive, metavar="N", default=3, help="turns that everything takes")
     parser.add_argument("--steps", type=positive, metavar="N", default=60, help="of every training")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--checkpoint", help="trained with model.pre_norm=false, for the part generation")
+    parser.add_argument("--checkpoint", help="a run of this config, for the part generation")
     parser.add_argument("--output", type=path, default=Path("benchmark.json"))
     arguments = parser.parse_intermixed_args(argv)
     if "generation" in arguments.parts and not arguments.checkpoint:
-        parser.error("the part generation needs --checkpoint: a run of this config with model.pre_norm=false")
+        parser.error("the part generation needs --checkpoint: a run of this config")
     return print_errors(measure_parts, arguments)
 
 

@@ -196,8 +196,8 @@ def generate_ids(arguments: argparse.Namespace, name: str, beams: int) -> dict[s
     """Generate ids for the test split.
 
     Args:
-        name: "ours"; "plain", our model's own `generate` in the order of the file; "stock", Marian's with the same
-            weights; or "alone", our model's own one text at a time.
+        name: "ours"; "plain", our model's own `generate` in the order of the file; "stock", the stock one's with the
+            same weights; or "alone", our model's own one text at a time.
     """
     config = load_config(arguments.config, arguments.overrides)
     model, task = load_trained(arguments.checkpoint)
