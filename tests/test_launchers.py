@@ -141,7 +141,11 @@ def test_two_processes_generate_and_score_as_one(make_config, make_pairs, tmp_pa
         one, two = (
             subprocess.run(
                 [*launcher, "-m", "pipeline.cli", *map(str, words)],
-                **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": 200, "check": True},
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=200,
+                check=True,
             )
             for launcher in (PYTHON, [*TORCHRUN[:-1], "2"])
         )

@@ -5,6 +5,7 @@ from collections import Counter
 from itertools import islice
 from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -33,8 +34,7 @@ def test_a_window_is_prepared_by_one_worker(kind, window, tmp_path):
     """And each worker prepares as many as the other, however many a pass has."""
 
     def note(columns):
-        worker = get_worker_info()
-        assert worker is not None
+        worker: Any = get_worker_info()
         with (tmp_path / "rows.txt").open("a") as file:
             file.write(f"{worker.dataset.worker} {len(columns['row'])}\n")
         return encode(columns)
@@ -73,8 +73,7 @@ def test_a_hung_worker_is_named(monkeypatch):
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)  # how long torch waits for its end
 
     def hang(columns):
-        worker = get_worker_info()
-        assert worker is not None
+        worker: Any = get_worker_info()
         if worker.dataset.worker == 1:
             time.sleep(60)
         return encode(columns)

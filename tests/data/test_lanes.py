@@ -63,7 +63,9 @@ def test_every_row_once_a_pass(kind, lanes):
     [(1, (1, 0), (2, 2)), (1, (2, 4), (3, 0)), (4, (4, 0), (1, 2)), (4, (1, 3), (2, 2)), (4, (3, 0), (4, 2))],
 )
 @KINDS
-def test_other_ranks_and_workers_go_on_with_the_same_batches(kind, lanes, before, after):
+def test_other_ranks_and_workers_go_on_with_the_same_batches(
+    kind, lanes, before: tuple[int, int], after: tuple[int, int]
+):
     """(ranks, loader workers) before and after a resume at the end of a step, in the second pass."""
     whole, _ = train(kind, lanes, 1, 0, 120)
     first, state = train(kind, lanes, *before, 12)
@@ -146,7 +148,11 @@ def test_lanes_are_padded_as_little_as_one():
                 rows,
                 lambda columns: [{"lengths": lengths[value]} for value in columns["value"]],
                 lambda each: each["lengths"],
-                **{"batch_rows": 1, "batch_tokens": 1_000, "window": 1_000, "lane": lane, "lanes": lanes},
+                batch_rows=1,
+                batch_tokens=1_000,
+                window=1_000,
+                lane=lane,
+                lanes=lanes,
             )
             for batch, _ in islice(iter(stream), stream.count_batches()):
                 real += sum(sum(each["lengths"]) for each in batch)
