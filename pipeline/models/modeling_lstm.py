@@ -277,6 +277,11 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
         if past_key_values is None:
             hidden, cell = ([states.new_zeros(batch_size, layer.hidden_size) for layer in self.layers] for _ in "hc")
             past_key_values = LSTMState(hidden, cell)
+        elif not isinstance(past_key_values, LSTMState):
+            raise ValueError(
+                f"past_key_values is a {type(past_key_values).__name__}: an LSTM goes on from its LSTMState, "
+                "and has no keys and values, as of a prefix"
+            )
         hidden, cell = [], []
         for layer, *start in zip(self.layers, past_key_values.hidden, past_key_values.cell, strict=True):
             states, last_hidden, last_cell = layer(states, *start, mask)  # (B, T, H)

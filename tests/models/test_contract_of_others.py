@@ -13,6 +13,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    DynamicCache,
     PreTrainedModel,
     Trainer,
     TrainingArguments,
@@ -213,6 +214,11 @@ def test_a_weight_that_is_no_longer_tied_is_saved(tmp_path, name):
 
 
 # Steps of the LSTM
+
+
+def test_keys_and_values_are_no_state():
+    with pytest.raises(ValueError, match="past_key_values is a DynamicCache: an LSTM goes on from its LSTMState"):
+        make_lstm()(**text(2, 5), past_key_values=DynamicCache())
 
 
 @pytest.mark.parametrize("masked", [False, True])
