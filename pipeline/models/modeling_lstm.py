@@ -219,7 +219,7 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
             and weight.data_ptr() != self.embed_tokens.weight.data_ptr()
         ):
             self.config.tie_word_embeddings = True
-            self._keys_to_ignore_on_save = set()
+            self._keys_to_ignore_on_save = []
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod

@@ -268,7 +268,7 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         places = {embedding.data_ptr() for embedding in embeddings.values()} - {0}  # of offloaded or sharded weights
         if len(places) > 1:
             self.config.tie_word_embeddings = False
-            self._keys_to_ignore_on_save = set()
+            self._keys_to_ignore_on_save = []
             state_dict = {**weights, **{name: embedding.clone() for name, embedding in embeddings.items()}}
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
 
