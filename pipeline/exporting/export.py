@@ -31,6 +31,7 @@ from pipeline.inference.engines.base import (
     import_engine,
     require_libraries,
 )
+from pipeline.manifest import MANIFEST_FILE, list_described
 from pipeline.models.modeling_classifier import TransformerForSequenceClassification
 from pipeline.models.modeling_forecaster import TransformerForecaster
 from pipeline.models.modeling_lstm import LSTMForCausalLM
@@ -229,8 +230,14 @@ def _check_target(target: Path) -> None:
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ConfigError(f"--output {target} is a link or a file; name a folder")
     with explain_path(f"--output {target}"):
-        if target.is_dir() and any(target.iterdir()) and not (target / EQUIVALENCE_FILE).is_file():
-            raise ConfigError(f"--output {target} holds something else than an earlier export; name another folder")
+        held = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_symlink() or not path.is_dir()}
+    written = {MANIFEST_FILE, *list_described(target)}
+    others = held - (written if EQUIVALENCE_FILE in written else set())
+    if others:
+        raise ConfigError(
+            f"--output {target} holds something else than an earlier export: {min(others)}; move that away, or name "
+            "another folder"
+        )
 
 
 def _find_config(checkpoint: Path, task: Task) -> Config | None:

@@ -94,6 +94,23 @@ def test_nothing_is_left_of_an_export_that_fails(monkeypatch, finished_folder, c
     assert damage(target) is None
 
 
+def test_only_an_earlier_export_is_replaced(finished_folder):
+    target = export(finished_folder, "transformers", num_rows=2)
+    proof = (target / "equivalence.json").read_bytes()
+    (target / "config.json").unlink()  # a damaged one may go
+    export(finished_folder, "transformers", num_rows=2)
+    assert damage(target) is None
+    inner = export(finished_folder, "transformers", target / "inner", num_rows=2)
+    with pytest.raises(ConfigError, match=r"something else than an earlier export: inner/config\.json; move that away"):
+        export(finished_folder, "transformers", num_rows=2)
+    assert damage(inner) is None
+    whole = finished_folder / "checkpoint-2"  # which has a manifest of its own
+    (whole / "equivalence.json").write_bytes(proof)
+    with pytest.raises(ConfigError, match="something else than an earlier export"):
+        export(finished_folder, "transformers", whole)
+    assert (whole / "optimizer.pt").is_file()
+
+
 def test_a_lower_precision_has_other_bounds(monkeypatch, finished_folder, make_model):
     """A wrong engine of another runtime."""
     spec = EXPORTS["transformers"]
@@ -116,7 +133,7 @@ def test_a_lower_precision_has_other_bounds(monkeypatch, finished_folder, make_m
         (("--to", "onxx"), "--to: 'onxx' is unknown; did you mean onnx?"),
         (("--to", "transformers", "--quantization", "int8"), "--quantization: transformers has none, only ctranslate2"),
         (("--to", "ctranslate2", "--quantization", "int4"), "--quantization: 'int4' is unknown"),
-        (("--to", "transformers", "--output", "{}"), "holds something else than an earlier export; name another"),
+        (("--to", "transformers", "--output", "{}"), "holds something else than an earlier export: "),
         (("--to", "transformers", "--output", "."), "holds something else than an earlier export"),
         (("--to", "transformers", "--output", "{}/config.json"), "is a link or a file; name a folder"),
         (("--to", "transformers", "--rows", "{}/none.jsonl"), "none.jsonl: no such file"),
