@@ -98,6 +98,10 @@ class ExportSpec:
 def _write_stock(request: Request) -> None:
     from pipeline.exporting import stock
 
+    try:
+        stock.check_stock(request.model.config)
+    except ConfigError as error:
+        raise ConfigError(f"--to transformers: {error}; try --to onnx") from error
     stock.write(request.model, request.task, request.folder, request.positions)
 
 

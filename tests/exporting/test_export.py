@@ -174,6 +174,13 @@ def test_models_without_the_form_are_refused(monkeypatch, finished_folder):
             export(finished_folder, name)
 
 
+def test_a_model_that_has_no_stock_form_is_sent_elsewhere(monkeypatch, finished_folder, make_model):
+    _, task = load_trained(finished_folder)
+    monkeypatch.setattr(exporting, "load_trained", lambda checkpoint: (make_model(tie_word_embeddings=False), task))
+    with pytest.raises(ConfigError, match=r"--to transformers: model\.tie_word_embeddings: .*; try --to onnx"):
+        export(finished_folder, "transformers")
+
+
 def test_a_config_of_another_task_is_refused(finished_folder):
     (finished_folder / "manifest.json").unlink()  # which would find the change
     path = finished_folder / "run.yaml"
