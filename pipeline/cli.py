@@ -347,7 +347,11 @@ def positive(argument: str) -> int:
 
 def count_or_all(argument: str) -> int | None:
     """Read a number of things, or `all`, which has no bound."""
-    return None if argument == "all" else positive(argument)
+    if argument == "all":
+        return None
+    if not argument.removeprefix("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{argument!r} is neither a whole number nor all")
+    return positive(argument)
 
 
 def seed(argument: str) -> int:

@@ -43,6 +43,14 @@ def damage(folder: Path) -> str | None:
     return None if files else f"{MANIFEST_FILE} names no file"
 
 
+def list_described(folder: Path) -> set[str]:
+    """Return the names of the files in a folder's manifest; none where it cannot be read."""
+    try:
+        return {*json.loads((folder / MANIFEST_FILE).read_bytes())["files"]}
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
+        return set()
+
+
 def damage_if_described(folder: Path) -> str | None:
     """Say as `damage` does; None too where there is no manifest to compare with."""
     return damage(folder) if (folder / MANIFEST_FILE).exists() else None

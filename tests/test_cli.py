@@ -431,3 +431,10 @@ def test_a_tokenizer_is_trained_on_the_columns_alone(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"a": "x", "place": "y"}\n{"a": "z"}\n')
     arguments = Namespace(data=str(tmp_path), split="train", columns=["a", "place"])
     assert list(cli._read_columns(arguments)) == ["x", "y"]
+
+
+def test_a_number_that_is_none_is_refused_in_words(capsys):
+    for value, message in (("many", "'many' is neither a whole number nor all"), ("0", "0 is not a number from 1 to")):
+        with pytest.raises(SystemExit):
+            cli.main(["export", "folder", "--to", "onnx", "--num-rows", value])
+        assert f"--num-rows: {message}" in capsys.readouterr().err

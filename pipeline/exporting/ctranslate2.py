@@ -84,7 +84,7 @@ def make_spec(model: Seq2SeqTransformerForConditionalGeneration, positions: int)
     if config.activation_function not in ACTIVATIONS:
         raise ConfigError(
             f"model.activation_function: CTranslate2 has no {config.activation_function!r}; it has "
-            f"{', '.join(ACTIVATIONS)}"
+            f"{', '.join(ACTIVATIONS)}; try --to onnx"
         )
     spec = TransformerSpec.from_config(
         (config.encoder_layers, config.decoder_layers),

@@ -31,6 +31,7 @@ from pipeline.inference.engines.base import (
     import_engine,
     require_libraries,
 )
+from pipeline.manifest import MANIFEST_FILE, list_described
 from pipeline.models.modeling_classifier import TransformerForSequenceClassification
 from pipeline.models.modeling_forecaster import TransformerForecaster
 from pipeline.models.modeling_lstm import LSTMForCausalLM
@@ -97,6 +98,10 @@ class ExportSpec:
 def _write_stock(request: Request) -> None:
     from pipeline.exporting import stock
 
+    try:
+        stock.check_stock(request.model.config)
+    except ConfigError as error:
+        raise ConfigError(f"--to transformers: {error}; try --to onnx") from error
     stock.write(request.model, request.task, request.folder, request.positions)
 
 
@@ -175,7 +180,7 @@ def export(
     target = (
         checkpoint / EXPORTS_FOLDER / name if output is None else Path(os.path.abspath(output))
     )  # which has a name, as . has none
-    _check_target(target)
+    _check_target(target, name)
     model, task = load_trained(checkpoint)
     _check_model(checkpoint, model, name)
     config = _find_config(checkpoint, task)
@@ -224,13 +229,29 @@ def _check_model(checkpoint: Path, model: PreTrainedModel, name: str) -> None:
         raise ConfigError(f"--to {name}: there is no such form of a {kind}{way}")
 
 
-def _check_target(target: Path) -> None:
-    """Raise ConfigError for a folder that holds anything but an earlier export."""
+def _check_target(target: Path, name: str) -> None:
+    """Raise ConfigError for a folder that holds anything but an earlier export of this name."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ConfigError(f"--output {target} is a link or a file; name a folder")
     with explain_path(f"--output {target}"):
-        if target.is_dir() and any(target.iterdir()) and not (target / EQUIVALENCE_FILE).is_file():
-            raise ConfigError(f"--output {target} holds something else than an earlier export; name another folder")
+        held = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_symlink() or not path.is_dir()}
+    written = {MANIFEST_FILE, *list_described(target)}
+    others = held - (written if EQUIVALENCE_FILE in written else set())
+    if others:
+        raise ConfigError(
+            f"--output {target} holds something else than an earlier export: {min(others)}; move that away, or name "
+            "another folder"
+        )
+    if EQUIVALENCE_FILE in written and (other := _read_name(target)) not in (name, None):
+        raise ConfigError(f"--output {target} holds an export to {other}; move it away, or name another folder")
+
+
+def _read_name(export: Path) -> str | None:
+    """Return what an earlier export was made for; None where its proof is damaged."""
+    try:
+        return json.loads((export / EQUIVALENCE_FILE).read_bytes())["export"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _find_config(checkpoint: Path, task: Task) -> Config | None:

@@ -101,6 +101,8 @@ def _open_file(task: Task, config: Config | None, file: Path) -> _Opened:
     except DataError as error:
         if "target" not in columns:
             raise
-        logger.info("--rows %s: compared without targets: %s", file, error)
+        problem = error
     without = {name: column for name, column in columns.items() if name != "target"}
-    return _Opened(open_split(data, FILE_SPLIT, without), without, data, file.name)
+    opened = _Opened(open_split(data, FILE_SPLIT, without), without, data, file.name)
+    logger.info("--rows %s: compared without targets: %s", file, problem)
+    return opened

@@ -162,7 +162,8 @@ def head_cross_entropy(
 
     Its logits are left out only where the head is a plain matrix.
     """
-    if is_plain_linear(head):
+    mixes = hidden.dtype != getattr(head, "weight", hidden).dtype and not torch.is_autocast_enabled(hidden.device.type)
+    if is_plain_linear(head) and not mixes:  # which `nn.Linear` refuses
         return linear_cross_entropy(hidden, head.weight, labels, ignore_index, label_smoothing)
     logits = head(hidden)  # (..., V)
     return cross_entropy(logits, labels, ignore_index, label_smoothing)

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, W embedding size, H width of a layer's state, V vocab
 
 import itertools
 from collections.abc import Iterable
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
@@ -205,6 +206,22 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embed_tokens = value
 
+    def save_pretrained(self, save_directory: str | PathLike, *args, **kwargs) -> None:
+        """Save as `PreTrainedModel` does; both of the tied weights where they are no longer one.
+
+        They are not after an adapter of one of them was merged. transformers then does not tie what it loads, and the
+        config still has to say that the last layer is as wide as the embedding.
+        """
+        weight = getattr(self.lm_head, "weight", None)
+        if (
+            self._keys_to_ignore_on_save
+            and isinstance(weight, Tensor)
+            and weight.data_ptr() != self.embed_tokens.weight.data_ptr()
+        ):
+            self.config.tie_word_embeddings = True
+            self._keys_to_ignore_on_save = []
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # so that `generate` makes none of keys and values
@@ -260,6 +277,11 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
         if past_key_values is None:
             hidden, cell = ([states.new_zeros(batch_size, layer.hidden_size) for layer in self.layers] for _ in "hc")
             past_key_values = LSTMState(hidden, cell)
+        elif not isinstance(past_key_values, LSTMState):
+            raise ValueError(
+                f"past_key_values is a {type(past_key_values).__name__}: an LSTM goes on from its LSTMState, "
+                "and has no keys and values, as of a prefix"
+            )
         hidden, cell = [], []
         for layer, *start in zip(self.layers, past_key_values.hidden, past_key_values.cell, strict=True):
             states, last_hidden, last_cell = layer(states, *start, mask)  # (B, T, H)

@@ -7,6 +7,7 @@ Targets are aligned as in the paper's figure 1: the decoder reads `<s> y_1 .. y_
 
 import math
 from dataclasses import dataclass
+from os import PathLike
 from typing import Unpack
 
 import torch
@@ -254,6 +255,23 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             loading_info.missing_keys -= names if self._shares_embeddings else set()
             super().mark_tied_weights_as_initialized(loading_info)
 
+    def save_pretrained(
+        self, save_directory: str | PathLike, is_main_process: bool = True, state_dict: dict | None = None, **kwargs
+    ) -> None:
+        """Save as `PreTrainedModel` does; as a model without tied weights where they are no longer one.
+
+        They are not after an adapter of one of them was merged, or another module was put in the place of one.
+        """
+        weights = self.state_dict() if state_dict is None else state_dict
+        names = ("encoder.embed_tokens.weight", *self._tied_weights_keys)
+        embeddings = {name: weights[name] for name in names if name in weights}
+        places = {embedding.data_ptr() for embedding in embeddings.values()} - {0}  # of offloaded or sharded weights
+        if len(places) > 1:
+            self.config.tie_word_embeddings = False
+            self._keys_to_ignore_on_save = []
+            state_dict = {**weights, **{name: embedding.clone() for name, embedding in embeddings.items()}}
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+
     @property
     def _shares_embeddings(self) -> bool:
         return self.decoder.embed_tokens is self.encoder.embed_tokens
@@ -328,7 +346,9 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         if attention_mask is None and input_ids is not None and source_rows is None:
             attention_mask = input_ids.ne(self.config.pad_token_id).long()
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, source_rows, **kwargs)
+            encoder_outputs = self.encoder(
+                input_ids, attention_mask, inputs_embeds, source_rows, return_dict=True, **kwargs
+            )
         elif not isinstance(encoder_outputs, BaseModelOutput):
             encoder_outputs = BaseModelOutput(*encoder_outputs)
         use_cache = labels is None and (self.config.use_cache if use_cache is None else use_cache)
@@ -342,6 +362,7 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             inputs_embeds=decoder_inputs_embeds,
             rows=target_rows,
             source_rows=source_rows,
+            return_dict=True,
             **kwargs,
         )
         outputs = Seq2SeqTrainingOutput(
@@ -354,7 +375,8 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             encoder_hidden_states=encoder_outputs.get("hidden_states"),
             encoder_attentions=encoder_outputs.get("attentions"),
         )
-        return outputs.to_tuple() if return_dict is False else outputs
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return outputs if return_dict else outputs.to_tuple()
 
     def _score(
         self, hidden: Tensor, labels: Tensor | None, num_items: Tensor | int | None, logits_to_keep: int | Tensor

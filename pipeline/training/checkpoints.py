@@ -158,9 +158,19 @@ def commit(staging: Path, checkpoint: Path) -> None:
     (staging / MANIFEST_FILE).write_text(to_json(describe(staging, files)), encoding="utf-8")
     for path in (*staging.rglob("*"), staging):
         flush_to_disk(path)
-    if checkpoint.exists():  # a damaged one that was passed over, or one of this step before the run went back
-        shutil.rmtree(checkpoint)
-    staging.rename(checkpoint)
+    # A damaged one that was passed over, one of this step before the run went back, or an earlier export.
+    replaced = staging.with_name(f"{staging.name}-replaced")
+    shutil.rmtree(replaced, ignore_errors=True)  # of a process that was killed here
+    try:
+        if checkpoint.exists():
+            checkpoint.rename(replaced)
+        staging.rename(checkpoint)
+    except BaseException:
+        if replaced.exists() and not checkpoint.exists():
+            replaced.rename(checkpoint)
+        raise
+    finally:
+        shutil.rmtree(replaced, ignore_errors=True)
     flush_to_disk(checkpoint.parent)
 
 

@@ -94,6 +94,25 @@ def test_nothing_is_left_of_an_export_that_fails(monkeypatch, finished_folder, c
     assert damage(target) is None
 
 
+def test_only_an_earlier_export_is_replaced(finished_folder):
+    target = export(finished_folder, "transformers", num_rows=2)
+    proof = (target / "equivalence.json").read_bytes()
+    (target / "config.json").unlink()  # a damaged one may go
+    export(finished_folder, "transformers", num_rows=2)
+    assert damage(target) is None
+    with pytest.raises(ConfigError, match="holds an export to transformers; move it away, or name another folder"):
+        export(finished_folder, "onnx", target)
+    inner = export(finished_folder, "transformers", target / "inner", num_rows=2)
+    with pytest.raises(ConfigError, match=r"something else than an earlier export: inner/config\.json; move that away"):
+        export(finished_folder, "transformers", num_rows=2)
+    assert damage(inner) is None
+    whole = finished_folder / "checkpoint-2"  # which has a manifest of its own
+    (whole / "equivalence.json").write_bytes(proof)
+    with pytest.raises(ConfigError, match="something else than an earlier export"):
+        export(finished_folder, "transformers", whole)
+    assert (whole / "optimizer.pt").is_file()
+
+
 def test_a_lower_precision_has_other_bounds(monkeypatch, finished_folder, make_model):
     """A wrong engine of another runtime."""
     spec = EXPORTS["transformers"]
@@ -116,7 +135,7 @@ def test_a_lower_precision_has_other_bounds(monkeypatch, finished_folder, make_m
         (("--to", "onxx"), "--to: 'onxx' is unknown; did you mean onnx?"),
         (("--to", "transformers", "--quantization", "int8"), "--quantization: transformers has none, only ctranslate2"),
         (("--to", "ctranslate2", "--quantization", "int4"), "--quantization: 'int4' is unknown"),
-        (("--to", "transformers", "--output", "{}"), "holds something else than an earlier export; name another"),
+        (("--to", "transformers", "--output", "{}"), "holds something else than an earlier export: "),
         (("--to", "transformers", "--output", "."), "holds something else than an earlier export"),
         (("--to", "transformers", "--output", "{}/config.json"), "is a link or a file; name a folder"),
         (("--to", "transformers", "--rows", "{}/none.jsonl"), "none.jsonl: no such file"),
@@ -155,6 +174,13 @@ def test_models_without_the_form_are_refused(monkeypatch, finished_folder):
         monkeypatch.setattr(exporting, "load_trained", lambda checkpoint, model=model: (model, task))
         with pytest.raises(ConfigError, match=message):
             export(finished_folder, name)
+
+
+def test_a_model_that_has_no_stock_form_is_sent_elsewhere(monkeypatch, finished_folder, make_model):
+    _, task = load_trained(finished_folder)
+    monkeypatch.setattr(exporting, "load_trained", lambda checkpoint: (make_model(tie_word_embeddings=False), task))
+    with pytest.raises(ConfigError, match=r"--to transformers: model\.tie_word_embeddings: .*; try --to onnx"):
+        export(finished_folder, "transformers")
 
 
 def test_a_config_of_another_task_is_refused(finished_folder):

@@ -1,5 +1,7 @@
 """What tools of the ecosystem do with a model, done with the encoder-decoder: the results are the plain ones."""
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -117,6 +119,19 @@ def test_a_tied_weight_is_found_under_each_of_its_names(make_model, batch, tmp_p
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
+@pytest.mark.parametrize("name", ["encoder.embed_tokens", "decoder.embed_tokens", "lm_head"])
+def test_a_weight_that_is_no_longer_tied_is_saved(make_model, batch, tmp_path, name):
+    """As after an adapter was merged into one of the modules."""
+    model = make_model()
+    expected = copy.deepcopy(model.get_submodule(name))
+    nn.init.normal_(expected.weight)
+    model.set_submodule(name, expected)
+    model.save_pretrained(tmp_path)
+    loaded, report = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits)
+
+
 @TIED
 @pytest.mark.parametrize("size", [50, 30])
 def test_resized(make_model, batch, tmp_path, tied, size):
@@ -225,6 +240,27 @@ def test_stock_trainers(make_model, batch, tmp_path, kind, smoothing):
         assert len(predictions) == 2 and predictions.ndim == 2  # of tokens
     else:
         assert predictions[0].shape == (2, 4, 40)
+
+
+def test_plain_tuples(make_model, batch):
+    model = make_model()
+    expected = model(**batch)
+    assert torch.equal(model(**batch, return_dict=False)[1], expected.logits)
+    model.config.return_dict = False
+    assert torch.equal(model(**batch)[1], expected.logits)
+    assert torch.equal(model(**batch, return_dict=True).logits, expected.logits)
+
+
+def test_a_head_of_another_dtype_is_used_the_same_in_training(make_model, batch):
+    """As `nn.Linear` does: not but under autocast."""
+    model = make_model(tie_word_embeddings=False, **NO_DROPOUT)
+    model.lm_head.to(torch.bfloat16)
+    for training in (True, False):
+        with pytest.raises(RuntimeError, match="dtype"):
+            model.train(training)(**batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = [model.train(training)(**batch).loss for training in (True, False)]
+    torch.testing.assert_close(*losses, atol=1e-2, rtol=1e-2)
 
 
 def test_logits_to_keep(make_model, batch):

@@ -13,6 +13,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    DynamicCache,
     PreTrainedModel,
     Trainer,
     TrainingArguments,
@@ -197,7 +198,27 @@ def test_vectors_in_place_of_ids(make):
             model(**wrong)
 
 
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
+def test_a_weight_that_is_no_longer_tied_is_saved(tmp_path, name):
+    """As after an adapter was merged into one of the modules."""
+    model = make_lstm(tie_word_embeddings=True)
+    module = copy.deepcopy(model.get_submodule(name))
+    torch.nn.init.normal_(module.weight)
+    model.set_submodule(name, module)
+    model.config.tie_word_embeddings = False  # as PEFT does then
+    expected = model(**text(3, 6)).logits
+    for folder in ("once", "twice"):
+        model.save_pretrained(tmp_path / folder)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / folder)
+        torch.testing.assert_close(model(**text(3, 6)).logits, expected)
+
+
 # Steps of the LSTM
+
+
+def test_keys_and_values_are_no_state():
+    with pytest.raises(ValueError, match="past_key_values is a DynamicCache: an LSTM goes on from its LSTMState"):
+        make_lstm()(**text(2, 5), past_key_values=DynamicCache())
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,6 +49,25 @@ def test_a_committed_checkpoint_is_whole(save):
     assert damage(checkpoint) is None
     manifest = json.loads((checkpoint / MANIFEST_FILE).read_text())["files"]
     assert set(manifest) == {"weights", "sub/state"} and manifest["weights"]["size"] == 1000
+
+
+def test_what_a_commit_replaces_stays_until_the_new_one_is_there(save, tmp_path, monkeypatch):
+    checkpoint, rename = save(4), Path.rename
+    (checkpoint / "weights").write_text("old")
+
+    def interrupt(path, target):
+        if path.name == "staging":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save(4)
+    assert (checkpoint / "weights").read_text() == "old"
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "staging")
+    assert damage(save(4)) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
 def test_nothing_is_saved_through_a_link(tmp_path):

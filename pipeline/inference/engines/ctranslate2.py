@@ -148,11 +148,14 @@ class CTranslate2Engine(Engine):
         filled = own | {name: value for name, value in given.items() if value is not None} | changes
         asked = {name: value for name, value in filled.items() if _asks_for_something(name, value)}
         beams = asked.get("num_beams", 1)
-        refused = [f"{name}={asked[name]}" for name in sorted(asked) if not self._honours(name, asked[name], beams)]
+        refused = [
+            f"{name}={asked[name]}" + (f" beside num_beams={beams}" if name in GREEDY_ONLY else "")
+            for name in sorted(asked)
+            if not self._honours(name, asked[name], beams)
+        ]
         if refused:
-            beside = f" beside num_beams={beams}" if beams > 1 else ""
             raise ConfigError(
-                f"--engine ctranslate2: generation: it has no {', '.join(refused)}{beside}; change it by --set, or "
+                f"--engine ctranslate2: generation: it has no {', '.join(refused)}; change it by --set, or "
                 "take --engine torch"
             )
         return DEFAULTS | asked

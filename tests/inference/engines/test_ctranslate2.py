@@ -123,6 +123,7 @@ def test_most_tokens_are_those_of_generate_where_the_searches_end_otherwise(mode
         ({"max_time": 1.0}, "max_time=1.0"),
         ({"decoder_start_token_id": 3}, "decoder_start_token_id=3"),
         ({"num_beams": 2, "repetition_penalty": 1.5}, "repetition_penalty=1.5 beside num_beams=2"),
+        ({"num_beams": 2, "max_time": 1.0}, "max_time=1.0; change it"),
         ({"num_beams": 2, "do_sample": True}, "do_sample=True beside num_beams=2"),
         ({"max_new_tokens": 33}, "33 new tokens are more than the 32 positions of the export; lower max_new_tokens"),
         ({"min_new_tokens": 9}, "minimum decoding length is greater than"),
