@@ -130,6 +130,7 @@ def test_exported_with_any_batch_and_length(case):
             torch.testing.assert_close(program(**inputs)[case.output], model(**inputs)[case.output])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [CASES["lstm"], *(pytest.param(CASES[name], marks=pytest.mark.slow) for name in ("classifier", "forecaster"))],
