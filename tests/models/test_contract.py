@@ -169,6 +169,7 @@ def test_exported_with_any_batch_and_lengths(make_model):
         torch.testing.assert_close(program(**given, use_cache=False).logits, model(**given).logits)
 
 
+@pytest.mark.slow
 def test_compiled_training_step_is_one_graph(make_model, batch):
     model = make_model(encoder_layers=1, decoder_layers=1, **NO_DROPOUT).train()
     loss = model(**batch).loss

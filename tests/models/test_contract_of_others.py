@@ -130,10 +130,8 @@ def test_exported_with_any_batch_and_length(case):
             torch.testing.assert_close(program(**inputs)[case.output], model(**inputs)[case.output])
 
 
-@pytest.mark.parametrize(
-    "case",
-    [CASES["lstm"], *(pytest.param(CASES[name], marks=pytest.mark.slow) for name in ("classifier", "forecaster"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_step_of_training_is_one_graph(case):
     model = case.make().train()
     batch = case.inputs(3, 4) | case.labels(3, 4)

@@ -229,6 +229,7 @@ def test_a_repository_changes_its_form_without_a_trace(finished_run, hub_name):
     assert len(HUB.commits(hub_name)) == 6
 
 
+@pytest.mark.slow
 def test_a_run_pushes_one_form_from_first_to_last(make_config, finished_run, hub_name):
     """Also into a repository of the other; its weights are those of a run that pushes nothing."""
     HUB.add(hub_name, {"modeling_seq2seq.py": b"", "README.md": b"old", "LICENSE": b"mine"}, "models")
