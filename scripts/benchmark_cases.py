@@ -258,6 +258,7 @@ MEASUREMENTS: dict[str, Callable[..., Any]] = {
     "stock": stock,
     "step_memory": step_memory,
     "load_batches": load_batches,
+    "prepare_alone": prepare_alone,
     "encode_alone": encode_alone,
     "generate": generate_ids,
 }
