@@ -115,6 +115,26 @@ def test_two_machines_are_one_process(make_config, make_pairs, tmp_path):
     assert_close(config.with_suffix(""), expected)
 
 
+def test_slurm_starts_every_node(tmp_path):
+    """The script with stand-ins for Slurm's commands and the launcher, on the second of two nodes."""
+    commands = {
+        "scontrol": 'printf "node1\\nnode2\\n"',
+        "srun": 'shift; exec "$@"',
+        "accelerate": 'printf "%s\\n" "$@"',
+    }
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment |= {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2", "SLURM_NODEID": "1"}
+    words = ["configs/accelerate/slurm.sh", "my config.yaml", "training.max_steps=5"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    options = {"--num_machines": "2", "--num_processes": "16", "--machine_rank": "1", "--main_process_ip": "node1"}
+    given = done.stdout.splitlines()
+    assert {name: given[given.index(name) + 1] for name in options} == options
+    assert given[given.index("-m") :] == ["-m", "pipeline.cli", "train", *words[1:]]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [4, 8])
 def test_many_processes_are_one(make_config, make_pairs, tmp_path, processes):

@@ -79,7 +79,7 @@ def test_a_stream_rides_out_faults(data_set, caplog, fault, kind):
     assert batches(name, 45) == expected
 
 
-@pytest.mark.parametrize(("files", "lanes"), [(16, 8), (16, 3)])
+@pytest.mark.parametrize(("files", "lanes"), [(64, 16), (16, 3)])
 def test_lanes_read_a_source_once(files, lanes):
     """All of them together, where it has files enough; else each lane reads all of it."""
     lines = [json.dumps({"source": f"{row} {'a b ' * 50}", "target": "c"}) + "\n" for row in range(4_000)]

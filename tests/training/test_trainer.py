@@ -72,6 +72,20 @@ def test_bad_rows_in_training(make_config, make_pairs, streaming, workers):
                         training={**training, "output_dir": folder}))  # fmt: skip
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bad_rows_are_counted_over_all_lanes(make_config, make_pairs, streaming):
+    """Two of the eight in each of four lanes, or so, in a stream of one file that they share."""
+    folder = make_pairs(rows=40)
+    with (folder / "train.jsonl").open("a") as stream:
+        stream.write('{"source": "a"}\n' * 8)
+    data = {"path": str(folder), "options": {}, "streaming": streaming, "lanes": 4, "on_bad_row": "skip"}
+    training = {"max_steps": 8, "eval_strategy": "no"}
+    assert train(make_config(data=data, training=training)).scores["training"]["skipped_rows"] >= 8
+    with pytest.raises(DataError, match=r"8 bad rows in one pass, where data.max_bad_rows=7"):
+        training |= {"output_dir": str(folder / "again")}
+        train(make_config(data={**data, "max_bad_rows": 7}, training=training))
+
+
 def test_changed_settings_are_applied_from_the_resume_point_on(make_config, unfinished):
     """Trainer would take all of them from the checkpoint."""
     training = {**LONG, "max_steps": 10, "learning_rate": 0.5, "lr_scheduler_type": "constant", "adam_beta1": 0.5}
