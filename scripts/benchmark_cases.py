@@ -160,7 +160,7 @@ def load_batches(arguments: argparse.Namespace, streaming: bool) -> float:
 def prepare_alone(arguments: argparse.Namespace, folder: str, streaming: bool, ranks: int) -> float:
     """Measure the target tokens that rank 0 of some ranks, with a lane each, prepares in a second of the processor.
 
-    Over whole passes of its lane, the more of them the less of the rows it has, without the first.
+    Over whole passes of its lane, as many rows as two passes of all lanes have, without the first.
     """
     config = load_config(
         arguments.config,
@@ -175,7 +175,7 @@ def prepare_alone(arguments: argparse.Namespace, folder: str, streaming: bool, r
             passes, now = passes + 1, time.process_time()
             if passes == 1:
                 tokens, begin = 0, now
-            elif passes > max(1, ranks // 4):
+            elif passes > 2 * ranks:
                 break
         tokens += int(batch["labels"].ne(-100).sum())
     return tokens / (now - begin)
