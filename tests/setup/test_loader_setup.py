@@ -1,13 +1,15 @@
 """What a config says of batches reaches the loader."""
 
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.setup.loader_setup import build_loader
+from pipeline.setup.loader_setup import build_loader, count_lanes
+from pipeline.tasks.language_modeling import LanguageModeling
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from pipeline.training.arguments import training_arguments
 from tokenizer.training import train
@@ -22,9 +24,9 @@ def task() -> SequenceToSequence:
 
 @pytest.fixture
 def build(make_config, task):
-    def make(rows=ROWS, **changes):
+    def make(rows=ROWS, lanes=1, **changes):
         config = make_config(**changes)
-        return build_loader(config, training_arguments(config), task, Dataset.from_list(rows))
+        return build_loader(config, training_arguments(config), task, Dataset.from_list(rows), lanes)
 
     return make
 
@@ -70,3 +72,27 @@ def test_sources_are_augmented(build, task):
     with pytest.raises(ConfigError, match="augmentation: sequence_to_sequence has no source to change; leave it out"):
         task.make_batches = lambda *_: [].append
         build(augmentation={"delete": 0.9})
+
+
+def test_a_run_keeps_its_lanes(make_config, monkeypatch):
+    """As many as ranks when it begins, or as the config says; from a checkpoint as many as that has."""
+
+    def count(lanes=None, begun=None, task=SequenceToSequence):
+        state = None if begun is None else {"next_batch": 0, "lanes": [{}] * begun}
+        return count_lanes(make_config(data={"lanes": lanes}), state, task)
+
+    monkeypatch.setattr("pipeline.setup.loader_setup.PartialState", lambda: SimpleNamespace(num_processes=3))
+    assert (count(), count(2), count(begun=4), count(4, begun=4)) == (3, 2, 4, 4)
+    assert count(task=LanguageModeling) == count(1, task=LanguageModeling) == 1
+    with pytest.raises(ConfigError, match=r"data.lanes: the run began with 4, and goes on with as many; leave it out"):
+        count(3, begun=4)
+    with pytest.raises(ConfigError, match=r"data.lanes: 2 is given, but the rows of .* are one text; leave it out"):
+        count(2, task=LanguageModeling)
+
+
+def test_lanes_share_the_rows(build, caplog):
+    with caplog.at_level("INFO"):
+        assert len(build(lanes=4).lanes.streams) == 4
+    assert "4 lanes, each with every 4th row" in caplog.text
+    with pytest.raises(ConfigError, match=r"data.lanes: 17 lanes need as many training rows, and there are 16"):
+        build(lanes=17)
