@@ -8,8 +8,8 @@
 # Slurm sends SIGTERM two minutes before the time is up; the run then stops and saves, and the same command goes on.
 set -euo pipefail
 
-first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MAIN_ADDRESS="$first_node" GPUS="${SLURM_GPUS_ON_NODE:-8}"
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+export MAIN_ADDRESS="${nodes[0]}" GPUS="${SLURM_GPUS_ON_NODE:-8}"
 # `$SLURM_NODEID` is another on each node, so srun's own shell reads it.
 srun --kill-on-bad-exit=1 bash -c '
   exec accelerate launch --config_file configs/accelerate/two_machines.yaml \
