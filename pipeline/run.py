@@ -38,7 +38,7 @@ from pipeline.tasks.registry import get_task
 from pipeline.training.arguments import check_best_score, check_settings, training_arguments, with_max_steps
 from pipeline.training.changes import describe_phases, refuse_unused
 from pipeline.training.checkpoints import read_steps
-from pipeline.training.ranks import fail_together, from_main_process, together
+from pipeline.training.ranks import fail_together, from_main_process, lost_peers_explained, together
 from pipeline.training.step_guard import explain_divergence
 from pipeline.training.trainer import TeacherForcingTrainer
 
@@ -78,7 +78,7 @@ def train(config: Config, *, accept_changes: bool = False, dry_run: bool = False
     use_all_cores()
     args = training_arguments(config)  # first of all, as it chooses the device
     folder = RunFolder(config.output_dir)
-    with folder.locked(), folder.storage_errors_explained():
+    with folder.locked(), folder.storage_errors_explained(), lost_peers_explained():
         check_settings(config, args)
         metrics = load_metrics(config.evaluation)
         check_best_score(config, args, metrics)

@@ -1,6 +1,7 @@
 """What the processes of one run do together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -9,6 +10,9 @@ from accelerate.utils import broadcast_object_list, gather_object, reduce
 from safetensors import SafetensorError
 
 from pipeline.errors import RunError, TeacherForcingError
+
+# In the plain RuntimeErrors of gloo; NCCL has a class of its own.
+GLOO = "gloo/transport"
 
 Result = TypeVar("Result")
 
@@ -61,6 +65,24 @@ def together(action: Callable[[], Result]) -> Result:
     if problem is not None:
         raise problem
     return result
+
+
+@contextmanager
+def lost_peers_explained() -> Iterator[None]:
+    """Say where another process of the run has ended, which is the one that says why.
+
+    Raises:
+        RunError: in place of the error of the network, which stays its cause.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.distributed.DistError) or GLOO in str(error)):
+            raise
+        raise RunError(
+            "another process of this run has ended, and its message says why; the same command goes on from the newest "
+            "checkpoint, where there is one"
+        ) from error
 
 
 def from_main_process(action: Callable[[], Result]) -> Result:

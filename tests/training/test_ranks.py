@@ -3,11 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.training import ranks
-from pipeline.training.ranks import WriteError, fail_together, from_main_process, together
+from pipeline.training.ranks import WriteError, fail_together, from_main_process, lost_peers_explained, together
 
 
 def fail_with(error: Exception):
@@ -106,3 +107,17 @@ def test_what_fails_on_another_rank_fails_here(monkeypatch):
     assert together(lambda: 5) == 5
     with pytest.raises(ZeroDivisionError):
         together(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"),
+        torch.distributed.DistBackendError("NCCL error: remote process exited"),
+    ],
+)
+def test_a_process_that_is_gone_is_not_a_bug(error):
+    with pytest.raises(RunError, match="another process of this run has ended"), lost_peers_explained():
+        raise error
+    with pytest.raises(RuntimeError, match=r"^a bug$"), lost_peers_explained():
+        raise RuntimeError("a bug")
