@@ -142,7 +142,7 @@ class Splits:
     test: Rows | None
 
 
-def open_splits(config: Config, revision: str | None, lanes: int = 1) -> Splits:
+def open_splits(config: Config, revision: str | None, lanes: int) -> Splits:
     """Open the splits of a config, so that one that is missing, or lacks a column, is named before anything is trained.
 
     Args:
@@ -206,7 +206,7 @@ def build_trainer(
     validation: list[Feature],
     metrics: list[Metric],
     resume: ResumePoint,
-    lanes: int = 1,
+    lanes: int,
 ) -> TeacherForcingTrainer:
     """Make the trainer with its batches.
 

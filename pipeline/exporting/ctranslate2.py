@@ -18,12 +18,11 @@ from ctranslate2.specs.transformer_spec import TransformerSpec
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
 from pipeline.models.transformer_layers import DecoderLayer, MultiHeadAttention, sinusoidal_positions
 from pipeline.tasks.base import Task
 
-QUANTIZATIONS = ("int8", "int8_bfloat16", "float16")
 ACTIVATIONS = {
     "relu": Activation.RELU,
     "gelu": Activation.GELU,
@@ -51,13 +50,11 @@ def write(
     Args:
         folder: which exists and is empty.
         positions: of the longest source and target.
-        quantization: of the matrices, one of `QUANTIZATIONS`; None for float32.
+        quantization: of the matrices, one that `EXPORTS` names; None for float32.
 
     Raises:
-        ConfigError: for a model that CTranslate2 cannot compute, or a quantization that it does not have.
+        ConfigError: for a model that CTranslate2 cannot compute.
     """
-    if quantization not in (None, *QUANTIZATIONS):
-        raise ConfigError(f"--quantization: {quantization!r} is unknown{nearest(str(quantization), QUANTIZATIONS)}")
     assert task.tokenizer is not None
     spec = make_spec(model, positions)
     tokens = vocabulary(task.tokenizer, model.config.vocab_size)

@@ -75,8 +75,8 @@ def _log_lanes(rows: Rows, lanes: int, ranks: int) -> None:
         is_sharded = not isinstance(rows, Dataset) and is_divisible(rows.num_shards, lanes)
         share = f"a share of {rows.num_shards} shards" if is_sharded else f"every {lanes}th row"
         logger.info("%d lanes, each with %s", lanes, share)
-    if ranks > 1 and (times := ranks // gcd(ranks, lanes)) > 1:
-        logger.info("each lane is prepared by %d of %d processes, as these do not divide %d lanes", times, ranks, lanes)
+    if (times := ranks // gcd(ranks, lanes)) > 1:
+        logger.info("each of %d lanes is prepared by %d of the %d processes", lanes, times, ranks)
 
 
 def count_lanes(config: Config, state: dict[str, Any] | None, task: type[Task]) -> int:

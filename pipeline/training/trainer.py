@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -242,19 +243,21 @@ class TeacherForcingTrainer(TrainerInternals):
             logger.warning("step %d: the weights are not finite; no checkpoint is written", self.state.global_step)
             return
         self.store_flos()
-        self._data_state = merge_states(gather_object([self.loader.lanes.state_dict()]))
-        checkpoint = checkpoints.write_checkpoint(output_dir, self.state.global_step, self._write_files)
+        data = merge_states(gather_object([self.loader.lanes.state_dict()]))
+        checkpoint = checkpoints.write_checkpoint(
+            output_dir, self.state.global_step, lambda folder: self._write_files(folder, data)
+        )
         self.find_best_checkpoint()
         if self.is_world_process_zero():
             keep = {checkpoint, Path(self.state.best_model_checkpoint or checkpoint)}
             checkpoints.rotate(output_dir, self.args.save_total_limit, keep)
 
-    def _write_files(self, folder: Path) -> None:
+    def _write_files(self, folder: Path, data: dict[str, Any]) -> None:
         self.save_training_state(folder)
         checkpoints.save_carried(folder, self.args.process_index, self.task.state_dict())
         if self.is_world_process_zero():
             self.save_trainer_state(folder)
-            state = replace(self.start, data=self._data_state, skipped_steps=self.guard.skipped_steps)
+            state = replace(self.start, data=data, skipped_steps=self.guard.skipped_steps)
             checkpoints.save_run_state(folder, state)
 
     def go_back_to(self, checkpoint: Path) -> None:

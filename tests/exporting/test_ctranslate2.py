@@ -87,11 +87,6 @@ def test_quantized_weights_are_smaller_and_compute_nearly_the_same(make_model, b
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_an_unknown_quantization_is_named(make_model, task, tmp_path):
-    with pytest.raises(ConfigError, match=r"--quantization: 'int4' is unknown; did you mean int8"):
-        write(make_model(), task, tmp_path, 64, "int4")
-
-
 def test_weights_of_half_precision_are_exported_whole(make_model, batch, convert):
     model = make_model().bfloat16()
     expected = losses(model.float(), batch)

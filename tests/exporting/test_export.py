@@ -70,7 +70,7 @@ def raise_after(write, error):
     ("change", "error", "message"),
     [
         (break_weights, RunError, r"not written, as the export is not equivalent to the model: greedy: .* became"),
-        (lambda write: raise_after(write, KeyboardInterrupt()), KeyboardInterrupt, ""),
+        (lambda write: raise_after(write, KeyboardInterrupt("by hand")), KeyboardInterrupt, "by hand"),
         (
             lambda write: raise_after(write, OSError(errno.ENOSPC, "No space left on device")),
             RunError,
