@@ -164,7 +164,7 @@ def _type_name(annotation: Any) -> str:
     name = annotation.__name__ if type(annotation) is type else str(annotation)
     if choice := re.fullmatch(r"typing\.Literal\[(.*)\]", name):
         name = choice[1].replace("'", "").replace(", ", " | ")
-    return name.replace("typing.", "").replace("None", "null")
+    return re.sub(r"typing\.|pipeline\.\w+\.", "", name).replace("None", "null")
 
 
 def _value_name(value: Any) -> str:

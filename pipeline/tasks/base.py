@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput
 from pipeline.config import Config, DataConfig, Section
 from pipeline.data.rows import BadRow, Columns, Feature
 from pipeline.data.splits import Rows
+from pipeline.data_config import ColumnNames
 
 Batch = dict[str, Tensor]
 Better: TypeAlias = Literal["higher", "lower"]  # which value of a score is the better one
@@ -121,8 +122,8 @@ class Task(ABC):
         return ("source", "target")
 
     @classmethod
-    def columns(cls, config: Config) -> dict[str, str]:
-        """Return the columns that a row must have: agreed name -> name in the data."""
+    def columns(cls, config: Config) -> ColumnNames:
+        """Return the columns that a row must have: agreed name -> name in the data, or what is the same in all rows."""
         return config.data.columns
 
     @classmethod

@@ -89,7 +89,7 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
         return ("source",)
 
     @classmethod
-    def columns(cls, config: Config) -> dict[str, str]:
+    def columns(cls, config: Config) -> ColumnNames:
         return {"source": config.data.source}
 
     def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | BadRow]:

@@ -27,6 +27,7 @@ from pipeline.data.rows import (
     find_text_problem,
     first_text,
 )
+from pipeline.data_config import ColumnNames
 from pipeline.decoding.search import search_of
 from pipeline.errors import ConfigError
 from pipeline.models.modeling_seq2seq import IGNORED
@@ -81,6 +82,10 @@ print(translate("{example}"))""",
             if bound is not None and length > bound:
                 raise ConfigError(f"data.{name}: {length} is more than the {bound} positions of model.from")
         return cls(tokenizer, positions)
+
+    @classmethod
+    def columns(cls, config: Config) -> ColumnNames:
+        return {**config.data.columns, **config.data.marks}
 
     def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | BadRow]:
         """Encode texts as ids, each ending in `</s>`.
