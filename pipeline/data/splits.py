@@ -87,9 +87,12 @@ def _add_constants(rows: Rows, constants: dict[str, str]) -> Rows:
     """Add columns that are the same in all rows."""
     if not constants:
         return rows
+    # Of a data set whose lines are parsed when they are asked for.
+    parse = rows.format["format_kwargs"].get("transform", dict) if isinstance(rows, Dataset) else dict
 
     def add(batch: Columns) -> Columns:
-        return {**batch, **_repeat(constants, batch)}
+        parsed = parse(batch)
+        return {**parsed, **_repeat(constants, parsed)}
 
     return rows.with_transform(add) if isinstance(rows, Dataset) else rows.map(add, batched=True)
 

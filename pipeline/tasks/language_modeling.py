@@ -23,6 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pipeline.config import Config, DataConfig, Section
 from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_text_problem
+from pipeline.data_config import ColumnNames
 from pipeline.models.modeling_lstm import LSTMState
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.tasks.base import Batch, CardText, Task, tokenize
