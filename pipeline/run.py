@@ -17,8 +17,8 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Seq2SeqTraining
 
 from pipeline import plots
 from pipeline.config import Config
-from pipeline.data.batch_stream import is_divisible
 from pipeline.data.hub_reading import iterate_rows, retry_seconds
+from pipeline.data.lane_rows import is_divisible
 from pipeline.data.splits import Rows, open_split
 from pipeline.errors import ConfigError, RunError
 from pipeline.inference.evaluation import Evaluation

@@ -198,8 +198,7 @@ class Lanes:
         stream, used = self.streams[lane], self.deal.used(lane, self.turns)
         if lane not in self.current:
             return replace(stream.position, next_batch=used)
-        start, end, _ = self.current[lane]
-        return stream.position_behind(start, end, used)
+        return stream.position_behind(*self.current[lane], used)
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

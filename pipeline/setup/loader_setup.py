@@ -12,8 +12,9 @@ from transformers import Seq2SeqTrainingArguments
 from pipeline.config import Config
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.batch_loader import BatchLoader
-from pipeline.data.batch_stream import BatchStream, is_divisible
+from pipeline.data.batch_stream import BatchStream
 from pipeline.data.hub_reading import retry_seconds
+from pipeline.data.lane_rows import is_divisible
 from pipeline.data.lanes import Lanes, positions_of
 from pipeline.data.splits import Rows
 from pipeline.errors import ConfigError

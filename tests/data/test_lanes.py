@@ -55,7 +55,7 @@ def test_every_row_once_a_pass(kind, lanes):
             if position.pass_index in rows:
                 rows[position.pass_index] += [feature["value"] for feature in batch]
     assert sorted(rows[0]) == sorted(rows[1]) == list(range(100))
-    assert isinstance(streams[0].rows, Dataset) or streams[0].has_shards == (lanes in (2, 4))
+    assert isinstance(streams[0].lane_rows.rows, Dataset) or streams[0].lane_rows.has_shards == (lanes in (2, 4))
 
 
 @pytest.mark.parametrize(
