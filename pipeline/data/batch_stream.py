@@ -23,9 +23,10 @@ stream, `stream_state` says where window 1 begins.
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, cycle, repeat
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -167,6 +168,7 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
     Attributes:
         shares_windows: whether several workers can prepare the windows of a lane in turn.
         num_rows: rows of all lanes in a pass; None where that is not known.
+        sizes: of a mixture, the rows of each corpus, by its name.
 
     Yields:
         (list of features, position): the batch, and the position from which the stream goes on behind it.
@@ -178,6 +180,7 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
 
     shares_windows: ClassVar[bool] = True
     num_rows: int | None = None
+    sizes: Mapping[str, int | None] = MappingProxyType({})
 
     def __init__(
         self,
