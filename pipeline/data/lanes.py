@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from itertools import count
 from math import gcd
+from sys import maxsize
 from typing import Any
 
 from pipeline.data.batch_stream import NOTHING, BatchStream, LaneStream, Position, Window, add_counts
@@ -81,23 +82,26 @@ class Progress:
     corpora: Mapping[str, CorpusProgress] = field(default_factory=dict)
 
     @classmethod
-    def of_positions(cls, positions: Sequence[Position], names: Collection[str] = ()) -> "Progress":
-        """Return the progress of lanes, and of the corpora with these names."""
+    def of_positions(
+        cls, positions: Sequence[Position], counted: Sequence[Position], names: Collection[str] = ()
+    ) -> "Progress":
+        """Return the progress of lanes.
+
+        Args:
+            counted: those of the positions whose rows are counted here.
+            names: of the corpora of a mixture.
+        """
+        nothing = CorpusProgress(pass_index=maxsize)
         return cls(
             epoch=min(position.epoch for position in positions),
             pass_index=min(position.pass_index for position in positions),
-            skipped_rows=sum(position.skipped_before + position.skipped_in_window for position in positions),
-            skipped_in_pass=sum(position.skipped_in_pass + position.skipped_in_window for position in positions),
+            skipped_rows=sum(position.skipped_before + position.skipped_in_window for position in counted),
+            skipped_in_pass=sum(position.skipped_in_pass + position.skipped_in_window for position in counted),
             corpora={
-                name: CorpusProgress.together([CorpusProgress.of_lane(position, name) for position in positions])
+                name: CorpusProgress.together([nothing, *(CorpusProgress.of_lane(here, name) for here in counted)])
                 for name in names
             },
         )
-
-    def without_counts(self) -> "Progress":
-        """Return what a rank tells whose lanes another one counts."""
-        corpora = {name: CorpusProgress(pass_index=corpus.pass_index) for name, corpus in self.corpora.items()}
-        return Progress(self.epoch, self.pass_index, corpora=corpora)
 
     def as_numbers(self) -> list[float]:
         """Return all of it, as it is told to the other ranks; see `of_all`."""
@@ -155,6 +159,11 @@ class Deal:
         """Return how many batches of a lane all ranks together have used when each has taken so many turns."""
         return max(0, -(-(self.begin + turns * self.world_size - lane) // self.lanes))
 
+    def tells(self, lane: int, turns: int) -> bool:
+        """Whether this rank took the last batch of a lane, and so knows best how far it is; before any, the first."""
+        last = (self.used(lane, turns) - 1) * self.lanes + lane - self.begin
+        return last % self.world_size == self.rank if last >= 0 else self.rank < gcd(self.lanes, self.world_size)
+
 
 class Lanes:
     """The batches of one rank, and the positions of its lanes.
@@ -199,10 +208,10 @@ class Lanes:
         self._begin(deal, dict(enumerate(positions)))
 
     def progress(self) -> Progress:
-        """Tell how far this rank's lanes are; bad rows of a lane are counted by one of its ranks."""
-        progress = Progress.of_positions([*self.positions.values()], self.corpora)
-        is_first = self.deal.rank < gcd(self.deal.lanes, self.deal.world_size)
-        return progress if is_first else progress.without_counts()
+        """Tell how far this rank's lanes are; what is counted of a lane is told by one of its ranks."""
+        positions = self.positions
+        own = [here for lane, here in positions.items() if self.deal.tells(lane, self.turns)]
+        return Progress.of_positions([*positions.values()], own, self.corpora)
 
     @property
     def corpora(self) -> Collection[str]:

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Template
 from transformers import PreTrainedModel, TrainerState
 
-from pipeline.config import Config
+from pipeline.config import Config, DataConfig
 from pipeline.data.hub_reading import is_on_hub
 from pipeline.data_config import HELD_OUT_SPLITS, Constant
 from pipeline.languages import hub_code, known_code
@@ -199,7 +199,7 @@ def _describe_corpora(config: Config, task: Task, counts: dict[str, dict[str, fl
 
 
 def _evaluation_results(config: Config, pipeline_tag: str, scores: dict[str, dict[str, Any]]) -> list[EvalResult]:
-    sets = {split: [*config.data.held_out(split).values()] for split in HELD_OUT_SPLITS}
+    sets: dict[str, list[DataConfig]] = {split: [*config.data.held_out(split).values()] for split in HELD_OUT_SPLITS}
     paths = {split: ", ".join(dict.fromkeys(data.path for data in those)) for split, those in sets.items()}
     revisions = {split: those[0].revision if len(those) == 1 else None for split, those in sets.items()}
     return [

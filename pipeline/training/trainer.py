@@ -98,7 +98,8 @@ class TeacherForcingTrainer(TrainerInternals):
         if resume_from_checkpoint:
             if self.start.data is not None:
                 self.loader.lanes.load_state_dict(self.start.data)
-                self.progress = Progress.of_positions(positions_of(self.start.data), self.loader.lanes.corpora)
+                positions = positions_of(self.start.data)
+                self.progress = Progress.of_positions(positions, positions, self.loader.lanes.corpora)
             self.guard.skipped_steps = self.start.skipped_steps
             self._take_up_carried(Path(resume_from_checkpoint))
         self._last_log = time.perf_counter()
