@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Template
 from transformers import PreTrainedModel, TrainerState
 
-from pipeline.config import Config, DataConfig
+from pipeline.config import Config
 from pipeline.data.hub_reading import is_on_hub
 from pipeline.data_config import HELD_OUT_SPLITS, Constant
 from pipeline.languages import hub_code, known_code
@@ -199,23 +199,21 @@ def _describe_corpora(config: Config, task: Task, counts: dict[str, dict[str, fl
 
 
 def _evaluation_results(config: Config, pipeline_tag: str, scores: dict[str, dict[str, Any]]) -> list[EvalResult]:
-    sets: dict[str, list[DataConfig]] = {split: [*config.data.held_out(split).values()] for split in HELD_OUT_SPLITS}
-    paths = {split: ", ".join(dict.fromkeys(data.path for data in those)) for split, those in sets.items()}
-    revisions = {split: those[0].revision if len(those) == 1 else None for split, those in sets.items()}
+    """Return the scores as results on data sets; of several sets those of each, as their mean is of none."""
     return [
         EvalResult(
             task_type=pipeline_tag,
-            dataset_type=paths[split],
-            dataset_name=paths[split],
+            dataset_type=data.path,
+            dataset_name=f"{data.path} ({name})" if name else data.path,
             dataset_split=split,
-            dataset_revision=revisions[split],
-            metric_type=metric,
+            dataset_revision=data.revision,
+            metric_type=metric.removeprefix(f"{name}_"),
             metric_value=value,
         )
-        for split, values in scores.items()
-        if split != "training"  # counters, not scores
-        for metric, value in values.items()
-        if not isinstance(value, str)
+        for split in HELD_OUT_SPLITS
+        for name, data in config.data.held_out(split).items()
+        for metric, value in scores.get(split, {}).items()
+        if not isinstance(value, str) and (not name or metric.startswith(f"{name}_"))
     ]
 
 
