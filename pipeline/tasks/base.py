@@ -24,6 +24,8 @@ from pipeline.config import Config, DataConfig, Section
 from pipeline.data.rows import BadRow, Columns, Feature
 from pipeline.data.splits import Rows
 from pipeline.data_config import ColumnNames
+from pipeline.errors import ConfigError
+from pipeline.tasks.row_languages import Languages, choose_from
 
 Batch = dict[str, Tensor]
 Better: TypeAlias = Literal["higher", "lower"]  # which value of a score is the better one
@@ -63,6 +65,7 @@ class Task(ABC):
     Attributes:
         tokenizer: None where the data hold no text.
         max_positions: tokens that the model can read at most, as source and as target; None where there is no bound.
+        languages: what the model can be told of the languages of a row.
         settings: keys of the task's own section of a config, which is named after the task.
         auto_class: transformers' class that loads the task's models.
         trains_other_models: whether models of others that `auto_class` loads can be trained as well.
@@ -85,6 +88,7 @@ class Task(ABC):
     drawn_score: ClassVar[str | None] = "token_accuracy"
     tokenizer: PreTrainedTokenizerBase | None
     max_positions: tuple[int | None, int | None] = (None, None)
+    languages: Languages = Languages()
     settings: ClassVar[type[Section]] = Section
     auto_class: ClassVar[Any]
     trains_other_models: ClassVar[bool] = False
@@ -146,6 +150,27 @@ class Task(ABC):
         Args:
             limits: of the length of a training row, `max_source_length` and `max_target_length`; None keeps all.
         """
+
+    def with_languages(
+        self, columns: Columns, source_lang: str | None = None, target_lang: str | None = None
+    ) -> Columns:
+        """Return rows of which all are in one pair of languages; of the model's default ones where they are left out.
+
+        Raises:
+            ConfigError: for a language that the model does not know, or that it must be told.
+        """
+        given = {"source_lang": source_lang, "target_lang": target_lang}
+        named = {name: code for name, code in given.items() if code is not None}
+        known = self.languages.targets
+        if named and not known:
+            raise ConfigError(f"{' and '.join(named)}: this model is not told any language; leave it out")
+        if target_lang is None and known and self.languages.default_target is None:
+            raise ConfigError(
+                f"target_lang is missing; say into which language to translate (--target-lang){choose_from(known)}"
+            )
+        if problem := self.languages.find_problem(named):
+            raise ConfigError(problem)
+        return columns | {name: [code] * len(columns["row"]) for name, code in named.items()}
 
     def to_evaluation(self, features: list[Feature]) -> list[Feature]:
         """Turn the features of a split into what is evaluated, where that is something else."""
@@ -212,6 +237,10 @@ class Task(ABC):
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[Any]:
         """Return the model's own answer to each sample."""
 
+    def begin_answers(self, batch: Batch) -> dict[str, Any]:
+        """Return arguments of `generate` by which each answer begins as the languages of its row want it."""
+        return {}
+
     def perfect_predictions(self, features: list[Feature]) -> list[str]:
         """Return what `predict` would if the model made no mistake: all that a tokenizer can write of the targets."""
         return [feature["target"] for feature in features]
@@ -250,14 +279,19 @@ def repeat_to(length: int, ids: list[int]) -> list[int]:
     return (ids * (length // len(ids) + 1))[:length]
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], is_target: bool = False) -> list[list[int]]:
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], is_target: bool = False, is_bare: bool = False
+) -> list[list[int]]:
     """Return the token ids of each text, as `tokenizer(texts)` does, in half the time.
 
     Args:
         is_target: whether the texts are targets; some tokenizers encode those otherwise.
+        is_bare: whether to leave out the special tokens around a text, by which alone targets then differ.
     """
     if not texts:
         return []
+    if is_bare:
+        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     if type(tokenizer) is PreTrainedTokenizerFast:
         tokenizer("")  # sets up the backend: nothing cut, nothing padded, special tokens in a text taken as text
         return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts)]
