@@ -170,6 +170,17 @@ def trace(model: PreTrainedModel, task: Task, source: str, target: str) -> Trace
     return result
 
 
+@contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model attend by the eager kernel, the only one that returns its weights."""
+    kernel = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(kernel)
+
+
 def forced_steps(
     model: Seq2SeqTransformerForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,

@@ -23,6 +23,7 @@ from transformers.utils import ModelOutput
 from pipeline.config import Config, DataConfig, Section
 from pipeline.data.rows import BadRow, Columns, Feature
 from pipeline.data.splits import Rows
+from pipeline.decoding.search import search_of
 
 Batch = dict[str, Tensor]
 Better: TypeAlias = Literal["higher", "lower"]  # which value of a score is the better one
@@ -206,6 +207,17 @@ class Task(ABC):
         Perplexity is left out: evaluation makes it of the mean loss. See `sums_by_sample`. A score that what stands in
         for the model cannot give is left out as well.
         """
+
+    def generate(
+        self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None
+    ) -> Tensor | ModelOutput:
+        """Return what `model.generate` does for a batch: token ids behind their prompt or start, one row an answer."""
+        return model.generate(
+            batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            generation_config=generation,
+            custom_generate=search_of(model, generation),
+        )
 
     @abstractmethod
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[Any]:

@@ -27,7 +27,6 @@ from pipeline.data.rows import (
     find_text_problem,
     first_text,
 )
-from pipeline.decoding.search import search_of
 from pipeline.errors import ConfigError
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.transformer_layers import BLOCK
@@ -192,21 +191,13 @@ print(translate("{example}"))""",
 
     def score(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, float]]:
         outputs = model(**batch)
-        if (losses := outputs.get("losses")) is not None:  # (B), of a runtime that gives no logits
-            counts = batch["labels"].ne(IGNORED).sum(-1)
-            return [
-                {"items": items, "loss": loss} for items, loss in zip(counts.tolist(), losses.tolist(), strict=True)
-            ]
+        if (losses := outputs.get("losses")) is not None:  # (B, T), of a runtime that gives no logits
+            sums = zip(batch["labels"].ne(IGNORED).sum(-1).tolist(), losses.sum(-1).tolist(), strict=True)
+            return [{"items": items, "loss": loss} for items, loss in sums]
         return sums_by_sample(self.losses(outputs, batch), *self.count_items(outputs, batch), "token_accuracy")
 
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig) -> list[str]:
-        ids = model.generate(
-            batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            generation_config=generation,
-            custom_generate=search_of(model, generation),
-        )
-        return self._decode(ids)
+        return self._decode(self.generate(model, batch, generation))
 
     def perfect_predictions(self, features: list[Feature]) -> list[str]:
         return self._decode([feature["labels"] for feature in features])

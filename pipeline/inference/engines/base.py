@@ -68,8 +68,8 @@ class Engine(ABC):
 
         Returns:
             What tasks read of a model's outputs: `logits`, `prediction_outputs`, `past_key_values`. A runtime that
-            tells no more than how probable the labels are gives `losses` (B), the summed cross-entropy of each sample
-            in nats, in place of logits.
+            tells no more than how probable the labels are gives `losses` (B, T) in place of logits: the cross-entropy
+            of each label in nats, 0 where it is ignored.
         """
 
     def generate(
@@ -79,7 +79,7 @@ class Engine(ABC):
         generation_config: GenerationConfig | None = None,
         custom_generate: None = None,
         **settings: Any,
-    ) -> Tensor:
+    ) -> Tensor | ModelOutput:
         """Generate as `GenerationMixin.generate` does.
 
         Args:
@@ -90,8 +90,9 @@ class Engine(ABC):
             settings: changes of the generation config.
 
         Returns:
-            Ids (B, L) as the decoder reads them, from its start token on, padded; behind the prompt for a model that
-            has no encoder.
+            Ids (B * N, L) as the decoder reads them, from its start token on, padded; behind the prompt for a model
+            that has no encoder. N is `num_return_sequences`. With `return_dict_in_generate`, `sequences` are these ids,
+            and `sequences_scores` (B * N) the scores of beams.
 
         Raises:
             ConfigError: for a setting that the runtime cannot honour.

@@ -49,6 +49,7 @@ HONOURED = {
     "renormalize_logits",  # which it always does
     # These decide how tokens are computed, not which.
     *("bos_token_id", "use_cache", "cache_implementation", "remove_invalid_values", "transformers_version"),
+    *("return_dict_in_generate", "output_scores"),
 }
 # With beams, it penalises and samples by other numbers than `generate`.
 GREEDY_ONLY = {"do_sample", "repetition_penalty"}
@@ -98,14 +99,16 @@ class CTranslate2Engine(Engine):
         """Score `labels` (B, T) under the sources `input_ids` (B, S), where `attention_mask` (B, S) is not 0.
 
         Returns:
-            `losses` (B), the summed cross-entropy of each sample in nats.
+            `losses` (B, T), the cross-entropy of each label in nats, 0 where it is ignored.
         """
         sources = self._sources(batch["input_ids"], batch["attention_mask"])
         targets = [self._to_tokens(row, row != IGNORED) for row in batch["labels"]]
         scored = self.translator.score_batch(sources, targets, max_input_length=0)
         # It scores one more end behind the target, which has its own.
-        losses = [-sum(row.log_probs[: len(target)]) for row, target in zip(scored, targets, strict=True)]
-        return ModelOutput(losses=torch.tensor(losses, device=self.device))
+        logs = [log for row, target in zip(scored, targets, strict=True) for log in row.log_probs[: len(target)]]
+        losses = torch.zeros(batch["labels"].shape, device=self.device)
+        losses[batch["labels"] != IGNORED] = -torch.tensor(logs, device=self.device)
+        return ModelOutput(losses=losses)
 
     def generate(
         self,
@@ -114,7 +117,7 @@ class CTranslate2Engine(Engine):
         generation_config: GenerationConfig | None = None,
         custom_generate: None = None,
         **settings: Any,
-    ) -> Tensor:
+    ) -> Tensor | ModelOutput:
         generation = self._settings(generation_config, settings)
         if attention_mask is None:
             attention_mask = input_ids.ne(self.config.pad_token_id)
@@ -136,7 +139,11 @@ class CTranslate2Engine(Engine):
             for hypothesis in result.hypotheses
         ]
         padding = generation.get("pad_token_id", self.config.pad_token_id)
-        return torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding).to(self.device)
+        ids = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding).to(self.device)
+        if not generation.get("return_dict_in_generate"):
+            return ids
+        scores = torch.tensor([score for result in results for score in result.scores], device=self.device)
+        return ModelOutput(sequences=ids, sequences_scores=scores)
 
     def _settings(self, generation: GenerationConfig | None, changes: dict[str, Any]) -> dict[str, Any]:
         """Return what is set, or else the engine's own, or else the default, by the names of a generation config.
@@ -197,6 +204,7 @@ class CTranslate2Engine(Engine):
             "suppress_sequences": [[self.tokens[number] for number in ids] for ids in banned],
             "end_token": ends,
             "return_end_token": True,
+            "return_scores": bool(settings.get("return_dict_in_generate")),
             **(sampling if settings["do_sample"] else {}),
         }
 
