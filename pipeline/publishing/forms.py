@@ -168,7 +168,8 @@ def _write_stock(folder: Path, workspace: Path) -> None:
     """Convert the model in a folder, and compare what was written with it."""
     model, task = load_trained(folder, torch.device("cpu"))  # a GPU may be full of what is trained
     assert task.tokenizer is not None  # of a model for texts
-    stock.write(model, task, workspace, stock.count_positions(model.generation_config, _data_of(folder)))
+    num_told = task.languages.num_told
+    stock.write(model, task, workspace, stock.count_positions(model.generation_config, _data_of(folder), num_told))
     converted = AutoModelForSeq2SeqLM.from_pretrained(workspace, trust_remote_code=False, use_safetensors=True)
     difference = _compare_logits(model.float(), converted.float().eval())
     tokenizer = AutoTokenizer.from_pretrained(workspace, trust_remote_code=False)

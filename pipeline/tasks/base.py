@@ -24,6 +24,7 @@ from pipeline.config import Config, DataConfig, Section
 from pipeline.data.rows import BadRow, Columns, Feature
 from pipeline.data.splits import Rows
 from pipeline.data_config import ColumnNames
+from pipeline.decoding.search import search_of
 from pipeline.errors import ConfigError
 from pipeline.tasks.row_languages import Languages, choose_from
 
@@ -232,6 +233,22 @@ class Task(ABC):
         Perplexity is left out: evaluation makes it of the mean loss. See `sums_by_sample`. A score that what stands in
         for the model cannot give is left out as well.
         """
+
+    def generate(
+        self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None
+    ) -> Tensor | ModelOutput:
+        """Return what `model.generate` does for a batch: token ids behind their prompt or start, one row an answer."""
+        return model.generate(
+            batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            generation_config=generation,
+            custom_generate=search_of(model, generation),
+            **self.begin_answers(batch),
+        )
+
+    def prompt_length(self, model: PreTrainedModel, batch: Batch) -> int:
+        """Count the tokens in front of each answer of `generate`: the start and what is told, or the whole prompt."""
+        return max(1, self.languages.num_forced) if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
 
     @abstractmethod
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[Any]:

@@ -220,5 +220,4 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
 
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[str]:
         """Return each prompt with its continuation."""
-        ids = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=generation)
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return self.tokenizer.batch_decode(self.generate(model, batch, generation), skip_special_tokens=True)

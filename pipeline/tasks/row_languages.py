@@ -72,6 +72,11 @@ class Languages:
         """How many tokens the decoder is given, the start token among them; 0 where it is told nothing."""
         return max((len(marks.in_decoder) for marks in self.targets.values()), default=0)
 
+    @property
+    def num_told(self) -> int:
+        """How many of those stand behind the start token."""
+        return max(0, self.num_forced - 1)
+
     def find_problem(self, row: Mapping[str, Any]) -> str | None:
         """Say why the languages of a row cannot be told to the model; None where they can."""
         problem = _find_problem("target_lang", row, self.targets, self.default_target)

@@ -28,7 +28,6 @@ from pipeline.data.rows import (
     first_text,
 )
 from pipeline.data_config import ColumnNames
-from pipeline.decoding.search import search_of
 from pipeline.errors import ConfigError
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.transformer_layers import BLOCK
@@ -256,22 +255,13 @@ print(translate("{example}"))""",
 
     def score(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, float]]:
         outputs = model(**batch)
-        if (losses := outputs.get("losses")) is not None:  # (B), of a runtime that gives no logits
-            counts = batch["labels"].ne(IGNORED).sum(-1)
-            return [
-                {"items": items, "loss": loss} for items, loss in zip(counts.tolist(), losses.tolist(), strict=True)
-            ]
+        if (losses := outputs.get("losses")) is not None:  # (B, T), of a runtime that gives no logits
+            sums = zip(batch["labels"].ne(IGNORED).sum(-1).tolist(), losses.sum(-1).tolist(), strict=True)
+            return [{"items": items, "loss": loss} for items, loss in sums]
         return sums_by_sample(self.losses(outputs, batch), *self.count_items(outputs, batch), "token_accuracy")
 
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig) -> list[str]:
-        ids = model.generate(
-            batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            generation_config=generation,
-            custom_generate=search_of(model, generation),
-            **self.begin_answers(batch),
-        )
-        return self._decode(ids)
+        return self._decode(self.generate(model, batch, generation))
 
     def begin_answers(self, batch: Batch) -> dict[str, Any]:
         """Return arguments of `generate` that begin each answer with what the decoder is told of its language.
@@ -281,8 +271,9 @@ print(translate("{example}"))""",
         if "decoder_input_ids" not in batch:
             return {}
         start = batch["decoder_input_ids"][:, : self.languages.num_forced]  # (B, 1 or 2)
-        # Or `generate` puts its own start token in front of those.
-        return {"decoder_input_ids": start, "decoder_start_token_id": start[:, 0]}
+        if start.shape[1] > 1:
+            return {"decoder_input_ids": start}
+        return {"decoder_start_token_id": start.squeeze(1)}  # another in each row
 
     def perfect_predictions(self, features: list[Feature]) -> list[str]:
         return self._decode([feature["labels"] for feature in features])
