@@ -59,7 +59,7 @@ class RowsConfig(Section):
     source_tag: str | None = Field(
         None,
         pattern=r"^<[^\s<>]+>$",
-        description="token in front of each source, such as <bt> for texts that were translated back"
+        description="token in front of each source, such as <bt> for texts that were translated back",
     )
     streaming: bool = Field(False, description="read while training instead of downloading first")
     options: dict[str, Any] = Field({}, description="further arguments of the generated set or of load_dataset")

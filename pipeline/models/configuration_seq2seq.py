@@ -78,17 +78,20 @@ class Seq2SeqTransformerConfig(PreTrainedConfig):
         for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 0 and below 1")
-        for code, token_id in (self.languages or {}).items():
-            if not 0 <= token_id < self.vocab_size:
-                raise ValueError(f"languages: the token {token_id} of {code} is not below vocab_size={self.vocab_size}")
-        if self.languages and self.target_lang_in not in ("source", "decoder"):
-            raise ValueError(f"target_lang_in={self.target_lang_in!r}: it must be source or decoder")
+        self._check_languages()
         super().__post_init__(**kwargs)
         # Read by `transformers.pipeline`; a new dict each time, as it changes what it finds.
         if self.is_encoder_decoder:
             self.custom_pipelines = {
                 "translation": {"impl": "translation_pipeline.TranslationPipeline", "pt": ["AutoModelForSeq2SeqLM"]}
             }
+
+    def _check_languages(self) -> None:
+        for code, token_id in (self.languages or {}).items():
+            if not 0 <= token_id < self.vocab_size:
+                raise ValueError(f"languages: the token {token_id} of {code} is not below vocab_size={self.vocab_size}")
+        if self.languages and self.target_lang_in not in ("source", "decoder"):
+            raise ValueError(f"target_lang_in={self.target_lang_in!r}: it must be source or decoder")
 
 
 Seq2SeqTransformerConfig.register_for_auto_class()

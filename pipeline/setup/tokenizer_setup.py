@@ -75,9 +75,7 @@ def prepare_tokenizer(
 
 def _given_marks(config: Config) -> list[str]:
     """Name the keys of languages and tags that a config gives, wherever it does."""
-    return [
-        _key(config, place, name) for place, (data, _) in config.data.places.items() for name in sorted(data.marks)
-    ]
+    return [_key(config, place, name) for place, (data, _) in config.data.places.items() for name in sorted(data.marks)]
 
 
 def _key(config: Config, place: str, name: str) -> str:
@@ -123,8 +121,7 @@ def _check_tags(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
             raise ConfigError(f"{key}: needed, as the model is told the language of other rows{choose_from(known)}")
         if data.target_lang is not None and not known:
             raise ConfigError(
-                f"{key}: name the languages, as the tokenizer has no tags of any: "
-                "{column: NAME, codes: [de, fr]}"
+                f"{key}: name the languages, as the tokenizer has no tags of any: {{column: NAME, codes: [de, fr]}}"
             )
         for code in language_codes(data.target_lang):
             if code not in known:
@@ -178,9 +175,8 @@ def _set_languages(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     for place, (data, _) in config.data.places.items():
         missing = [_key(config, place, name) for name in names if getattr(data, name) is None]
         if missing:
-            raise ConfigError(
-                f"{' and '.join(missing)}: needed, as this tokenizer marks texts with their language{choose_from(known)}"
-            )
+            keys = " and ".join(missing)
+            raise ConfigError(f"{keys}: needed, as this tokenizer marks texts with their language{choose_from(known)}")
         for name in ATTRIBUTES:
             for code in language_codes(getattr(data, name)):
                 if code not in known:

@@ -1,8 +1,9 @@
 """The languages of rows: the tokens that tell a model from which language, and into which, it is to translate.
 
 Our own models have a token for each target language, `<2de>` (Johnson et al. 2017, https://aclanthology.org/Q17-1024),
-in front of the source or first in the decoder. Tokenizers of mBART, mBART-50, M2M100 and NLLB have their own tokens, and
-put them around sources and targets. Both are the same here: what stands around the texts of a row, by its languages.
+in front of the source or first in the decoder. Tokenizers of mBART, mBART-50, M2M100 and NLLB have their own tokens,
+and put them around sources and targets. Both are the same here: what stands around the texts of a row, by its
+languages.
 
 A token that the decoder is given, and need not find, is in no row's labels, so no loss, accuracy or count has it.
 """

@@ -136,7 +136,7 @@ print(translate("{example}"))""",
         is_bare = self.languages.replace_special_tokens
         inputs = tokenize(self.tokenizer, sources, is_bare=is_bare)
         learned = [first_text(target) for target in targets or []]
-        labels = tokenize(self.tokenizer, learned, is_target=True, is_bare=is_bare) if targets else [[] for _ in sources]
+        labels = tokenize(self.tokenizer, learned, is_target=True, is_bare=is_bare) or [[] for _ in sources]
         rows = zip(columns["row"], sources, targets or [""] * len(sources), inputs, labels, strict=True)
         features: list[Feature] = [
             {"sample_id": row, "source": source, "target": target, "input_ids": input_ids, "labels": target_ids}
@@ -160,7 +160,8 @@ print(translate("{example}"))""",
         return {**feature, "input_ids": input_ids, "labels": labels, **start, **codes}
 
     def _find_excess_length(self, limits: DataConfig | None, feature: Feature) -> str | None:
-        for name, length, positions in zip(("source", "target"), self.lengths(feature), self.max_positions, strict=True):
+        sides = zip(("source", "target"), self.lengths(feature), self.max_positions, strict=True)
+        for name, length, positions in sides:
             bound = None if limits is None else getattr(limits, f"max_{name}_length")
             if fault := find_excess_length(name, length, bound, positions):
                 return fault

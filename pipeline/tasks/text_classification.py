@@ -139,7 +139,9 @@ print(classify("{example}"))""",
         ]
 
     def _find_excess_length(self, limits: DataConfig | None, feature: Feature) -> str | None:
-        return None if limits is None else find_excess_length("source", len(feature["input_ids"]), limits.max_source_length)
+        if limits is None:
+            return None
+        return find_excess_length("source", len(feature["input_ids"]), limits.max_source_length)
 
     def _number(self, target: object) -> int | None:
         """Return the number of the class with this name, or else with this number, which some data sets store."""
