@@ -219,7 +219,7 @@ class DataConfig(RowsConfig):
         """
         training = {f"mix.{name}" if name else "train": (data, data.train) for name, data in self.corpora.items()}
         held_out = {
-            f"{split}.{name}" if name else split: (data, getattr(data, split))
+            place_of(split, name): (data, getattr(data, split))
             for split in HELD_OUT_SPLITS
             for name, data in self.held_out(split).items()
         }
@@ -242,6 +242,11 @@ class DataConfig(RowsConfig):
                 changes[key] = {name: pin(f"{key}.{name}", rows) for name, rows in named.items()}
         own = [revisions[key] for key in ("train", *HELD_OUT_SPLITS) if key in revisions]
         return self.model_copy(update=changes | ({"revision": own[0]} if own else {}))
+
+
+def place_of(split: str, name: str) -> str:
+    """Return the place of a set, or that of the split where there is one without a name."""
+    return f"{split}.{name}" if name else split
 
 
 @dataclass(frozen=True)

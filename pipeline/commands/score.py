@@ -42,8 +42,7 @@ def run(arguments: Namespace) -> None:
 
     transformers_logging.disable_progress_bar()
     config = load_config(arguments.config or find_config(arguments.checkpoint), arguments.overrides)
-    split = getattr(config.data, arguments.split)
-    if split is None:
+    if arguments.split != "train" and not config.data.held_out(arguments.split):
         raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
     if not arguments.allow_metric_code:
         refuse_metric_code(config.evaluation.metrics)
@@ -51,7 +50,7 @@ def run(arguments: Namespace) -> None:
     if not isinstance(task, get_task(config.task)):
         raise ConfigError(f"task: {arguments.checkpoint} is not a model for {config.task}")
     metrics = load_metrics(config.evaluation)
-    features = encode_split(config, task, split)
+    features = encode_split(config, task, arguments.split)
     with _open_predictions(arguments.predictions if is_main() else None) as stream:
         result = evaluate_features(
             model,

@@ -20,7 +20,6 @@ import datasets
 from datasets import Dataset
 
 from pipeline.config import DataConfig
-from pipeline.data.batch_stream import is_divisible
 from pipeline.data.fingerprints import fingerprint_files
 from pipeline.data.hub_reading import (
     NOT_REACHED,
@@ -31,6 +30,7 @@ from pipeline.data.hub_reading import (
     iterate_rows,
     retry_seconds,
 )
+from pipeline.data.lane_rows import is_divisible
 from pipeline.data.readers import READERS
 from pipeline.data.readers.base import Reader, Rows, SplitRequest, SplitSpec
 from pipeline.data.readers.columns import find_class_names, get_column, get_value, name_classes, top_column

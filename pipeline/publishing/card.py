@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, TrainerState
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import is_on_hub
+from pipeline.data_config import HELD_OUT_SPLITS, Constant
 from pipeline.languages import hub_code, known_code
 from pipeline.tasks.base import Task
 
@@ -77,7 +78,7 @@ def render_card(
         base=base and _as_code(base),
         steps=steps,
         data={key: _as_code(str(value)) for key, value in config.data.model_dump().items() if value is not None},
-        learned=_fill_in(task.card.data, config),
+        corpora=_describe_corpora(config, task, scores.get("training", {}).get("corpora", {})),
         scores=_score_rows(scores),
         remarks=task.remarks(scores),
         use=render_use(task, loading, name, example),
@@ -141,6 +142,7 @@ def _fill_in(text: str, config: Config) -> str:
 def _metadata(config: Config, pipeline_tag: str, name: str, scores: dict[str, dict[str, Any]]) -> ModelCardData:
     base = config.model.get("from")
     languages = _languages(config, pipeline_tag)
+    paths = [corpus.path for corpus in config.data.corpora.values()]
     codes = [*dict.fromkeys(map(hub_code, languages))]
     # From a language to itself, for which the Hub has no filter: https://github.com/huggingface/huggingface.js/pull/1590
     is_rewriting = pipeline_tag == "translation" and len(codes) == 1
@@ -150,7 +152,7 @@ def _metadata(config: Config, pipeline_tag: str, name: str, scores: dict[str, di
         library_name="transformers",
         license=config.hub.license,
         base_model=base if base and not Path(base).exists() else None,
-        datasets=[config.data.path] if is_on_hub(config.data.path) else None,
+        datasets=[*dict.fromkeys(path for path in paths if is_on_hub(path))] or None,
         pipeline_tag=None if is_rewriting else pipeline_tag,
         tags=["teacher-forcing", config.task],
         model_name=name,
@@ -165,8 +167,10 @@ def _languages(config: Config, pipeline_tag: str) -> list[str]:
     if pipeline_tag != "translation":
         return []
     data = config.data
-    if data.source_lang or data.target_lang:
-        return [code for tag in (data.source_lang, data.target_lang) if tag and (code := known_code(tag))]
+    marks = [mark for rows, _ in data.places.values() for mark in rows.marks.items()]
+    tags = [mark.value for name, mark in marks if isinstance(mark, Constant) and name != "source_tag"]
+    if tags:
+        return [*dict.fromkeys(code for tag in tags if (code := known_code(tag)))]
     columns = (known_code(name.split(".")[-1]) for name in (data.source, data.target))
     codes = [code for code in columns if code]
     return codes if len({*codes}) == 2 else []  # one alone may be another word, such as id
@@ -177,24 +181,39 @@ def _score_rows(scores: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]
         (escape(split), escape(metric), f"{value:.4f}" if isinstance(value, float) else escape(str(value)))
         for split, values in scores.items()
         for metric, value in values.items()
+        if not isinstance(value, dict)
     ]
 
 
+def _describe_corpora(config: Config, task: Task, counts: dict[str, dict[str, float]]) -> list[dict[str, str]]:
+    """Return what the card says of each corpus: what it is, and of a mixture also how much of it was trained on."""
+    corpora = []
+    for name, data in config.data.corpora.items():
+        revision = f", at revision {_as_code(data.revision)}" if data.revision else ""
+        learned = _fill_in(task.card.data, config.with_data(data))
+        what = f"{_as_code(data.path)}, split {_as_code(data.train)}, {learned}{revision}"
+        corpora.append(
+            {"name": escape(name), "what": what} | {key: f"{n:,}" for key, n in counts.get(name, {}).items()}
+        )
+    return corpora
+
+
 def _evaluation_results(config: Config, pipeline_tag: str, scores: dict[str, dict[str, Any]]) -> list[EvalResult]:
+    """Return the scores as results on data sets; of several sets those of each, as their mean is of none."""
     return [
         EvalResult(
             task_type=pipeline_tag,
-            dataset_type=config.data.path,
-            dataset_name=config.data.path,
+            dataset_type=data.path,
+            dataset_name=f"{data.path} ({name})" if name else data.path,
             dataset_split=split,
-            dataset_revision=config.data.revision,
-            metric_type=metric,
+            dataset_revision=data.revision,
+            metric_type=metric.removeprefix(f"{name}_"),
             metric_value=value,
         )
-        for split, values in scores.items()
-        if split != "training"  # counters, not scores
-        for metric, value in values.items()
-        if not isinstance(value, str)
+        for split in HELD_OUT_SPLITS
+        for name, data in config.data.held_out(split).items()
+        for metric, value in scores.get(split, {}).items()
+        if not isinstance(value, str) and (not name or metric.startswith(f"{name}_"))
     ]
 
 

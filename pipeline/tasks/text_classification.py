@@ -91,7 +91,7 @@ print(classify("{example}"))""",
             ConfigError: for fewer than two, or a stream, which would have to be read to its end.
         """
         labels = config.task_settings.labels
-        if labels is None and config.data.streaming:
+        if labels is None and any(corpus.streaming for corpus in config.data.corpora.values()):
             raise ConfigError(
                 "text_classification.labels: name the classes, as a stream is not read to its end to find them"
             )
