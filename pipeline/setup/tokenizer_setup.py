@@ -99,7 +99,8 @@ def _add_tags(tokenizer: PreTrainedTokenizerBase, tags: Iterable[str]) -> None:
     known = tokenizer.get_vocab()
     new = [tag for tag in tags if tag not in known]
     if new:
-        tokenizer.add_tokens([AddedToken(tag, normalized=False, special=True) for tag in new], special_tokens=True)
+        added = [AddedToken(tag, normalized=False, special=True) for tag in new]
+        tokenizer.add_special_tokens({"extra_special_tokens": added}, replace_extra_special_tokens=False)
         logger.info("tokenizer: special tokens are added: %s", ", ".join(new))
 
 
