@@ -17,7 +17,7 @@ from pipeline.inference.metrics import Metric, Reference, alike, answers, load_m
 from pipeline.tasks.base import Feature, Task
 from pipeline.tasks.encoding import encode_rows
 
-Result = tuple[dict[str, float], str | None]  # of one sample: its numbers, and its prediction
+Result = tuple[dict[str, Any], str | None]  # of one sample: its numbers, and its prediction
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by name (numbers, and the signatures that explain them), and one prediction a sample, in data order."""
+    """Scores by name (numbers, and the signatures that explain them); of each sample, in data order, its prediction.
+
+    `sums` are what `task.score` returned for each sample.
+    """
 
     scores: dict[str, float | str]
     predictions: list[Prediction]
+    sums: list[dict[str, Any]]
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -148,4 +152,4 @@ def _summarise(
     references = alike([prediction.reference for prediction in predictions])
     for metric in metrics:
         scores |= metric(texts, references)
-    return Evaluation(scores, predictions)
+    return Evaluation(scores, predictions, [numbers for numbers, _ in ordered])

@@ -30,6 +30,15 @@ Better: TypeAlias = Literal["higher", "lower"]  # which value of a score is the 
 
 
 @dataclass(frozen=True)
+class RowScore:
+    """The log-probability of what a row asks for, in nats, summed over its items; its number is that in the split."""
+
+    row: int
+    log_probability: float
+    items: int
+
+
+@dataclass(frozen=True)
 class CardText:
     """What a model card says of a task.
 
@@ -69,6 +78,7 @@ class Task(ABC):
         text_columns: agreed columns whose texts a tokenizer is trained on.
         scores: what every evaluation gives: name -> which value is the better one, "higher" or "lower".
         accuracy: the one among them that is the share of items predicted right, where there is one.
+        has_log_probabilities: whether the loss of a sample is minus the log-probability of its items.
         has_metrics: whether there are predictions to score beyond that.
         default_metrics: `evaluation.metrics` where the config names none.
         answers_empty: whether an empty source has an answer, the empty one.
@@ -91,6 +101,7 @@ class Task(ABC):
     text_columns: ClassVar[tuple[str, ...]] = ("source", "target")
     scores: ClassVar[dict[str, Better]] = {"loss": "lower", "perplexity": "lower", "token_accuracy": "higher"}
     accuracy: ClassVar[str | None] = "token_accuracy"
+    has_log_probabilities: ClassVar[bool] = False
     has_metrics: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ()
     answers_empty: ClassVar[bool] = True
@@ -208,6 +219,18 @@ class Task(ABC):
         for the model cannot give is left out as well.
         """
 
+    def score_rows(self, samples: list[Feature], sums: list[dict[str, Any]]) -> list[RowScore]:
+        """Return the log-probabilities of the rows that samples were made of, where `has_log_probabilities`.
+
+        Args:
+            samples: all of a split, as `to_evaluation` gives them.
+            sums: what `score` returned for each of them.
+        """
+        return [
+            RowScore(sample["sample_id"], -numbers["loss"], int(numbers["items"]))
+            for sample, numbers in zip(samples, sums, strict=True)
+        ]
+
     def generate(
         self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None
     ) -> Tensor | ModelOutput:
@@ -218,6 +241,10 @@ class Task(ABC):
             generation_config=generation,
             custom_generate=search_of(model, generation),
         )
+
+    def count_prompt(self, model: PreTrainedModel, batch: Batch) -> int:
+        """Count the tokens that stand before each answer of `generate`: what the decoder starts from, or the prompt."""
+        return 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
 
     @abstractmethod
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[Any]:

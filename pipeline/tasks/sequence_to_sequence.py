@@ -64,6 +64,7 @@ translate = pipeline("translation", model="{name}"{trust})
 print(translate("{example}"))""",
     )
     can_pack: ClassVar[bool] = True
+    has_log_probabilities: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
 
     tokenizer: PreTrainedTokenizerBase
