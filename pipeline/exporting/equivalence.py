@@ -22,9 +22,9 @@ from transformers.utils import ModelOutput
 
 from pipeline.config import SacrebleuConfig
 from pipeline.data.rows import Feature
-from pipeline.decoding.search import search_of
 from pipeline.exporting.rows import ComparedRows
 from pipeline.inference.batches import batches_by_length
+from pipeline.inference.hypotheses import cut_answer
 from pipeline.inference.metrics import Reference, alike, answers
 from pipeline.setup.generation_setup import changed_generation
 from pipeline.tasks.base import Batch, Task, tokenize
@@ -211,9 +211,9 @@ def _search(model: PreTrainedModel, engine: Any, task: Task, features: Sequence[
         numbers = [sample["sample_id"] for sample in samples]
         for side in SIDES if turn % 2 else reversed(SIDES):  # neither is always the first
             begin = time.perf_counter()
-            ids = _generate(sides[side], batch, generations[side])
+            ids = _generate(task, sides[side], batch, generations[side])
             seconds[side] += time.perf_counter() - begin
-            found[side] |= zip(numbers, [_answer(row, generations["model"]) for row in ids], strict=True)
+            found[side] |= zip(numbers, [cut_answer(row, generations["model"]) for row in ids], strict=True)
         for place, number in enumerate(numbers):
             pair = {side: found[side][number] for side in SIDES}
             if pair["model"] != pair["export"]:
@@ -228,29 +228,11 @@ def _search(model: PreTrainedModel, engine: Any, task: Task, features: Sequence[
     return Search(answers, sorted(differences, key=lambda difference: -difference.distance), rates)
 
 
-def _generate(stands_in: Any, batch: Batch, generation: GenerationConfig) -> list[list[int]]:
+def _generate(task: Task, stands_in: Any, batch: Batch, generation: GenerationConfig) -> list[list[int]]:
     """Return what is generated for each row, without the start token or the prompt."""
-    ids = stands_in.generate(
-        batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        generation_config=generation,
-        custom_generate=search_of(stands_in, generation),
-    )
-    prompt = 1 if stands_in.config.is_encoder_decoder else batch["input_ids"].shape[1]
-    return ids[:, prompt:].tolist()
-
-
-def _answer(ids: list[int], generation: GenerationConfig) -> list[int]:
-    """Return what stands before the padding, with its end token."""
-    eos = generation.eos_token_id
-    ends = eos if isinstance(eos, list) else [eos]
-    for place, token in enumerate(ids):
-        if token in ends:
-            return ids[: place + 1]
-    length = len(ids)
-    while length and ids[length - 1] == generation.pad_token_id:
-        length -= 1
-    return ids[:length]
+    ids = task.generate(stands_in, batch, generation)
+    assert isinstance(ids, Tensor)
+    return ids[:, task.prompt_length(stands_in, batch) :].tolist()
 
 
 def _explain(model: PreTrainedModel, task: Task, source: Batch, pair: dict[str, list[int]], row: int) -> Difference:

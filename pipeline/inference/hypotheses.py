@@ -116,7 +116,7 @@ def find_hypotheses(
     with _seeded(model, samples, generation, wanted.seed):
         found = task.generate(model, batch, generation)
     ids = found if isinstance(found, Tensor) else found.sequences  # (B * N, P + T)
-    prompt = task.count_prompt(model, batch)
+    prompt = task.prompt_length(model, batch)
     answers = [cut_answer(row, generation) for row in ids[:, prompt:].tolist()]
     forced: list[Forced | None] = [None] * len(answers)
     scores = [0.0] * len(answers)  # where nobody asks for those of beams, which are in order

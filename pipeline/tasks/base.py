@@ -242,8 +242,8 @@ class Task(ABC):
             custom_generate=search_of(model, generation),
         )
 
-    def count_prompt(self, model: PreTrainedModel, batch: Batch) -> int:
-        """Count the tokens that stand before each answer of `generate`: what the decoder starts from, or the prompt."""
+    def prompt_length(self, model: PreTrainedModel, batch: Batch) -> int:
+        """Count the tokens in front of each answer of `generate`: the start of the decoder, or the prompt."""
         return 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
 
     @abstractmethod

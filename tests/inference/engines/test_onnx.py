@@ -218,7 +218,7 @@ def test_hypotheses_are_those_of_the_model(seq2seq, task, settings):
         assert (one.text, one.tokens) == (other.text, other.tokens)
         assert other.score == pytest.approx(one.score, abs=1e-4)
         assert other.probabilities == pytest.approx(one.probabilities, abs=1e-4)
-    with pytest.raises(ConfigError, match="alignments: a OnnxSeq2Seq gives no attentions; .* take --engine torch"):
+    with pytest.raises(ConfigError, match=r"alignments: a OnnxSeq2Seq gives no attentions; .* take --engine torch"):
         find_hypotheses(engine, task, features, task.collate(features), generation, Wanted(alignments=True))
 
 
