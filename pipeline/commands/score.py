@@ -3,9 +3,10 @@
 import json
 import sys
 from argparse import Namespace
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from pipeline.commands.arguments import Parser, add_engine, path, positive
 from pipeline.commands.process import is_main, quick_imports
@@ -25,6 +26,13 @@ def add_arguments(parser: Parser) -> None:
         help="run metrics that are not built in: code, which the config found beside a checkpoint may name",
     )
     parser.add_argument("--predictions", type=path, help="write one JSON line a sample: source, reference, prediction")
+    parser.add_argument(
+        "--per-row",
+        type=path,
+        metavar="FILE",
+        help="write one JSON line a row of the split: row (its number), log_probability (of the target, in nats) and "
+        "items (the tokens that it is a sum of)",
+    )
 
 
 def run(arguments: Namespace) -> None:
@@ -49,9 +57,17 @@ def run(arguments: Namespace) -> None:
     model, task = load_engine(arguments.engine, arguments.checkpoint)
     if not isinstance(task, get_task(config.task)):
         raise ConfigError(f"task: {arguments.checkpoint} is not a model for {config.task}")
+    if arguments.per_row and not task.has_log_probabilities:
+        raise ConfigError(
+            f"--per-row: a model for {config.task} gives no probability of what it predicts; its loss is not made of "
+            "log-probabilities; leave --per-row out"
+        )
     metrics = load_metrics(config.evaluation)
     features = encode_split(config, task, arguments.split)
-    with _open_predictions(arguments.predictions if is_main() else None) as stream:
+    with (
+        _open_lines("--predictions", arguments.predictions) as write_predictions,
+        _open_lines("--per-row", arguments.per_row) as write_rows,
+    ):
         result = evaluate_features(
             model,
             task,
@@ -60,10 +76,8 @@ def run(arguments: Namespace) -> None:
             generation=getattr(model, "generation_config", None),
             metrics=metrics,
         )
-        if stream is not None:
-            with explain_path(f"--predictions {arguments.predictions}"), stream:
-                for prediction in result.predictions:
-                    print(json.dumps(vars(prediction), ensure_ascii=False), file=stream)
+        write_predictions(result.predictions)
+        write_rows(task.score_rows(features, result.sums) if arguments.per_row else ())
     if not is_main():
         return
     if missing := sorted(task.scores.keys() - result.scores.keys()):
@@ -71,9 +85,21 @@ def run(arguments: Namespace) -> None:
     print(json.dumps(result.scores, indent=2))
 
 
-def _open_predictions(path: Path | None) -> AbstractContextManager[IO[str] | None]:
-    """Open the file before the scoring, so that a wrong path costs no time."""
-    if path is None:
-        return nullcontext()
-    with explain_path(f"--predictions {path}"):
-        return path.open("w", encoding="utf-8")
+@contextmanager
+def _open_lines(option: str, path: Path | None) -> Iterator[Callable[[Iterable[Any]], None]]:
+    """Open a file before the scoring, so that a wrong path costs no time; what it yields writes a JSON line an object.
+
+    It writes nothing where no path is given, and on the main process only.
+    """
+    if path is None or not is_main():
+        yield lambda objects: None
+        return
+
+    def write(objects: Iterable[Any]) -> None:
+        with explain_path(f"{option} {path}"), stream:
+            stream.writelines(json.dumps(vars(one), ensure_ascii=False) + "\n" for one in objects)
+
+    with explain_path(f"{option} {path}"):
+        stream = path.open("w", encoding="utf-8")
+    with stream:
+        yield write

@@ -24,6 +24,7 @@ from pipeline.config import SacrebleuConfig
 from pipeline.data.rows import Feature
 from pipeline.exporting.rows import ComparedRows
 from pipeline.inference.batches import batches_by_length
+from pipeline.inference.hypotheses import cut_answer
 from pipeline.inference.metrics import Reference, alike, answers
 from pipeline.setup.generation_setup import changed_generation
 from pipeline.tasks.base import Batch, Task, tokenize
@@ -214,7 +215,7 @@ def _search(model: PreTrainedModel, engine: Any, task: Task, features: Sequence[
             begin = time.perf_counter()
             ids = _generate(task, sides[side], batch, generations[side])
             seconds[side] += time.perf_counter() - begin
-            found[side] |= zip(numbers, [_answer(row, generations["model"]) for row in ids], strict=True)
+            found[side] |= zip(numbers, [cut_answer(row, generations["model"]) for row in ids], strict=True)
         for place, number in enumerate(numbers):
             pair = {side: found[side][number] for side in SIDES}
             if pair["model"] != pair["export"]:
@@ -234,19 +235,6 @@ def _generate(task: Task, stands_in: Any, batch: Batch, generation: GenerationCo
     ids = task.generate(stands_in, batch, generation)
     assert isinstance(ids, Tensor)
     return ids[:, task.prompt_length(stands_in, batch) :].tolist()
-
-
-def _answer(ids: list[int], generation: GenerationConfig) -> list[int]:
-    """Return what stands before the padding, with its end token."""
-    eos = generation.eos_token_id
-    ends = eos if isinstance(eos, list) else [eos]
-    for place, token in enumerate(ids):
-        if token in ends:
-            return ids[: place + 1]
-    length = len(ids)
-    while length and ids[length - 1] == generation.pad_token_id:
-        length -= 1
-    return ids[:length]
 
 
 def _explain(model: PreTrainedModel, task: Task, source: Batch, pair: dict[str, list[int]], row: int) -> Difference:

@@ -108,18 +108,24 @@ def find_hypotheses(
         raise ConfigError(f"{wanted.names[0]}: a {type(model).__name__} generates no text; leave it out")
     assert task.tokenizer is not None
     tokenizer, generation = task.tokenizer, complete(generation, model)
-    has_beams = generation.num_beams not in (None, 1)
     _check(model, generation, wanted)
-    generation.update(num_return_sequences=wanted.num_best, return_dict_in_generate=has_beams, output_scores=has_beams)
+    has_beams = generation.num_beams not in (None, 1)
+    # An engine gives no more than it finds, so it needs no scores to tell which those are.
+    is_scored = has_beams and (wanted.scores or (wanted.num_best > 1 and not isinstance(model, Engine)))
+    generation.update(num_return_sequences=wanted.num_best, return_dict_in_generate=is_scored, output_scores=is_scored)
     with _seeded(model, samples, generation, wanted.seed):
         found = task.generate(model, batch, generation)
-    ids, scores = (found, None) if isinstance(found, Tensor) else (found.sequences, found.sequences_scores.tolist())
+    ids = found if isinstance(found, Tensor) else found.sequences  # (B * N, P + T)
     prompt = task.prompt_length(model, batch)
     answers = [cut_answer(row, generation) for row in ids[:, prompt:].tolist()]
     forced: list[Forced | None] = [None] * len(answers)
-    if wanted.token_probabilities or wanted.alignments or scores is None:
+    scores = [0.0] * len(answers)  # where nobody asks for those of beams, which are in order
+    if wanted.token_probabilities or wanted.alignments or not has_beams:
         forced = [*_force(model, len(tokenizer), batch, ids[:, :prompt], answers, wanted)]
-        scores = scores or [math.fsum(one.log_probabilities) for one in forced if one]
+    if not isinstance(found, Tensor):
+        scores = found.sequences_scores.tolist()
+    elif not has_beams:
+        scores = [math.fsum(one.log_probabilities) for one in forced if one]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     rows = [Row(*row) for row in zip(texts, answers, scores, forced, strict=True)]
     return [
@@ -155,7 +161,7 @@ def _check(model: PreTrainedModel, generation: GenerationConfig, wanted: Wanted)
         )
     if wanted.alignments and not model.config.is_encoder_decoder:
         raise ConfigError(f"alignments: a {type(model).__name__} has no source to attend to; leave them out")
-    if wanted.alignments and isinstance(model, Engine):
+    if wanted.alignments and not getattr(model, "gives_attentions", True):  # an engine's attribute
         raise ConfigError(f"alignments: a {type(model).__name__} gives no attentions; leave them out, or {TORCH}")
 
 
@@ -297,7 +303,7 @@ def _describe(tokenizer: PreTrainedTokenizerBase, sample: Feature, row: Row, wan
     given: dict[str, Any] = {}
     if wanted.scores:
         given["score"] = row.score
-    if row.forced and (wanted.token_probabilities or wanted.alignments):
+    if wanted.token_probabilities or wanted.alignments:
         given["tokens"] = readable_tokens(tokenizer, row.ids)
     if row.forced and wanted.token_probabilities:
         given["probabilities"] = [math.exp(log) for log in row.forced.log_probabilities]

@@ -94,7 +94,9 @@ class TranslationPipeline(Pipeline):
             token_id = self.tokenizer.convert_tokens_to_ids(token)
             if token_id not in (None, self.tokenizer.unk_token_id) and token in self.tokenizer.all_special_tokens:
                 return token_id
-        raise ValueError(f"{name}: the tokenizer knows no {code!r}; give one of its languages, such as {SOME_LANGUAGES}")
+        raise ValueError(
+            f"{name}: the tokenizer knows no {code!r}; give one of its languages, such as {SOME_LANGUAGES}"
+        )
 
     def _begin_with(self, language: int) -> dict[str, int | None]:
         """Return the arguments of `generate` by which the decoder reads a language first: at its start, or behind it.

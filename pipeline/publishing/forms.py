@@ -216,7 +216,10 @@ def _loading(config: Path, is_converted: bool) -> Loading:
     settings: dict[str, Any] = json.loads(config.read_bytes())
     has_code, has_pipeline = "auto_map" in settings, "custom_pipelines" in settings
     architectures = settings.get("architectures") or [settings.get("model_type", "model")]
-    return Loading(str(architectures[0]), has_code, has_pipeline, is_converted)
+    languages = tuple(settings.get("languages") or ())
+    return Loading(
+        str(architectures[0]), has_code, has_pipeline, is_converted, languages, settings.get("target_lang_in")
+    )
 
 
 def _data_of(folder: Path) -> DataConfig | None:

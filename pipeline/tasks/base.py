@@ -33,12 +33,23 @@ Better: TypeAlias = Literal["higher", "lower"]  # which value of a score is the 
 
 
 @dataclass(frozen=True)
+class RowScore:
+    """The log-probability of what a row asks for, in nats, summed over its items; its number is that in the split."""
+
+    row: int
+    log_probability: float
+    items: int
+
+
+@dataclass(frozen=True)
 class CardText:
     """What a model card says of a task.
 
     The texts are filled in by `str.format`, so a brace in code is written twice. `data` and `limits` may name keys of
     the section `data` and of the task's own, such as `{source}`. `use` and `pipeline_use` have `{name}`, the model's
-    name on the Hub; `{example}`, a source text; and `{trust}`, an argument where the model has its own code.
+    name on the Hub; `{example}`, a source text; and `{trust}`, an argument where the model has its own code. Where a
+    model is told into which language to translate, `{mark}` stands in front of the source, and `{tokenizer_option}`,
+    `{generate_option}` and `{pipeline_option}` are further arguments; else they are empty.
 
     Attributes:
         pipeline_tag: the Hub's name of the task, by which models are searched.
@@ -73,6 +84,7 @@ class Task(ABC):
         text_columns: agreed columns whose texts a tokenizer is trained on.
         scores: what every evaluation gives: name -> which value is the better one, "higher" or "lower".
         accuracy: the one among them that is the share of items predicted right, where there is one.
+        has_log_probabilities: whether the loss of a sample is minus the log-probability of its items.
         has_metrics: whether there are predictions to score beyond that.
         default_metrics: `evaluation.metrics` where the config names none.
         answers_empty: whether an empty source has an answer, the empty one.
@@ -96,6 +108,7 @@ class Task(ABC):
     text_columns: ClassVar[tuple[str, ...]] = ("source", "target")
     scores: ClassVar[dict[str, Better]] = {"loss": "lower", "perplexity": "lower", "token_accuracy": "higher"}
     accuracy: ClassVar[str | None] = "token_accuracy"
+    has_log_probabilities: ClassVar[bool] = False
     has_metrics: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ()
     answers_empty: ClassVar[bool] = True
@@ -233,6 +246,18 @@ class Task(ABC):
         Perplexity is left out: evaluation makes it of the mean loss. See `sums_by_sample`. A score that what stands in
         for the model cannot give is left out as well.
         """
+
+    def score_rows(self, samples: list[Feature], sums: list[dict[str, Any]]) -> list[RowScore]:
+        """Return the log-probabilities of the rows that samples were made of, where `has_log_probabilities`.
+
+        Args:
+            samples: all of a split, as `to_evaluation` gives them.
+            sums: what `score` returned for each of them.
+        """
+        return [
+            RowScore(sample["sample_id"], -numbers["loss"], int(numbers["items"]))
+            for sample, numbers in zip(samples, sums, strict=True)
+        ]
 
     def generate(
         self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None

@@ -66,15 +66,17 @@ class SequenceToSequence(Task):
 
 tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
 model = AutoModelForSeq2SeqLM.from_pretrained("{name}"{trust})
-ids = model.generate(**tokenizer(["{example}"], padding=True, return_tensors="pt"))
+inputs = tokenizer(["{mark}{example}"], padding=True, return_tensors="pt"{tokenizer_option})
+ids = model.generate(**inputs{generate_option})
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))""",
         limits="Sources in training had up to {max_source_length} tokens, and targets up to {max_target_length}.",
         pipeline_use="""from transformers import pipeline
 
 translate = pipeline("translation", model="{name}"{trust})
-print(translate("{example}"))""",
+print(translate("{example}"{pipeline_option}))""",
     )
     can_pack: ClassVar[bool] = True
+    has_log_probabilities: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
 
     tokenizer: PreTrainedTokenizerBase

@@ -72,6 +72,7 @@ print(classify("{example}"))""",
     settings: ClassVar[type[Section]] = TextClassificationSettings
     auto_class: ClassVar[Any] = AutoModelForSequenceClassification
     trains_other_models: ClassVar[bool] = True
+    has_log_probabilities: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
     text_columns: ClassVar[tuple[str, ...]] = ("source",)
     scores: ClassVar[dict[str, Better]] = {"loss": "lower", "accuracy": "higher"}

@@ -37,6 +37,7 @@ class Engine(ABC):
         generation_config: how it generates where `generate` is given nothing else; None where it does not generate.
         device: where its inputs and outputs lie.
         max_positions: tokens that it can read at most, as source and as target; None where there is no bound.
+        gives_attentions: whether it tells where it attends to.
     """
 
     config: PreTrainedConfig
@@ -44,6 +45,7 @@ class Engine(ABC):
     device: torch.device
     training = False
     max_positions: tuple[int | None, int | None] = (None, None)
+    gives_attentions = False
 
     def __init__(self, config: PreTrainedConfig, generation: GenerationConfig | None, device: torch.device):
         self.config = config

@@ -8,8 +8,9 @@ Its greedy search gives the tokens of `generate`. Its beam search is that of `ge
                             CTranslate2 cannot; it ends at `PATIENCE` times as many finished sequences as beams
 
 Where tokens are ruled out, as by `no_repeat_ngram_size`, it shares their probability among the others, as `generate`
-does with `renormalize_logits`; that changes nothing but scores of beams. The start token is no part of what has been
-generated for it, so it may be repeated. A source of nothing but special tokens is answered by nothing.
+does with `renormalize_logits`; that changes nothing but scores of beams, which are refused without this setting. The
+start token is no part of what has been generated for it, so it may be repeated. A source of nothing but special tokens
+is answered by nothing.
 """
 
 import json
@@ -49,10 +50,12 @@ HONOURED = {
     "renormalize_logits",  # which it always does
     # These decide how tokens are computed, not which.
     *("bos_token_id", "use_cache", "cache_implementation", "remove_invalid_values", "transformers_version"),
-    *("return_dict_in_generate", "output_scores"),
 }
 # With beams, it penalises and samples by other numbers than `generate`.
 GREEDY_ONLY = {"do_sample", "repetition_penalty"}
+# Of beams it gives the scores of sequences, but of no answer those of each step.
+BEAMS_ONLY = {"return_dict_in_generate", "output_scores"}
+BANS = {"bad_words_ids", "suppress_tokens", "no_repeat_ngram_size", "min_length", "min_new_tokens"}
 OFF: dict[str, Any] = {  # values that ask for nothing
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
@@ -103,8 +106,9 @@ class CTranslate2Engine(Engine):
         """
         labels = batch["labels"]
         is_real = labels != IGNORED
-        is_told = is_real.cumsum(1) == 0  # what the decoder is given behind the start token, such as a language
-        if "decoder_input_ids" in batch:
+        is_told = torch.zeros_like(is_real)
+        if "decoder_input_ids" in batch:  # where a language stands behind the start token
+            is_told = is_real.cumsum(1) == 0
             labels = torch.where(is_told, batch["decoder_input_ids"].roll(-1, 1), labels)
         sources = self._sources(batch["input_ids"], batch["attention_mask"])
         targets = [self._to_tokens(*row) for row in zip(labels, is_real | is_told, strict=True)]
@@ -175,11 +179,19 @@ class CTranslate2Engine(Engine):
                 f"--engine ctranslate2: generation: it has no {', '.join(refused)}; change it by --set, or "
                 "take --engine torch"
             )
+        bans = sorted(BANS & asked.keys())
+        if bans and asked.get("return_dict_in_generate") and not asked.get("renormalize_logits"):
+            raise ConfigError(
+                f"--engine ctranslate2: scores: those of beams are others beside {', '.join(bans)} than with --engine "
+                "torch; take that, or set renormalize_logits=true, with which they are the same"
+            )
         return DEFAULTS | asked
 
     def _honours(self, name: str, value: Any, num_beams: int) -> bool:
         if name == "decoder_start_token_id":
             return value == self.config.decoder_start_token_id
+        if name in BEAMS_ONLY:
+            return num_beams > 1
         return name in HONOURED and (num_beams == 1 or name not in GREEDY_ONLY)
 
     def _options(self, settings: dict[str, Any], num_told: int) -> dict[str, Any]:
