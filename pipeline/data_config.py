@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
@@ -20,11 +20,17 @@ HeldOutSplit = Literal["validation", "test"]
 HELD_OUT_SPLITS: tuple[HeldOutSplit, ...] = ("validation", "test")
 
 
+CODE = r"[A-Za-z0-9_-]{1,32}"  # of a language
+
+
 class LanguageColumn(Section):
     column: str = Field(description="column with the code of each row's language")
+    codes: list[Annotated[str, Field(pattern=f"^{CODE}$")]] = Field(
+        [], description="those that there are; a new tokenizer finds them in the rows that it is trained on"
+    )
 
 
-Language = str | LanguageColumn | None
+Language = Annotated[str, Field(pattern=f"^{CODE}$")] | LanguageColumn | None
 Weights = dict[str, float]
 
 
@@ -52,7 +58,9 @@ class RowsConfig(Section):
         None, description="likewise of the targets; a model is told into which language it is to translate"
     )
     source_tag: str | None = Field(
-        None, description="token in front of each source, such as <bt> for texts that were translated back"
+        None,
+        pattern=r"^<[^\s<>]+>$",
+        description="token in front of each source, such as <bt> for texts that were translated back",
     )
     streaming: bool = Field(False, description="read while training instead of downloading first")
     options: dict[str, Any] = Field({}, description="further arguments of the generated set or of load_dataset")
@@ -268,6 +276,13 @@ class Until:
         if match is None or int(match[1]) == 0:
             return None
         return cls(int(match[1]), match[3], match[2] is not None)
+
+
+def language_codes(language: Language) -> list[str]:
+    """Return the languages that a key names."""
+    if isinstance(language, LanguageColumn):
+        return language.codes
+    return [] if language is None else [language]
 
 
 def check_data(data: DataConfig, source: Source) -> None:

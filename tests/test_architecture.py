@@ -35,6 +35,7 @@ FLOORS = [
     {"tracing", "publishing", "run_folder"},
     {"rehearsal"},
     {"run", "reference"},
+    {"commands"},
     {"cli"},
 ]
 LEAVES = (

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.config import Config, DataConfig, EvaluationConfig, SacrebleuConfig, make_section
 from pipeline.data.hub_reading import retry_seconds
 from pipeline.data.splits import Rows, open_split
-from pipeline.data_config import ColumnNames
+from pipeline.data_config import ColumnNames, Constant
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.metrics import load_metrics
 from pipeline.tasks.base import Feature, Task
@@ -108,7 +108,8 @@ def _open_file(task: Task, config: Config | None, file: Path) -> _Opened:
     data = make_section("data", DataConfig, **place) if config is None else config.data.model_copy(update=place)
     columns: ColumnNames = {name: name for name in task.required_columns} if config is None else task.columns(config)
     if file.suffix == PLAIN_TEXT:
-        columns = {name: "text" for name in columns if name == "source"}
+        constants = {name: column for name, column in columns.items() if isinstance(column, Constant)}
+        columns = {"source": "text", **constants}
     try:
         return _Opened(open_split(data, FILE_SPLIT, columns), columns, data, file.name)
     except DataError as error:

@@ -18,7 +18,7 @@ from pipeline.inference.metrics import Metric, Reference, alike, answers, load_m
 from pipeline.tasks.base import Feature, Task
 from pipeline.tasks.encoding import SET, encode_rows
 
-Result = tuple[dict[str, float], str | None]  # of one sample: its numbers, and its prediction
+Result = tuple[dict[str, Any], str | None]  # of one sample: its numbers, and its prediction
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by name (numbers, and the signatures that explain them), and one prediction a sample, in data order."""
+    """Scores by name (numbers, and the signatures that explain them); of each sample, in data order, its prediction.
+
+    `sums` are what `task.score` returned for each sample.
+    """
 
     scores: dict[str, float | str]
     predictions: list[Prediction]
+    sums: list[dict[str, Any]]
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -144,13 +148,13 @@ def _summarise(
     whole = [*range(len(features))]
     if not any(SET in feature for feature in features):
         scores = _score(task, whole, numbers, predictions, metrics)
-        return Evaluation(scores | _score_groups(task, features, numbers, predictions, metrics), predictions)
+        return Evaluation(scores | _score_groups(task, features, numbers, predictions, metrics), predictions, numbers)
     of_groups = _score_groups(task, features, numbers, predictions, metrics)
     sets = [*dict.fromkeys(feature[SET] for feature in features)]
     means: dict[str, float | str] = {}
     for name, value in _score(task, whole, numbers, predictions, metrics).items():
         means[name] = value if isinstance(value, str) else fmean(float(of_groups[f"{group}_{name}"]) for group in sets)
-    return Evaluation(means | of_groups, predictions)
+    return Evaluation(means | of_groups, predictions, numbers)
 
 
 def groups_of(features: Sequence[Feature]) -> dict[str, list[int]]:
@@ -177,7 +181,7 @@ def groups_of(features: Sequence[Feature]) -> dict[str, list[int]]:
 def _score_groups(
     task: Task,
     features: Sequence[Feature],
-    numbers: Sequence[dict[str, float]],
+    numbers: Sequence[dict[str, Any]],
     predictions: Sequence[Prediction],
     metrics: Sequence[Metric],
 ) -> dict[str, float | str]:
@@ -192,7 +196,7 @@ def _score_groups(
 def _score(
     task: Task,
     members: Sequence[int],
-    numbers: Sequence[dict[str, float]],
+    numbers: Sequence[dict[str, Any]],
     predictions: Sequence[Prediction],
     metrics: Sequence[Metric],
 ) -> dict[str, float | str]:

@@ -12,13 +12,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Template
-from transformers import PreTrainedModel, TrainerState
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerState
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import is_on_hub
-from pipeline.data_config import HELD_OUT_SPLITS, Constant
+from pipeline.data_config import HELD_OUT_SPLITS, language_codes
 from pipeline.languages import hub_code, known_code
 from pipeline.tasks.base import Task
+from pipeline.tasks.row_languages import target_tag
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 USE_TEMPLATE = Path(__file__).with_name("use.md.jinja")
@@ -38,12 +39,16 @@ class Loading:
         has_code: whether that class is code beside the weights.
         has_pipeline: whether the code of its pipeline is.
         is_converted: whether it is transformers' own class, with weights of ours, for transformers 4 and 5.
+        languages: that it is told to translate into, where it has tags for them.
+        target_lang_in: where such a tag stands: "source" or "decoder".
     """
 
     model_class: str
     has_code: bool = False
     has_pipeline: bool = False
     is_converted: bool = False
+    languages: tuple[str, ...] = ()
+    target_lang_in: str | None = None
 
 
 def render_card(
@@ -66,10 +71,16 @@ def render_card(
     name = _one_line(config.hub.model_id or Path(config.training["output_dir"]).name)
     base = config.model.get("from")
     has_code = getattr(type(model), "_auto_class", None) is not None
-    loading = Loading(type(model).__name__, has_code, has_pipeline=has_code and bool(task.card.pipeline_use))
+    loading = Loading(
+        type(model).__name__,
+        has_code,
+        has_pipeline=has_code and bool(task.card.pipeline_use),
+        languages=tags_of(model.config),
+        target_lang_in=getattr(model.config, "target_lang_in", None),
+    )
     steps = f"{state.global_step:,}" + (f" of {state.max_steps:,}" if state.global_step < state.max_steps else "")
     card = ModelCard.from_template(
-        _metadata(config, task.card.pipeline_tag, name, scores),
+        _metadata(config, task.card.pipeline_tag, name, scores, tags_of(model.config)),
         template_path=str(TEMPLATE),
         name=escape(name),
         model=task.card.model,
@@ -98,16 +109,35 @@ def render_use(task: Task | type[Task], loading: Loading, name: str, example: st
         name: of the model on the Hub.
         example: a source text, which the section's first line keeps for the next time.
     """
-    strings = {"name": _in_string(name), "example": _in_string(example)}
+    strings = {"name": _in_string(name), "example": _in_string(example)} | _tell_language(loading)
     trust = ", trust_remote_code=True"
     return Template(USE_TEMPLATE.read_text(encoding="utf-8")).render(
         vars(loading),
         example=_in_comment(example),
+        tags=", ".join(_as_code(code) for code in loading.languages),
         auto_class=task.auto_class.__name__,
         use=task.card.use.format(**strings, trust=trust if loading.has_code else ""),
         pipeline_use=task.card.pipeline_use.format(**strings, trust=trust),
         pipeline_call=_as_code(f'pipeline("translation", model="{strings["name"]}")'),
     )
+
+
+def tags_of(model: PreTrainedConfig) -> tuple[str, ...]:
+    """Return the languages that a model of ours, or its stock form, is told to translate into."""
+    return tuple(getattr(model, "languages", None) or ())
+
+
+def _tell_language(loading: Loading) -> dict[str, str]:
+    """Return the parts of the code of use that say what to translate into: the first language, as an example."""
+    parts = dict.fromkeys(("mark", "tokenizer_option", "generate_option", "pipeline_option"), "")
+    if not loading.languages:
+        return parts
+    code = _in_string(loading.languages[0])
+    parts["pipeline_option"] = f', tgt_lang="{code}"'
+    if loading.target_lang_in == "decoder":
+        return parts | {"generate_option": f', forced_bos_token_id=model.config.languages["{code}"]'}
+    # Only so is a tag that is written in a text the tag.
+    return parts | {"mark": target_tag(code), "tokenizer_option": ", split_special_tokens=False"}
 
 
 def says_use(card: str) -> bool:
@@ -139,9 +169,11 @@ def _fill_in(text: str, config: Config) -> str:
     return text.format(**values)
 
 
-def _metadata(config: Config, pipeline_tag: str, name: str, scores: dict[str, dict[str, Any]]) -> ModelCardData:
+def _metadata(
+    config: Config, pipeline_tag: str, name: str, scores: dict[str, dict[str, Any]], told: Sequence[str]
+) -> ModelCardData:
     base = config.model.get("from")
-    languages = _languages(config, pipeline_tag)
+    languages = _languages(config, pipeline_tag, told)
     paths = [corpus.path for corpus in config.data.corpora.values()]
     codes = [*dict.fromkeys(map(hub_code, languages))]
     # From a language to itself, for which the Hub has no filter: https://github.com/huggingface/huggingface.js/pull/1590
@@ -160,15 +192,19 @@ def _metadata(config: Config, pipeline_tag: str, name: str, scores: dict[str, di
     )
 
 
-def _languages(config: Config, pipeline_tag: str) -> list[str]:
-    """Return what `hub.language` says, or else what the config shows of both sides of a translation."""
+def _languages(config: Config, pipeline_tag: str, told: Sequence[str]) -> list[str]:
+    """Return what `hub.language` says, or else what the config shows of both sides of a translation.
+
+    Args:
+        told: target languages that the model has tags for; those in a column are not in the config.
+    """
     if config.hub.language is not None:
         return config.hub.language
     if pipeline_tag != "translation":
         return []
     data = config.data
-    marks = [mark for rows, _ in data.places.values() for mark in rows.marks.items()]
-    tags = [mark.value for name, mark in marks if isinstance(mark, Constant) and name != "source_tag"]
+    keys = [key for rows, _ in data.places.values() for key in (rows.source_lang, rows.target_lang)]
+    tags = [*(code for key in keys for code in language_codes(key)), *told]
     if tags:
         return [*dict.fromkeys(code for tag in tags if (code := known_code(tag)))]
     columns = (known_code(name.split(".")[-1]) for name in (data.source, data.target))

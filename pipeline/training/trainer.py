@@ -158,7 +158,8 @@ class TeacherForcingTrainer(TrainerInternals):
         arguments = self.task.with_state(inputs)
         if self.compute_loss_func is not None and hasattr(self.model, "prepare_decoder_input_ids_from_labels"):
             # Trainer gives the labels to the function only, and the model makes its decoder's inputs of labels.
-            arguments["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+            read = self.model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+            arguments.setdefault("decoder_input_ids", read)  # a task may have put the target's language there
         loss, outputs = super().compute_loss(model, arguments, True, num_items_in_batch)
         self.task.keep_state(outputs)
         with torch.no_grad():

@@ -1,0 +1,105 @@
+"""teacher-forcing score: a checkpoint on a split."""
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands.arguments import Parser, add_engine, path, positive
+from pipeline.commands.process import is_main, quick_imports
+from pipeline.errors import ConfigError, explain_path
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("checkpoint", type=path, help="folder of a trained model, or a checkpoint-N below one")
+    parser.add_argument("overrides", nargs="*", help="section.key=value, to change the config that it was trained with")
+    parser.add_argument("--split", default="test", choices=["train", "validation", "test"], help="(default: test)")
+    parser.add_argument("--config", type=path, help="another config than the one found beside the checkpoint")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows at a time (default: 32)")
+    add_engine(parser)
+    parser.add_argument(
+        "--allow-metric-code",
+        action="store_true",
+        help="run metrics that are not built in: code, which the config found beside a checkpoint may name",
+    )
+    parser.add_argument("--predictions", type=path, help="write one JSON line a sample: source, reference, prediction")
+    parser.add_argument(
+        "--per-row",
+        type=path,
+        metavar="FILE",
+        help="write one JSON line a row of the split: row (its number), log_probability (of the target, in nats) and "
+        "items (the tokens that it is a sum of)",
+    )
+
+
+def run(arguments: Namespace) -> None:
+    """Score a checkpoint on a split, and print the scores as JSON."""
+    with quick_imports():
+        from transformers.utils import logging as transformers_logging
+
+        from pipeline.inference.engines.base import load_engine
+        from pipeline.inference.evaluation import evaluate_features
+        from pipeline.inference.metrics import load_metrics, refuse_metric_code
+        from pipeline.tasks.config_loading import load_config
+        from pipeline.tasks.encoding import encode_split
+        from pipeline.tasks.registry import get_task
+        from pipeline.training.checkpoints import find_config
+
+    transformers_logging.disable_progress_bar()
+    config = load_config(arguments.config or find_config(arguments.checkpoint), arguments.overrides)
+    if arguments.split != "train" and not config.data.held_out(arguments.split):
+        raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
+    if not arguments.allow_metric_code:
+        refuse_metric_code(config.evaluation.metrics)
+    model, task = load_engine(arguments.engine, arguments.checkpoint)
+    if not isinstance(task, get_task(config.task)):
+        raise ConfigError(f"task: {arguments.checkpoint} is not a model for {config.task}")
+    if arguments.per_row and not task.has_log_probabilities:
+        raise ConfigError(
+            f"--per-row: a model for {config.task} gives no probability of what it predicts; its loss is not made of "
+            "log-probabilities; leave --per-row out"
+        )
+    metrics = load_metrics(config.evaluation)
+    features = encode_split(config, task, arguments.split)
+    with (
+        _open_lines("--predictions", arguments.predictions) as write_predictions,
+        _open_lines("--per-row", arguments.per_row) as write_rows,
+    ):
+        result = evaluate_features(
+            model,
+            task,
+            features,
+            batch_size=arguments.batch_size,
+            generation=getattr(model, "generation_config", None),
+            metrics=metrics,
+        )
+        write_predictions(result.predictions)
+        write_rows(task.score_rows(features, result.sums) if arguments.per_row else ())
+    if not is_main():
+        return
+    if missing := sorted(task.scores.keys() - result.scores.keys()):
+        print(f"--engine {arguments.engine} does not give {', '.join(missing)}", file=sys.stderr)
+    print(json.dumps(result.scores, indent=2))
+
+
+@contextmanager
+def _open_lines(option: str, path: Path | None) -> Iterator[Callable[[Iterable[Any]], None]]:
+    """Open a file before the scoring, so that a wrong path costs no time; what it yields writes a JSON line an object.
+
+    It writes nothing where no path is given, and on the main process only.
+    """
+    if path is None or not is_main():
+        yield lambda objects: None
+        return
+
+    def write(objects: Iterable[Any]) -> None:
+        with explain_path(f"{option} {path}"), stream:
+            stream.writelines(json.dumps(vars(one), ensure_ascii=False) + "\n" for one in objects)
+
+    with explain_path(f"{option} {path}"):
+        stream = path.open("w", encoding="utf-8")
+    with stream:
+        yield write
