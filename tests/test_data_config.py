@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -11,7 +12,7 @@ from pipeline.data_config import Constant, Until
 from pipeline.errors import ConfigError
 from pipeline.tasks.config_loading import load_config, parse_config
 
-MIX = {
+MIX: dict[str, Any] = {
     "source": "en",
     "target": "de",
     "target_lang": "de",
@@ -174,5 +175,5 @@ def test_the_documented_mixes_are_configs():
     section = Path("configs/README.md").read_text().split("### Several corpora\n")[1].split("\n### ")[0]
     blocks = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
     mixes = [parse_config(YAML(typ="safe").load(block)).data for block in blocks]
-    assert [[*data.mix] for data in mixes] == [["clean", "mined", "back"], ["clean", "medium", "dirty"]]
-    assert mixes[1].stages[0].until == "2 more passes of clean"
+    assert [[*(data.mix or {})] for data in mixes] == [["clean", "mined", "back"], ["clean", "medium", "dirty"]]
+    assert mixes[1].stages is not None and mixes[1].stages[0].until == "2 more passes of clean"

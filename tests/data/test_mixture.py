@@ -67,7 +67,7 @@ def make_lanes(lanes: int = 1, rank: int = 0, ranks: int = 1, shards: int = 1, *
     return Lanes(make, lanes, rank, ranks)
 
 
-def train(lanes: int, ranks: int, workers: int, steps: int, state: dict | None = None, **options):
+def train(lanes: int, ranks: int, workers: int, steps: int, state: dict | None = None, **options: Any):
     """Take the batches of some steps on all ranks, in the order of the micro-batches, and the state behind them."""
     loaders = []
     for rank in range(ranks):
@@ -150,7 +150,7 @@ def test_a_resume_in_the_middle_of_a_stage_and_at_its_edge(steps):
 
 
 @pytest.mark.parametrize("before, after", [((1, 2), (2, 0)), ((4, 0), (1, 2)), ((2, 1), (3, 0))])
-def test_other_ranks_and_workers_go_on_with_the_same_batches(before, after):
+def test_other_ranks_and_workers_go_on_with_the_same_batches(before: tuple[int, int], after: tuple[int, int]):
     whole, *_ = train(4, 1, 0, 120)
     first, state, _ = train(4, *before, 12)
     second, *_ = train(4, *after, 15, state)
@@ -171,7 +171,8 @@ def test_a_stage_ends_where_it_should(lanes):
     """300 rows over all lanes, then until a pass over mined is done since the beginning of the run."""
     for lane in range(lanes):
         stream = make_lanes(lanes, stages=STAGES).streams[lane]
-        stages, rows, before = [], 0, {}
+        rows, stages = 0, []
+        before: dict[str, Any] = {}
         for window in islice(stream.windows(stream.position), 40):
             stages.append(window.end_state["stage"])
             rows += sum(map(len, window.batches))
