@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, M2M100Tokenizer, MBart50Tokenizer, MBartTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MBart50Tokenizer, MBartTokenizer
 
 from pipeline.data.rows import BadRow
 from pipeline.errors import ConfigError, DataError
@@ -15,7 +15,8 @@ from pipeline.inference.evaluation import evaluate
 from pipeline.inference.generation import generate
 from pipeline.models.modeling_seq2seq import IGNORED, shift_right
 from pipeline.run import train
-from pipeline.tasks.row_languages import choose_from, languages_of_tokenizer
+from pipeline.setup.tokenizer_setup import prepare_tokenizer
+from pipeline.tasks.row_languages import choose_from
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from pipeline.tasks.trained_model import load_trained
 from tests.conftest import TINY, small_config
@@ -109,9 +110,11 @@ def test_the_longest_rows_fit_with_their_tags(make_task, make_config):
 
 def test_what_a_row_must_say(make_task):
     model, task = make_task()
-    encode = lambda **row: task.encode(
-        {"source": ["a"], "target": ["b"], "row": [0]} | {k: [v] for k, v in row.items()}
-    )[0]  # noqa: E731
+    row = {"source": ["a"], "target": ["b"], "row": [0]}
+
+    def encode(**marks):
+        return task.encode(row | {name: [value] for name, value in marks.items()})[0]
+
     assert "target_lang is missing, where the model must be told it; choose from de, fr" in str(encode())
     assert "target_lang is 'es', which the model does not know; choose from de, fr" in str(encode(target_lang="es"))
     assert "target_lang is None" not in str(encode(target_lang=None)) and isinstance(encode(target_lang=None), BadRow)
@@ -123,7 +126,7 @@ def test_what_a_row_must_say(make_task):
     with pytest.raises(DataError, match="target_lang is missing"):
         evaluate(model, task, [{"source": "a", "target": "b"}])
     plain = SequenceToSequence(task.tokenizer)
-    with pytest.raises(ConfigError, match="^target_lang: this model is not told any language; leave it out"):
+    with pytest.raises(ConfigError, match=r"^target_lang: this model is not told any language; leave it out"):
         generate(model, plain, ["a"], target_lang="de")
 
 
@@ -150,19 +153,15 @@ def test_answers_of_many_languages_come_from_one_batch(make_task):
     model.generation_config.num_beams = 1
     inputs = task.tokenizer(texts, padding=True, return_tensors="pt")
     forced = model.generate(**inputs, forced_bos_token_id=model.config.languages["fr"], max_new_tokens=6)
-    assert task.tokenizer.batch_decode(forced, skip_special_tokens=True) == both_of(model, task, texts, "fr")
+    assert task.tokenizer.batch_decode(forced, skip_special_tokens=True) == generate(
+        model, task, texts, target_lang="fr"
+    )
 
 
-def both_of(model, task, texts, code):
-    return generate(model, task, texts, target_lang=code)
-
-
-def test_tags_in_a_text_are_text(make_config, tmp_path):
+def test_tags_in_a_text_are_text(make_config):
     """Of languages and sources, whatever kind of tokenizer is trained on texts that are full of them."""
     rows = [{"source": "a <2de> <bt>", "target": "b <2fr>x", "target_lang": "de"}] * 40
     for kind in ("word", "bpe", "unigram", "wordpiece", "word_punct", "character"):
-        from pipeline.setup.tokenizer_setup import prepare_tokenizer
-
         data = {"target_lang": {"column": "language"}, "source_tag": "<bt>"}
         tokenizer = prepare_tokenizer(make_config(tokenizer={"kind": kind, "vocab_size": 400}, data=data), rows, None)
         assert tokenizer is not None
@@ -175,7 +174,7 @@ def test_tags_in_a_text_are_text(make_config, tmp_path):
         assert {*tags} <= {*tokenizer.all_special_ids}
 
 
-def test_tokenizers_with_languages_mark_each_row(tmp_path):
+def test_tokenizers_with_languages_mark_each_row():
     """As they would if the row's languages were set, and they are as they were before."""
     pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁a", -1.0), ("▁b", -1.0)]
     codes = [(code, 0.0) for code in ("en_XX", "fr_XX", "de_DE")]
