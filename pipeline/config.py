@@ -255,8 +255,10 @@ def _real_location(problem: Any, values: Any) -> Location:
     """Return the keys that lead to a problem; pydantic also names the way in which it took a value, of several."""
     location: list[str] = []
     for name in problem["loc"]:
-        if isinstance(values, dict) and (name in values or problem["type"] == "missing"):
-            values = values.get(name)
+        if isinstance(values, dict) and name in values:
+            values = values[name]
+        elif problem["type"] == "missing" and isinstance(name, str):
+            values = None
         elif isinstance(values, list) and isinstance(name, int):
             values = values[name]
         else:

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError, nearest, place_named
 from pipeline.library_settings import MAX_TOKENS, check_path
 from pipeline.section import Section
 from pipeline.source import Source
@@ -30,7 +31,7 @@ class LanguageColumn(Section):
 
 
 Language = Annotated[str, Field(pattern=f"^{CODE}$")] | LanguageColumn | None
-Weights = dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+Weights = dict[str, float]
 
 
 class RowsConfig(Section):
@@ -217,7 +218,7 @@ class DataConfig(RowsConfig):
 
         train, or mix.CORPUS; validation, or validation.SET; test likewise.
         """
-        training = {f"mix.{name}" if name else "train": (data, data.train) for name, data in self.corpora.items()}
+        training = {place_of("train", name): (data, data.train) for name, data in self.corpora.items()}
         held_out = {
             place_of(split, name): (data, getattr(data, split))
             for split in HELD_OUT_SPLITS
@@ -244,9 +245,14 @@ class DataConfig(RowsConfig):
         return self.model_copy(update=changes | ({"revision": own[0]} if own else {}))
 
 
+def errors_of(place: str) -> AbstractContextManager[None]:
+    """Name a corpus or set in errors; what is alone has a key of its own there."""
+    return place_named(f"data.{place}") if "." in place else nullcontext()
+
+
 def place_of(split: str, name: str) -> str:
-    """Return the place of a set, or that of the split where there is one without a name."""
-    return f"{split}.{name}" if name else split
+    """Return the place of a corpus or set, or that of the split where there is one without a name."""
+    return f"{'mix' if split == 'train' else split}.{name}" if name else split
 
 
 @dataclass(frozen=True)
@@ -358,5 +364,7 @@ def _check_weights(weights: Weights, mix: Mapping[str, CorpusConfig], refuse: Re
     for name in mix:
         if name not in weights:
             raise refuse(f": {name} is missing; 0 leaves a corpus out", *location)
+        if weights[name] < 0:
+            raise refuse(f": a weight is 0 or more (given: {weights[name]:g})", *location, name)
     if not any(weights.values()):
         raise refuse(": at least one corpus must have a weight", *location)

@@ -22,7 +22,7 @@ from pipeline.data.hub_reading import iterate_rows, retry_seconds
 from pipeline.data.lane_rows import is_divisible
 from pipeline.data.mixture import count_rows, interleave, plan_stages
 from pipeline.data.splits import Rows, open_split
-from pipeline.data_config import HELD_OUT_SPLITS, HeldOutSplit, place_of
+from pipeline.data_config import HELD_OUT_SPLITS, HeldOutSplit, errors_of, place_of
 from pipeline.errors import ConfigError, RunError
 from pipeline.inference.evaluation import Evaluation, groups_of
 from pipeline.inference.metrics import Metric, load_metrics
@@ -159,18 +159,20 @@ def open_splits(config: Config, revisions: Mapping[str, str], lanes: int) -> Spl
     """
     data = config.data.pinned(revisions)
 
-    def open_one(rows: DataConfig, split: str, lanes: int = 1) -> Rows:
-        return open_split(rows, split, get_task(config.task).columns(config.with_data(rows)), lanes)
+    def open_one(rows: DataConfig, split: str, name: str, lanes: int = 1) -> Rows:
+        with errors_of(place_of(split, name)):
+            columns = get_task(config.task).columns(config.with_data(rows))
+            return open_split(rows, getattr(rows, split), columns, lanes)
 
-    train = {name: open_one(rows, rows.train) for name, rows in data.corpora.items()}
+    train = {name: open_one(rows, "train", name) for name, rows in data.corpora.items()}
     held_out = {
-        split: {name: open_one(rows, getattr(rows, split)) for name, rows in data.held_out(split).items()}
+        split: {name: open_one(rows, split, name) for name, rows in data.held_out(split).items()}
         for split in HELD_OUT_SPLITS
     }
     shared = {
         name: rows
         if isinstance(rows, Dataset) or is_divisible(rows.num_shards, lanes)
-        else open_one(data.corpora[name], data.corpora[name].train, lanes)
+        else open_one(data.corpora[name], "train", name, lanes)
         for name, rows in train.items()
     }
     return Splits(train, shared, **held_out)
@@ -216,11 +218,14 @@ def encode_held_out(config: Config, task: Task, splits: Splits) -> dict[str, lis
         The features of each set, by its place: validation, or validation.SET; test likewise.
     """
     opened: dict[HeldOutSplit, dict[str, Rows]] = {"validation": splits.validation, "test": splits.test}
-    return {
-        place_of(split, name): encode_opened(config.with_data(rows), task, opened[split][name], getattr(rows, split))
-        for split in HELD_OUT_SPLITS
-        for name, rows in config.data.held_out(split).items()
-    }
+    features = {}
+    for split in HELD_OUT_SPLITS:
+        for name, rows in config.data.held_out(split).items():
+            place = place_of(split, name)
+            with errors_of(place):
+                here = config.with_data(rows)
+                features[place] = encode_opened(here, task, opened[split][name], getattr(rows, split))
+    return features
 
 
 def heed(findings: Sequence[Finding]) -> None:

@@ -17,6 +17,7 @@ from pipeline.config import Config, DataConfig
 from pipeline.data.hub_reading import is_on_hub, resolve_commit
 from pipeline.data.lanes import begin_other_data
 from pipeline.data.splits import fingerprint_split
+from pipeline.data_config import errors_of
 from pipeline.errors import ConfigError, RunError, is_storage_error, one_line
 from pipeline.manifest import MANIFEST_FILE, damage, damage_if_described, describe, describe_content, to_json
 from pipeline.tasks.config_loading import load_config
@@ -258,7 +259,8 @@ def find_revisions(data: DataConfig, before: DataConfig | None, known: Mapping[s
         asked = (rows.path, rows.revision)
         same = [old for old, (earlier, _) in places.items() if (earlier.path, earlier.revision) == asked]
         commit = next((known[old] for old in same if old in known), newest.get(asked))
-        revisions[place] = commit or resolve_commit(*asked, data.hub_patience)
+        with errors_of(place):
+            revisions[place] = commit or resolve_commit(*asked, data.hub_patience)
         newest[asked] = revisions[place]
     return revisions
 
@@ -272,11 +274,12 @@ def find_fingerprints(config: Config, revisions: Mapping[str, str]) -> dict[str,
     Raises:
         ConfigError, DataError: as `open_split`.
     """
-    columns = get_task(config.task).columns
-    return {
-        place: fingerprint_split(rows, split, columns(config.with_data(rows)))
-        for place, (rows, split) in config.data.pinned(revisions).places.items()
-    }
+    fingerprints = {}
+    for place, (rows, split) in config.data.pinned(revisions).places.items():
+        with errors_of(place):
+            columns = get_task(config.task).columns(config.with_data(rows))
+            fingerprints[place] = fingerprint_split(rows, split, columns)
+    return fingerprints
 
 
 def _fixed(changes: Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ from pipeline.config import Config
 from pipeline.data.hub_reading import iterate_rows, retry_seconds
 from pipeline.data.rows import HOW_TO_FIX, separate
 from pipeline.data.splits import Rows, open_split
+from pipeline.data_config import errors_of
 from pipeline.errors import DataError
 from pipeline.tasks.base import Feature, Task
 
@@ -61,7 +62,8 @@ def encode_split(config: Config, task: Task, split: Literal["train", "validation
     for place, (rows, name) in config.data.places.items():
         if place.split(".")[0] in ({"train", "mix"} if split == "train" else {split}):
             here = config.with_data(rows)
-            features[place] = encode_opened(here, task, open_split(rows, name, task.columns(here)), name)
+            with errors_of(place):
+                features[place] = encode_opened(here, task, open_split(rows, name, task.columns(here)), name)
     return join_sets(task, features, "mix" if split == "train" and config.data.mix is not None else split)
 
 

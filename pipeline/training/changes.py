@@ -128,15 +128,15 @@ def changed_content(before: Mapping[str, str] | None, now: Mapping[str, str]) ->
 def other_training_data(
     before: Mapping[str, str] | None, now: Mapping[str, str], changes: Collection[str]
 ) -> set[str] | None:
-    """Return the places of the rows to train on that are others than before, new or gone; None where none are.
+    """Return the places of the rows to train on that are others than before, or new; None where none are.
 
     Args:
         before, now: fingerprints by `DataConfig.places`; where they are not known, the changed keys tell.
     """
-    places = {place for place in {*(before or {}), *now} if not place.startswith(HELD_OUT_SPLITS)}
+    places = {place for place in now if not place.startswith(HELD_OUT_SPLITS)}
     if before is None:
         return places if OF_TRAINING_DATA & {*changes} else None
-    return {place for place in places if before.get(place) != now.get(place)} or None
+    return {place for place in places if before.get(place) != now[place]} or None
 
 
 def refuse_unused(changes: Collection[str], steps_made: int, max_steps: int) -> None:

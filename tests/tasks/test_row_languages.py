@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from functools import partial
 
 import pytest
@@ -11,6 +12,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MBart50Tokenizer,
 
 from pipeline.data.rows import BadRow
 from pipeline.errors import ConfigError, DataError
+from pipeline.exporting import equivalence
+from pipeline.exporting.export import EXPORTS, export
+from pipeline.inference.engines.base import load_engine
 from pipeline.inference.evaluation import evaluate
 from pipeline.inference.generation import generate
 from pipeline.models.modeling_seq2seq import IGNORED, shift_right
@@ -311,3 +315,25 @@ def test_a_tag_in_front_of_the_source(tmp_path):
     model, task = load_trained(run.output_dir)
     assert_obeys(lambda texts, code: generate(model, task, texts, target_lang=code))
     assert_obeys(partial(pipeline_of(run.output_dir), batch_size=3))
+
+
+@pytest.mark.parametrize("name", ["transformers", "ctranslate2", "onnx"])
+def test_exports_keep_the_languages(obedient, tmp_path, monkeypatch, name):
+    """What proves them equal has rows of both; and they obey, the stock form by its own config."""
+    for library in EXPORTS[name].libraries:
+        pytest.importorskip(library)
+    monkeypatch.setattr(equivalence, "RESAMPLES", 50)
+    folder = tmp_path / "run"
+    shutil.copytree(obedient.output_dir, folder)
+    target = export(folder, name, num_rows=16)
+    loaded = load_trained(target) if name == "transformers" else load_engine(name, folder)
+    assert_obeys(lambda texts, code: generate(*loaded, texts, target_lang=code))
+    rows = [{"source": "a b c", "target": "c b a", "target_lang": "back"}]
+    ours, theirs = (evaluate(*one, rows).numbers["loss"] for one in (load_trained(folder), loaded))
+    assert theirs == pytest.approx(ours, rel=1e-4)
+
+
+def test_the_card_says_how_to_name_a_language(obedient):
+    card = (obedient.output_dir / "README.md").read_text()
+    assert 'print(translate("' in card and 'tgt_lang="back"))' in card and "It translates into `back`, `copy`" in card
+    assert 'model.generate(**inputs, forced_bos_token_id=model.config.languages["back"])' in card
