@@ -80,8 +80,9 @@ def _given_marks(config: Config) -> list[str]:
 
 def _key(config: Config, place: str, name: str) -> str:
     """Return the key of a language or tag: that of `data`, or of a corpus or set that has its own."""
-    rows, _ = config.data.places[place]
-    return f"data.{name}" if getattr(rows, name) == getattr(config.data, name) else f"data.{place}.{name}"
+    value, common = getattr(config.data.places[place][0], name), getattr(config.data, name)
+    is_own = "." in place and (value is None or value != common)
+    return f"data.{place}.{name}" if is_own else f"data.{name}"
 
 
 # ---- our own models, whose languages are tags

@@ -317,7 +317,10 @@ def test_a_tag_in_front_of_the_source(tmp_path):
     assert_obeys(partial(pipeline_of(run.output_dir), batch_size=3))
 
 
-@pytest.mark.parametrize("name", ["transformers", "ctranslate2", "onnx"])
+@pytest.mark.parametrize(
+    "name",
+    ["transformers", "ctranslate2", pytest.param("onnx", marks=pytest.mark.slow)],  # which traces for 10 s
+)
 def test_exports_keep_the_languages(obedient, tmp_path, monkeypatch, name):
     """What proves them equal has rows of both; and they obey, the stock form by its own config."""
     for library in EXPORTS[name].libraries:
