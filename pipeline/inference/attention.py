@@ -16,7 +16,7 @@ from tokenizers import decoders
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.data.rows import BadRow
+from pipeline.data.rows import BadRow, Columns
 from pipeline.errors import ConfigError, RunError
 from pipeline.models.modeling_seq2seq import IGNORED, Seq2SeqTransformerForConditionalGeneration
 from pipeline.models.transformer_layers import sinusoidal_positions
@@ -129,7 +129,7 @@ def trace(
             "modules by name"
         )
     tokenizer = task.tokenizer
-    columns = {"source": [source], "target": [target], "row": [0]}
+    columns: Columns = {"source": [source], "target": [target], "row": [0]}
     feature = task.encode(task.with_languages(columns, source_lang, target_lang))[0]
     if isinstance(feature, BadRow):
         raise ConfigError(f"{feature.reason}: give a source and a target to trace")

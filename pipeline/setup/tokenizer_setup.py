@@ -185,9 +185,9 @@ def _set_languages(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
                     key = _key(config, place, name)
                     raise ConfigError(f"{key}: the tokenizer knows no {code!r}{choose_from(known, code)}")
     for name, attribute in ATTRIBUTES.items():
-        languages = [getattr(data, name) for data in config.data.corpora.values()]
-        codes = {code if isinstance(code, str) else None for code in languages}
-        only = known[codes.pop()] if len(codes) == 1 and isinstance(languages[0], str) else None
+        first, *others = (getattr(data, name) for data in config.data.corpora.values())
+        is_same = isinstance(first, str) and all(other == first for other in others)
+        only = known[first] if is_same else None
         if only is not None or attribute == "tgt_lang":  # a source has a language in any case
             setattr(tokenizer, attribute, only)
 

@@ -3,6 +3,7 @@
 import pytest
 import transformers
 
+from pipeline.data.rows import Columns, separate
 from pipeline.models.translation_pipeline import TranslationPipeline
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from tests.families import make_model as make_other_model
@@ -77,8 +78,14 @@ def test_models_of_others_translate_by_their_own_languages(tokenizer):
     task = SequenceToSequence.from_model(tokenizer, model.config)
     translate = TranslationPipeline(model=model, tokenizer=tokenizer)
     for target in codes[1:]:
-        rows = {"source": ["a b", "b"], "source_lang": [codes[0]] * 2, "target_lang": [target] * 2, "row": [0, 1]}
-        batches = [task.collate([feature]) for feature in task.encode(rows)]  # type: ignore[list-item]
+        rows: Columns = {
+            "source": ["a b", "b"],
+            "source_lang": [codes[0]] * 2,
+            "target_lang": [target] * 2,
+            "row": [0, 1],
+        }
+        features, _ = separate(task.encode(rows))
+        batches = [task.collate([feature]) for feature in features]
         (expected,) = zip(*(task.predict(model, batch, model.generation_config) for batch in batches), strict=True)
         tokens = 7 if family == "m2m_100" or tokenizer.prefix_tokens else 6  # with the language that is forced
         answers = translate(rows["source"], src_lang=codes[0], tgt_lang=target, max_new_tokens=tokens)

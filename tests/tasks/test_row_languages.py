@@ -4,13 +4,14 @@ import json
 import random
 import shutil
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MBart50Tokenizer, MBartTokenizer
 
-from pipeline.data.rows import BadRow
+from pipeline.data.rows import BadRow, Columns, separate
 from pipeline.errors import ConfigError, DataError
 from pipeline.exporting import equivalence
 from pipeline.exporting.export import EXPORTS, export
@@ -137,7 +138,7 @@ def test_what_a_row_must_say(make_task):
 def test_one_language_needs_no_naming(make_model, tagged):
     model = make_model(vocab_size=len(tagged), languages={"de": len(tagged) - 3}, target_lang_in="decoder")
     task = SequenceToSequence.from_model(tagged, model.config)
-    (feature,) = task.encode({"source": ["a"], "target": ["b"], "row": [0]})
+    ((feature,), _) = separate(task.encode({"source": ["a"], "target": ["b"], "row": [0]}))
     assert tokens(task, feature["decoder_start"]) == "<s> <2de>" and feature["target_lang"] == "de"
 
 
@@ -189,14 +190,14 @@ def test_tokenizers_with_languages_mark_each_row():
         model = make_other_model("mbart", len(tokenizer), pad_token_id=1, eos_token_id=2, decoder_start_token_id=2)
         before = tokenizer("a b")["input_ids"]
         task = SequenceToSequence.from_model(tokenizer, model.config)
-        rows = {
+        rows: Columns = {
             "source": ["a b", "b"],
             "target": ["b", "a b"],
             "source_lang": ["en_XX", "de_DE"],
             "target_lang": ["fr_XX", "de_DE"],
             "row": [0, 1],
         }
-        features = task.encode(rows)
+        features, _ = separate(task.encode(rows))
         assert tokenizer("a b")["input_ids"] == before
         batch = task.collate(features)
         for place, feature in enumerate(features):
@@ -245,11 +246,23 @@ def write_rows(folder, count=600):
 
 
 def obedient_run(folder, where, steps=260):
-    data = {"path": str(write_rows(folder / "rows")), "options": {}, "test": None, "source_lang": "en"}
+    data: dict[str, Any] = {"path": str(write_rows(folder / "rows")), "options": {}, "test": None, "source_lang": "en"}
     data |= {"target_lang": {"column": "language"}, "target_lang_in": where}
     data |= {"max_source_length": 8, "max_target_length": 8}
-    training = {"max_steps": steps, "per_device_train_batch_size": 32, "learning_rate": 6e-3, "eval_strategy": "no"}
-    model = {**TINY, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "ffn_dim": 64, "dropout": 0.0}
+    training: dict[str, Any] = {
+        "max_steps": steps,
+        "per_device_train_batch_size": 32,
+        "learning_rate": 6e-3,
+        "eval_strategy": "no",
+    }
+    model: dict[str, Any] = {
+        **TINY,
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "ffn_dim": 64,
+        "dropout": 0.0,
+    }
     config = small_config(folder / "run", data=data, model=model, training=training | {"save_steps": steps})
     return train(config)
 
