@@ -305,7 +305,7 @@ def readable_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[
     tokens = [
         token or f"#{token_id}" for token_id, token in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
     ]
-    if isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
+    if tokenizer.is_fast and isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
         texts = [tokenizer.decode([token_id]) for token_id in ids]
         # A part of a character cannot be decoded: the letters that stand for its bytes are all there is to show.
         tokens = [token if "\ufffd" in text or not text else text for token, text in zip(tokens, texts, strict=True)]
