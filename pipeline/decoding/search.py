@@ -3,7 +3,7 @@
 Each is a `custom_generate` of `GenerationMixin.generate`, which prepares inputs, cache, processors and criteria as
 ever, and gives the same tokens. https://huggingface.co/docs/transformers/generation_strategies#custom-generation-methods
 
-Shapes: B rows that go on, K beams, L tokens so far, V vocabulary.
+Shapes: B rows that go on, K beams, L tokens so far, V vocabulary, C copies of each source.
 """
 
 import copy
@@ -18,6 +18,9 @@ from transformers.generation import GenerateBeamEncoderDecoderOutput, Generation
 from transformers.modeling_outputs import BaseModelOutput
 
 NEVER = -1.0e9  # as a score; finite, as in `generate`
+# Models of others whose decoder needs no more for a step than the new token, the encoded source with its mask, and its
+# keys and values. Their beams have a copy of the source each, those of our own model share one.
+PAIRS = ("bart", "m2m_100", "marian", "mbart", "mt5", "pegasus", "t5")
 
 
 def search_of(model: PreTrainedModel, generation: GenerationConfig | None) -> Callable | None:
@@ -28,7 +31,7 @@ def search_of(model: PreTrainedModel, generation: GenerationConfig | None) -> Ca
     generation = complete(generation, model)
     mode = generation.get_generation_mode()
     is_plain = (
-        getattr(model, "shares_source", False)
+        (getattr(model, "shares_source", False) or _is_pair(model))
         and generation.use_cache is not False
         and generation.cache_implementation is None
         and (mode is GenerationMode.BEAM_SEARCH or not generation.return_dict_in_generate)
@@ -100,6 +103,7 @@ def beam_search(
     scores[:, 0] = 0  # all beams are alike at first: the others must not be chosen
     may_improve = torch.ones_like(rows, dtype=torch.bool)
     source, attention_mask, past_key_values = _inputs(model_kwargs)
+    copies = torch.arange(len(source) // len(rows), device=rows.device)  # (C)
     new_ids = input_ids
     while len(rows):
         logits = _next_logits(model, new_ids, source, attention_mask, past_key_values)
@@ -119,9 +123,11 @@ def beam_search(
             best_scores[rows[~going_on]] = done.scores[:, :wanted]
             for row, ids in zip(rows[~going_on].tolist(), done.ids[:, :wanted], strict=True):
                 answers[row * wanted : (row + 1) * wanted] = ids
-            past_key_values.cross_attention_cache.batch_select_indices(remaining_rows)
-            rows, source, attention_mask, running, scores, may_improve = (
-                tensor[remaining_rows] for tensor in (rows, source, attention_mask, running, scores, may_improve)
+            remaining_sources = (remaining_rows[:, None] * len(copies) + copies).flatten()
+            past_key_values.cross_attention_cache.batch_select_indices(remaining_sources)
+            source, attention_mask = source[remaining_sources], attention_mask[remaining_sources]
+            rows, running, scores, may_improve = (
+                tensor[remaining_rows] for tensor in (rows, running, scores, may_improve)
             )
             finished = finished[remaining_rows]
         past_key_values.self_attention_cache.reorder_cache(
@@ -188,6 +194,11 @@ class Finished:
         best = scores[:, :1] / length**generation.length_penalty
         worst = torch.where(self.is_there, self.scores.amin(1, keepdim=True), NEVER)
         return (best > worst).any(1)
+
+
+def _is_pair(model: PreTrainedModel) -> bool:
+    # Not of what stands in for a model, such as an engine, or puts something in front of its inputs, such as PEFT.
+    return isinstance(model, PreTrainedModel) and model.config.model_type in PAIRS
 
 
 def _inputs(model_kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, EncoderDecoderCache]:

@@ -16,7 +16,7 @@ from tokenizers import decoders
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.data.rows import BadRow
+from pipeline.data.rows import BadRow, Columns
 from pipeline.errors import ConfigError, RunError
 from pipeline.models.modeling_seq2seq import IGNORED, Seq2SeqTransformerForConditionalGeneration
 from pipeline.models.transformer_layers import sinusoidal_positions
@@ -129,7 +129,7 @@ def trace(
             "modules by name"
         )
     tokenizer = task.tokenizer
-    columns = {"source": [source], "target": [target], "row": [0]}
+    columns: Columns = {"source": [source], "target": [target], "row": [0]}
     feature = task.encode(task.with_languages(columns, source_lang, target_lang))[0]
     if isinstance(feature, BadRow):
         raise ConfigError(f"{feature.reason}: give a source and a target to trace")
@@ -305,7 +305,7 @@ def readable_tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[
     tokens = [
         token or f"#{token_id}" for token_id, token in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
     ]
-    if isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
+    if tokenizer.is_fast and isinstance(tokenizer.backend_tokenizer.decoder, decoders.ByteLevel):
         texts = [tokenizer.decode([token_id]) for token_id in ids]
         # A part of a character cannot be decoded: the letters that stand for its bytes are all there is to show.
         tokens = [token if "\ufffd" in text or not text else text for token, text in zip(tokens, texts, strict=True)]

@@ -7,7 +7,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import GenerationConfig, PreTrainedModel
 
-from pipeline.data.rows import BadRow, separate
+from pipeline.data.rows import BadRow, Columns, separate
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.batches import batches_by_length
 from pipeline.tasks.base import Task
@@ -43,7 +43,7 @@ def generate(
         if not text.strip() and not task.answers_empty:
             raise ConfigError(f"prompt {number} is empty: give a word at least to go on from")
     numbers = [number for number, text in enumerate(texts) if text.strip()]
-    columns = {"source": [texts[number] for number in numbers], "row": numbers}
+    columns: Columns = {"source": [texts[number] for number in numbers], "row": numbers}
     encoded = task.encode(task.with_languages(columns, source_lang, target_lang))
     for number, row in zip(numbers, encoded, strict=True):
         if isinstance(row, BadRow):

@@ -256,15 +256,12 @@ def _force_some(
         places = None
     else:
         with eager_attention(model) if with_alignments else nullcontext():
-            outputs = model(**_forward_inputs(model, inputs, ids, labels), **_asking(with_alignments))
+            outputs = model(**_forward_inputs(model, inputs, ids, labels), output_attentions=with_alignments)
         logits = outputs.logits[:, prompts.shape[1] - 1 :].float()  # (B, T, V)
         logs = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)
         places = _align(model, outputs, prompts.shape[1]) if with_alignments else None
     return [
-        Forced(
-            logs[row, : len(answer)].tolist(),
-            None if places is None else places[row, : len(answer)].tolist(),
-        )
+        Forced(logs[row, : len(answer)].tolist(), None if places is None else places[row, : len(answer)].tolist())
         for row, answer in enumerate(answers)
     ]
 
@@ -278,10 +275,6 @@ def _forward_inputs(model: PreTrainedModel, inputs: Batch, ids: Tensor, labels: 
         return {**inputs, "decoder_input_ids": ids, "use_cache": False}
     is_real = labels[:, :-1].ne(IGNORED).to(inputs["attention_mask"].dtype)
     return {"input_ids": ids, "attention_mask": torch.cat([inputs["attention_mask"], is_real], 1), "use_cache": False}
-
-
-def _asking(with_alignments: bool) -> dict[str, bool]:
-    return {"output_attentions": True} if with_alignments else {}
 
 
 def _align(model: PreTrainedModel, outputs: Any, prompt: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Configuration of the encoder-decoder Transformer."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -85,6 +87,13 @@ class Seq2SeqTransformerConfig(PreTrainedConfig):
             self.custom_pipelines = {
                 "translation": {"impl": "translation_pipeline.TranslationPipeline", "pt": ["AutoModelForSeq2SeqLM"]}
             }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, as `PreTrainedConfig` does; those of languages only where there are any."""
+        values = super().to_dict()
+        if not values["languages"]:
+            del values["languages"], values["target_lang_in"]
+        return values
 
     def _check_languages(self) -> None:
         for code, token_id in (self.languages or {}).items():

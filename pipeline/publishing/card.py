@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Template
-from transformers import PreTrainedConfig, PreTrainedModel, TrainerState
+from transformers import PreTrainedModel, TrainerState
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import is_on_hub
@@ -75,12 +75,12 @@ def render_card(
         type(model).__name__,
         has_code,
         has_pipeline=has_code and bool(task.card.pipeline_use),
-        languages=tags_of(model.config),
-        target_lang_in=getattr(model.config, "target_lang_in", None),
+        languages=task.languages.tagged,
+        target_lang_in="decoder" if task.languages.num_forced else "source",
     )
     steps = f"{state.global_step:,}" + (f" of {state.max_steps:,}" if state.global_step < state.max_steps else "")
     card = ModelCard.from_template(
-        _metadata(config, task.card.pipeline_tag, name, scores, tags_of(model.config)),
+        _metadata(config, task.card.pipeline_tag, name, scores, task.languages.tagged),
         template_path=str(TEMPLATE),
         name=escape(name),
         model=task.card.model,
@@ -120,11 +120,6 @@ def render_use(task: Task | type[Task], loading: Loading, name: str, example: st
         pipeline_use=task.card.pipeline_use.format(**strings, trust=trust),
         pipeline_call=_as_code(f'pipeline("translation", model="{strings["name"]}")'),
     )
-
-
-def tags_of(model: PreTrainedConfig) -> tuple[str, ...]:
-    """Return the languages that a model of ours, or its stock form, is told to translate into."""
-    return tuple(getattr(model, "languages", None) or ())
 
 
 def _tell_language(loading: Loading) -> dict[str, str]:

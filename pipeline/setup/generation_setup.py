@@ -12,6 +12,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config import Config, check_generation
+from pipeline.data.rows import Columns
 from pipeline.errors import ConfigError
 from pipeline.library_settings import GenerationSettings
 from pipeline.setup.model_factory import is_own
@@ -178,7 +179,7 @@ def _probe(task: Task) -> Feature:
     languages = task.languages
     source_lang = languages.default_source or next(iter(languages.sources), None)
     target_lang = languages.default_target or next(iter(languages.targets), None)
-    columns = {"source": [f"{PROBE} b"], "target": [PROBE], "row": [0]}
+    columns: Columns = {"source": [f"{PROBE} b"], "target": [PROBE], "row": [0]}
     feature = task.encode(task.with_languages(columns, source_lang, target_lang))[0]
     assert isinstance(feature, dict)
     return feature

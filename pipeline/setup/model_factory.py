@@ -154,8 +154,8 @@ def _make_model(
     if "label_smoothing" in known:
         fitting["label_smoothing"] = config.label_smoothing
     if tokenizer is not None and (languages := model_languages(config, tokenizer)):
-        if "languages" not in known:
-            raise ConfigError(f"data.target_lang: model.type={config.model['type']} has no languages; leave it out")
+        if "languages" not in {field.name for field in dataclasses.fields(spec.config)}:
+            raise ConfigError(f"data.target_lang: {spec.config.__name__} has no languages; leave it out")
         fitting |= {"languages": languages, "target_lang_in": config.data.target_lang_in}
     try:
         model_config = spec.config(**fitting | settings)

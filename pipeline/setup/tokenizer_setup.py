@@ -80,8 +80,9 @@ def _given_marks(config: Config) -> list[str]:
 
 def _key(config: Config, place: str, name: str) -> str:
     """Return the key of a language or tag: that of `data`, or of a corpus or set that has its own."""
-    rows, _ = config.data.places[place]
-    return f"data.{name}" if getattr(rows, name) == getattr(config.data, name) else f"data.{place}.{name}"
+    value, common = getattr(config.data.places[place][0], name), getattr(config.data, name)
+    is_own = "." in place and (value is None or value != common)
+    return f"data.{place}.{name}" if is_own else f"data.{name}"
 
 
 # ---- our own models, whose languages are tags
@@ -184,9 +185,9 @@ def _set_languages(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
                     key = _key(config, place, name)
                     raise ConfigError(f"{key}: the tokenizer knows no {code!r}{choose_from(known, code)}")
     for name, attribute in ATTRIBUTES.items():
-        languages = [getattr(data, name) for data in config.data.corpora.values()]
-        codes = {code if isinstance(code, str) else None for code in languages}
-        only = known[codes.pop()] if len(codes) == 1 and isinstance(languages[0], str) else None
+        first, *others = (getattr(data, name) for data in config.data.corpora.values())
+        is_same = isinstance(first, str) and all(other == first for other in others)
+        only = known[first] if is_same else None
         if only is not None or attribute == "tgt_lang":  # a source has a language in any case
             setattr(tokenizer, attribute, only)
 

@@ -69,6 +69,11 @@ class Languages:
     replace_special_tokens: bool = False
 
     @property
+    def tagged(self) -> tuple[str, ...]:
+        """The target languages of a model of ours; a tokenizer of others has more than a model was trained on."""
+        return () if self.replace_special_tokens else tuple(self.targets)
+
+    @property
     def num_forced(self) -> int:
         """How many tokens the decoder is given, the start token among them; 0 where it is told nothing."""
         return max((len(marks.in_decoder) for marks in self.targets.values()), default=0)

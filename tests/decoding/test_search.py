@@ -2,7 +2,8 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from pipeline.decoding.search import beam_search, greedy_search, search_of
+from pipeline.decoding.search import PAIRS, beam_search, greedy_search, search_of
+from tests import families
 
 VOCABULARY = 12
 SPECIAL = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 1}
@@ -68,7 +69,6 @@ def test_it_is_what_generate_gives_each_alone(model, sources, options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"num_beams": 3, "num_return_sequences": 3},
         {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 2.0, "early_stopping": True},
         {"num_beams": 4, "num_return_sequences": 4, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
         {"num_beams": 4, "num_return_sequences": 3, "early_stopping": "never", "min_new_tokens": 3},
@@ -80,12 +80,29 @@ def test_the_best_and_their_scores_are_what_generate_gives_each_alone(model, sou
     generation = GenerationConfig(**{**SPECIAL, "max_new_tokens": 9, **options, **asked})
     search = search_of(model, generation)
     assert search is beam_search
-    batch = torch.nn.utils.rnn.pad_sequence([source[0] for source in sources], batch_first=True)
+    batch = torch.nn.utils.rnn.pad_sequence([source[0] for source in sources[:10]], batch_first=True)
     ours = model.generate(batch, generation_config=generation, custom_generate=search)
-    alone = [model.generate(source, generation_config=generation) for source in sources]
+    alone = [model.generate(source, generation_config=generation) for source in sources[:10]]
     expected = [ids for one in alone for ids in one.sequences.tolist()]
     assert [strip(ids, [2]) for ids in ours.sequences.tolist()] == [strip(ids, [2]) for ids in expected]
     torch.testing.assert_close(ours.sequences_scores, torch.cat([one.sequences_scores for one in alone]))
+
+
+@pytest.mark.parametrize("family", PAIRS)
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=str)
+def test_models_of_others_are_searched_as_by_generate(sources, family, options):
+    model = families.make_model(family, VOCABULARY, **SPECIAL)
+    asked = {"return_dict_in_generate": "num_beams" in options, "output_scores": True}
+    generation = GenerationConfig(**{**SPECIAL, "eos_token_id": [2, 5, 9], "max_new_tokens": 9, **options, **asked})
+    search = search_of(model, generation)
+    assert search is (beam_search if options else greedy_search)
+    batch = torch.nn.utils.rnn.pad_sequence([source[0] for source in sources[:9]], batch_first=True)
+    inputs = {"inputs": batch, "attention_mask": batch.ne(0).long(), "generation_config": generation}
+    ours, theirs = model.generate(**inputs, custom_generate=search), model.generate(**inputs)
+    if options:
+        torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores)
+        ours, theirs = ours.sequences, theirs.sequences
+    assert [strip(ids, [2, 5, 9]) for ids in ours.tolist()] == [strip(ids, [2, 5, 9]) for ids in theirs.tolist()]
 
 
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])

@@ -1,6 +1,7 @@
 """The numbers of a trace, and the command that makes one."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,3 +144,10 @@ def test_the_command_names_what_is_wrong(command, model, tokenizer, tmp_path):
     ):
         done = command("trace", tmp_path / arguments[0], *arguments[1:])
         assert done.returncode == 2 and done.stderr.startswith("error: ") and said in done.stderr
+
+
+def test_tokens_of_a_tokenizer_without_a_backend():
+    """Such as Marian's, which SentencePiece models and a dict make up."""
+    names = {5: "▁a", 6: "\n"}
+    tokenizer = SimpleNamespace(is_fast=False, convert_ids_to_tokens=lambda ids: [names.get(number) for number in ids])
+    assert readable_tokens(tokenizer, [5, 6, 7]) == ["▁a", "⏎", "#7"]

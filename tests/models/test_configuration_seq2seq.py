@@ -32,3 +32,14 @@ def test_saved_and_loaded_with_its_pipeline(tmp_path):
     assert type(loaded) is Seq2SeqTransformerConfig
     assert loaded.to_dict() == {**config.to_dict(), "_name_or_path": str(tmp_path)}
     assert loaded.custom_pipelines["translation"]["impl"] == "translation_pipeline.TranslationPipeline"
+
+
+def test_languages_are_written_where_there_are_any():
+    assert not {"languages", "target_lang_in"} & Seq2SeqTransformerConfig().to_dict().keys()
+    config = Seq2SeqTransformerConfig(vocab_size=40, languages={"de": 39}, target_lang_in="decoder")
+    again = Seq2SeqTransformerConfig.from_dict(config.to_dict())
+    assert (again.languages, again.target_lang_in) == ({"de": 39}, "decoder")
+    with pytest.raises(ValueError, match=r"languages: the token 40 of de is not below vocab_size=40"):
+        Seq2SeqTransformerConfig(vocab_size=40, languages={"de": 40}, target_lang_in="decoder")
+    with pytest.raises(ValueError, match=r"target_lang_in=None: it must be source or decoder"):
+        Seq2SeqTransformerConfig(languages={"de": 39})

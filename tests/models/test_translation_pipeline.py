@@ -3,7 +3,10 @@
 import pytest
 import transformers
 
+from pipeline.data.rows import Columns, separate
 from pipeline.models.translation_pipeline import TranslationPipeline
+from pipeline.tasks.sequence_to_sequence import SequenceToSequence
+from tests.families import make_model as make_other_model
 from tokenizer.training import train
 
 
@@ -50,3 +53,42 @@ def test_transformers_finds_it_in_a_folder(translate, tmp_path):
     loaded = transformers.pipeline("translation", model=str(tmp_path), trust_remote_code=True)
     assert type(loaded).__name__ == "TranslationPipeline"
     assert loaded(["a b", "c"]) == translate(["a b", "c"])
+
+
+PIECES = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁a", -1.0), ("▁b", -1.0)]
+CODES = [(code, 0.0) for code in ("en_XX", "fr_XX", "de_DE")]
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        transformers.MBartTokenizer(vocab=[*PIECES, *CODES, ("<mask>", 0.0)]),
+        transformers.MBart50Tokenizer(vocab=PIECES),
+        transformers.NllbTokenizer(),
+    ],
+)
+def test_models_of_others_translate_by_their_own_languages(tokenizer):
+    """As the task does, which marks each row."""
+    family, codes = ("mbart", ("en_XX", "fr_XX", "de_DE"))
+    if isinstance(tokenizer, transformers.NllbTokenizer):
+        family, codes = "m2m_100", ("eng_Latn", "fra_Latn", "deu_Latn")
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": 2, "decoder_start_token_id": 2}
+    model = make_other_model(family, len(tokenizer), **ids)
+    model.generation_config.update(max_new_tokens=6, **ids)
+    task = SequenceToSequence.from_model(tokenizer, model.config)
+    translate = TranslationPipeline(model=model, tokenizer=tokenizer)
+    for target in codes[1:]:
+        rows: Columns = {
+            "source": ["a b", "b"],
+            "source_lang": [codes[0]] * 2,
+            "target_lang": [target] * 2,
+            "row": [0, 1],
+        }
+        features, _ = separate(task.encode(rows))
+        batches = [task.collate([feature]) for feature in features]
+        (expected,) = zip(*(task.predict(model, batch, model.generation_config) for batch in batches), strict=True)
+        tokens = 7 if family == "m2m_100" or tokenizer.prefix_tokens else 6  # with the language that is forced
+        answers = translate(rows["source"], src_lang=codes[0], tgt_lang=target, max_new_tokens=tokens)
+        assert [answer["translation_text"] for answer in answers] == [*expected]
+    with pytest.raises(ValueError, match="tgt_lang: the tokenizer knows no 'xx'; give one of its languages"):
+        translate("a", src_lang=codes[0], tgt_lang="xx")

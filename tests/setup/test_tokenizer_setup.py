@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from pipeline.errors import ConfigError
 from pipeline.run import train
-from pipeline.setup.tokenizer_setup import check_tokenizer, prepare_tokenizer
+from pipeline.setup.tokenizer_setup import check_tokenizer, model_languages, prepare_tokenizer
 from tokenizer.training import train as train_tokenizer
 
 ROWS: list[dict[str, Any]] = [{"source": "a b c", "target": "c b a"}, {"source": "a d", "target": None}] * 2
@@ -78,3 +78,57 @@ def test_a_tokenizer_without_an_end_is_refused(make_config, no_step, tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     with pytest.raises(ConfigError, match=r"tokenizer: targets are encoded as .*without an end token"):
         train(make_config(tokenizer={"path": str(tmp_path / "tokenizer")}))
+
+
+def languages_of(config, tokenizer):
+    return [*model_languages(config, tokenizer)]
+
+
+def test_tags_are_those_of_all_corpora(make_config):
+    """Named in the config, or found in the rows that the tokenizer is trained on."""
+    mix = {
+        "a": {"path": "reversal", "target_lang": "de", "source_tag": "<bt>"},
+        "b": {"path": "reversal", "target_lang": {"column": "language"}},
+        "c": {"path": "reversal", "target_lang": {"column": "language", "codes": ["pt-BR"]}},
+    }
+    config = make_config(data={"mix": mix, "validation": None, "test": None})
+    rows = [{**row, "target_lang": code} for row, code in zip(ROWS, ["fr", "", None, "no code!"], strict=True)]
+    tokenizer = prepare_tokenizer(config, rows, None)
+    assert tokenizer is not None
+    assert tokenizer.all_special_tokens[-4:] == ["<2de>", "<2pt-BR>", "<bt>", "<2fr>"]
+    assert languages_of(config, tokenizer) == ["de", "pt-BR", "fr"]
+    again = prepare_tokenizer(config, untouchable(), config.output_dir)
+    assert again is not None and again.get_vocab() == tokenizer.get_vocab()
+    assert model_languages(make_config(), tokenizer) == {}
+
+
+def test_a_tokenizer_that_lacks_tags_gets_them_for_a_new_model(make_config, tmp_path, caplog):
+    path = str(tmp_path / "tokenizer")
+    train_tokenizer(["a b"] * 2, "word", 20, max_length=64).save_pretrained(path)
+    data: dict[str, Any] = {"target_lang": "de", "source_tag": "<bt>"}
+    config = make_config(data=data, tokenizer={"path": path})
+    with caplog.at_level("INFO", "pipeline"):
+        tokenizer = prepare_tokenizer(config, untouchable(), path)
+    assert "special tokens are added: <2de>, <bt>" in caplog.text
+    assert tokenizer is not None and languages_of(config, tokenizer) == ["de"]
+    tokenizer.save_pretrained(tmp_path / "checkpoint")
+    # A run that goes on has those of its checkpoint.
+    config = make_config(data={"target_lang": "fr"}, tokenizer={"path": path})
+    with pytest.raises(ConfigError, match=r"^data.target_lang: the tokenizer knows no 'fr'; choose from de$"):
+        prepare_tokenizer(config, untouchable(), tmp_path / "checkpoint")
+    config = make_config(data={"target_lang": {"column": "language"}}, tokenizer={"path": path})
+    with pytest.raises(ConfigError, match=r"^data.target_lang: name the languages, as .* \{column: NAME, codes: \[de"):
+        prepare_tokenizer(config, untouchable(), path)
+
+
+def test_languages_that_nothing_can_be_told_of(make_config):
+    for task, problem in (("text_classification", "marks no rows"), ("forecasting", "has no texts")):
+        changes: dict[str, Any] = {"forecasting": {"series": ["x"]}} if task == "forecasting" else {}
+        with pytest.raises(ConfigError, match=rf"^data.source_lang: {task} {problem}; leave it out"):
+            prepare_tokenizer(make_config(task, data={"source_lang": "en"}, **changes), ROWS, None)
+    mix = {"a": {"path": "reversal", "target_lang": "de"}, "b": {"path": "reversal"}}
+    with pytest.raises(ConfigError, match=r"^data.mix.b.target_lang: needed, as .*; choose from de$"):
+        prepare_tokenizer(make_config(data={"mix": mix, "validation": None, "test": None}), ROWS, None)
+    rows = [{**ROWS[0], "target_lang": f"x{number}"} for number in range(1002)]
+    with pytest.raises(ConfigError, match=r"^data.target_lang: the column has over 1000 values, such as 'x1000'"):
+        prepare_tokenizer(make_config(data={"target_lang": {"column": "source"}}), rows, None)

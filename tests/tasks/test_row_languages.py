@@ -2,19 +2,25 @@
 
 import json
 import random
+import shutil
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MBart50Tokenizer, MBartTokenizer
 
-from pipeline.data.rows import BadRow
+from pipeline.data.rows import BadRow, Columns, separate
 from pipeline.errors import ConfigError, DataError
+from pipeline.exporting import equivalence
+from pipeline.exporting.export import EXPORTS, export
+from pipeline.inference.engines.base import load_engine
 from pipeline.inference.evaluation import evaluate
 from pipeline.inference.generation import generate
 from pipeline.models.modeling_seq2seq import IGNORED, shift_right
 from pipeline.run import train
+from pipeline.setup.tokenizer_setup import prepare_tokenizer
 from pipeline.tasks.row_languages import choose_from
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from pipeline.tasks.trained_model import load_trained
@@ -109,9 +115,11 @@ def test_the_longest_rows_fit_with_their_tags(make_task, make_config):
 
 def test_what_a_row_must_say(make_task):
     model, task = make_task()
-    encode = lambda **row: task.encode(
-        {"source": ["a"], "target": ["b"], "row": [0]} | {k: [v] for k, v in row.items()}
-    )[0]
+    row = {"source": ["a"], "target": ["b"], "row": [0]}
+
+    def encode(**marks):
+        return task.encode(row | {name: [value] for name, value in marks.items()})[0]
+
     assert "target_lang is missing, where the model must be told it; choose from de, fr" in str(encode())
     assert "target_lang is 'es', which the model does not know; choose from de, fr" in str(encode(target_lang="es"))
     assert "target_lang is None" not in str(encode(target_lang=None)) and isinstance(encode(target_lang=None), BadRow)
@@ -123,14 +131,14 @@ def test_what_a_row_must_say(make_task):
     with pytest.raises(DataError, match="target_lang is missing"):
         evaluate(model, task, [{"source": "a", "target": "b"}])
     plain = SequenceToSequence(task.tokenizer)
-    with pytest.raises(ConfigError, match="^target_lang: this model is not told any language; leave it out"):
+    with pytest.raises(ConfigError, match=r"^target_lang: this model is not told any language; leave it out"):
         generate(model, plain, ["a"], target_lang="de")
 
 
 def test_one_language_needs_no_naming(make_model, tagged):
     model = make_model(vocab_size=len(tagged), languages={"de": len(tagged) - 3}, target_lang_in="decoder")
     task = SequenceToSequence.from_model(tagged, model.config)
-    (feature,) = task.encode({"source": ["a"], "target": ["b"], "row": [0]})
+    ((feature,), _) = separate(task.encode({"source": ["a"], "target": ["b"], "row": [0]}))
     assert tokens(task, feature["decoder_start"]) == "<s> <2de>" and feature["target_lang"] == "de"
 
 
@@ -150,19 +158,15 @@ def test_answers_of_many_languages_come_from_one_batch(make_task):
     model.generation_config.num_beams = 1
     inputs = task.tokenizer(texts, padding=True, return_tensors="pt")
     forced = model.generate(**inputs, forced_bos_token_id=model.config.languages["fr"], max_new_tokens=6)
-    assert task.tokenizer.batch_decode(forced, skip_special_tokens=True) == both_of(model, task, texts, "fr")
+    assert task.tokenizer.batch_decode(forced, skip_special_tokens=True) == generate(
+        model, task, texts, target_lang="fr"
+    )
 
 
-def both_of(model, task, texts, code):
-    return generate(model, task, texts, target_lang=code)
-
-
-def test_tags_in_a_text_are_text(make_config, tmp_path):
+def test_tags_in_a_text_are_text(make_config):
     """Of languages and sources, whatever kind of tokenizer is trained on texts that are full of them."""
     rows = [{"source": "a <2de> <bt>", "target": "b <2fr>x", "target_lang": "de"}] * 40
     for kind in ("word", "bpe", "unigram", "wordpiece", "word_punct", "character"):
-        from pipeline.setup.tokenizer_setup import prepare_tokenizer
-
         data = {"target_lang": {"column": "language"}, "source_tag": "<bt>"}
         tokenizer = prepare_tokenizer(make_config(tokenizer={"kind": kind, "vocab_size": 400}, data=data), rows, None)
         assert tokenizer is not None
@@ -175,7 +179,7 @@ def test_tags_in_a_text_are_text(make_config, tmp_path):
         assert {*tags} <= {*tokenizer.all_special_ids}
 
 
-def test_tokenizers_with_languages_mark_each_row(tmp_path):
+def test_tokenizers_with_languages_mark_each_row():
     """As they would if the row's languages were set, and they are as they were before."""
     pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁a", -1.0), ("▁b", -1.0)]
     codes = [(code, 0.0) for code in ("en_XX", "fr_XX", "de_DE")]
@@ -186,14 +190,14 @@ def test_tokenizers_with_languages_mark_each_row(tmp_path):
         model = make_other_model("mbart", len(tokenizer), pad_token_id=1, eos_token_id=2, decoder_start_token_id=2)
         before = tokenizer("a b")["input_ids"]
         task = SequenceToSequence.from_model(tokenizer, model.config)
-        rows = {
+        rows: Columns = {
             "source": ["a b", "b"],
             "target": ["b", "a b"],
             "source_lang": ["en_XX", "de_DE"],
             "target_lang": ["fr_XX", "de_DE"],
             "row": [0, 1],
         }
-        features = task.encode(rows)
+        features, _ = separate(task.encode(rows))
         assert tokenizer("a b")["input_ids"] == before
         batch = task.collate(features)
         for place, feature in enumerate(features):
@@ -242,11 +246,23 @@ def write_rows(folder, count=600):
 
 
 def obedient_run(folder, where, steps=260):
-    data = {"path": str(write_rows(folder / "rows")), "options": {}, "test": None, "source_lang": "en"}
+    data: dict[str, Any] = {"path": str(write_rows(folder / "rows")), "options": {}, "test": None, "source_lang": "en"}
     data |= {"target_lang": {"column": "language"}, "target_lang_in": where}
     data |= {"max_source_length": 8, "max_target_length": 8}
-    training = {"max_steps": steps, "per_device_train_batch_size": 32, "learning_rate": 6e-3, "eval_strategy": "no"}
-    model = {**TINY, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "ffn_dim": 64, "dropout": 0.0}
+    training: dict[str, Any] = {
+        "max_steps": steps,
+        "per_device_train_batch_size": 32,
+        "learning_rate": 6e-3,
+        "eval_strategy": "no",
+    }
+    model: dict[str, Any] = {
+        **TINY,
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "ffn_dim": 64,
+        "dropout": 0.0,
+    }
     config = small_config(folder / "run", data=data, model=model, training=training | {"save_steps": steps})
     return train(config)
 
@@ -312,3 +328,28 @@ def test_a_tag_in_front_of_the_source(tmp_path):
     model, task = load_trained(run.output_dir)
     assert_obeys(lambda texts, code: generate(model, task, texts, target_lang=code))
     assert_obeys(partial(pipeline_of(run.output_dir), batch_size=3))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["transformers", "ctranslate2", pytest.param("onnx", marks=pytest.mark.slow)],  # which traces for 10 s
+)
+def test_exports_keep_the_languages(obedient, tmp_path, monkeypatch, name):
+    """What proves them equal has rows of both; and they obey, the stock form by its own config."""
+    for library in EXPORTS[name].libraries:
+        pytest.importorskip(library)
+    monkeypatch.setattr(equivalence, "RESAMPLES", 50)
+    folder = tmp_path / "run"
+    shutil.copytree(obedient.output_dir, folder)
+    target = export(folder, name, num_rows=16)
+    loaded = load_trained(target) if name == "transformers" else load_engine(name, folder)
+    assert_obeys(lambda texts, code: generate(*loaded, texts, target_lang=code))
+    rows = [{"source": "a b c", "target": "c b a", "target_lang": "back"}]
+    ours, theirs = (evaluate(*one, rows).numbers["loss"] for one in (load_trained(folder), loaded))
+    assert theirs == pytest.approx(ours, rel=1e-4)
+
+
+def test_the_card_says_how_to_name_a_language(obedient):
+    card = (obedient.output_dir / "README.md").read_text()
+    assert 'print(translate("' in card and 'tgt_lang="back"))' in card and "It translates into `back`, `copy`" in card
+    assert 'model.generate(**inputs, forced_bos_token_id=model.config.languages["back"])' in card
