@@ -4,7 +4,7 @@ import logging
 from argparse import Namespace
 
 from pipeline.commands.arguments import Parser, count_or_all, name, path
-from pipeline.commands.process import quick_imports
+from pipeline.commands.process import quick_imports, show_logs
 from pipeline.signals import interrupted_by_sigterm
 
 
@@ -26,13 +26,9 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> None:
     """Convert a trained model for another runtime, once it is proven on real rows to do the same there."""
     with quick_imports():
-        from transformers.utils import logging as transformers_logging
-
         from pipeline.exporting.export import export
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("pipeline").setLevel(logging.INFO)
-    transformers_logging.disable_progress_bar()
+    show_logs(logging.INFO)
     with interrupted_by_sigterm():
         folder = export(
             arguments.checkpoint,

@@ -3,7 +3,7 @@
 from argparse import Namespace
 
 from pipeline.commands.arguments import Parser, name, path
-from pipeline.commands.process import quick_imports
+from pipeline.commands.process import quick_imports, show_logs
 from pipeline.errors import ConfigError
 
 
@@ -35,6 +35,7 @@ def run(arguments: Namespace) -> None:
     with quick_imports():
         from pipeline.publishing import hub
 
+    show_logs()
     hub.publish(
         arguments.checkpoint,
         arguments.name,

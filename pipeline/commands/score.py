@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.commands.arguments import Parser, add_engine, path, positive
-from pipeline.commands.process import is_main, quick_imports
+from pipeline.commands.process import quick_imports, show_logs
 from pipeline.errors import ConfigError, explain_path
+from pipeline.progress import is_main
 
 
 def add_arguments(parser: Parser) -> None:
@@ -30,8 +31,6 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> None:
     """Score a checkpoint on a split, and print the scores as JSON."""
     with quick_imports():
-        from transformers.utils import logging as transformers_logging
-
         from pipeline.inference.engines.base import load_engine
         from pipeline.inference.evaluation import evaluate_features
         from pipeline.inference.metrics import load_metrics, refuse_metric_code
@@ -40,7 +39,7 @@ def run(arguments: Namespace) -> None:
         from pipeline.tasks.registry import get_task
         from pipeline.training.checkpoints import find_config
 
-    transformers_logging.disable_progress_bar()
+    show_logs()
     config = load_config(arguments.config or find_config(arguments.checkpoint), arguments.overrides)
     split = getattr(config.data, arguments.split)
     if split is None:

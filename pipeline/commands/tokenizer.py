@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.commands.arguments import Parser, path, positive
-from pipeline.commands.process import quick_imports
+from pipeline.commands.process import quick_imports, show_logs
 from pipeline.commands.texts import decode, lines_of
 from pipeline.errors import ConfigError, explain_path, nearest
 
@@ -43,6 +43,7 @@ def run(arguments: Namespace) -> None:
         from tokenizer.training import KINDS, import_sentencepiece
         from tokenizer.training import train as learn_vocabulary
 
+    show_logs()
     if arguments.kind not in KINDS:
         raise ConfigError(f"--kind: {arguments.kind!r} is unknown{nearest(arguments.kind, KINDS)}")
     if arguments.output.exists() and not arguments.output.is_dir():

@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from pipeline.commands.arguments import Parser, name, path
-from pipeline.commands.process import quick_imports
+from pipeline.commands.process import quick_imports, show_logs
 from pipeline.commands.texts import check_text
 from pipeline.errors import ConfigError, explain_path
 
@@ -31,13 +31,11 @@ def run(arguments: Namespace) -> None:
     check_text(arguments.source, "source")
     check_text(arguments.target, "target")
     with quick_imports():
-        from transformers.utils import logging as transformers_logging
-
         from pipeline.inference.attention import trace
         from pipeline.tasks.trained_model import load_trained
         from pipeline.tracing.page import write_page, write_picture
 
-    transformers_logging.disable_progress_bar()
+    show_logs()
     model, task = load_trained(arguments.checkpoint)
     result = trace(model, task, arguments.source, arguments.target)
     with explain_path(f"--output {page}"):

@@ -5,7 +5,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from pipeline.commands.arguments import Parser, path
-from pipeline.commands.process import is_main, quick_imports
+from pipeline.commands.process import quick_imports, show_logs
 from pipeline.errors import EXIT_CODES
 from pipeline.signals import stop_with_launcher
 
@@ -43,15 +43,12 @@ def run(arguments: Namespace) -> None:
     stop_with_launcher()
     with quick_imports():
         from accelerate import PartialState
-        from transformers.utils import logging as transformers_logging
 
         from pipeline.rehearsal import raise_errors
         from pipeline.run import train
         from pipeline.tasks.config_loading import load_config
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("pipeline").setLevel(logging.INFO if is_main() else logging.ERROR)
-    transformers_logging.disable_progress_bar()  # of loading and saving; the training's own stays
+    show_logs(logging.INFO)
     config = load_config(arguments.config, arguments.overrides)
     result = train(config, accept_changes=arguments.accept_changes, dry_run=arguments.dry_run)
     if PartialState().is_main_process and result.findings:
