@@ -4,6 +4,7 @@ Only the first of several processes shows one, on standard error, and no bar sta
 """
 
 import logging
+import math
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -22,12 +23,13 @@ def is_shown() -> bool:
     return is_main() and sys.stderr.isatty()
 
 
-def progress_bar(description: str, unit: str, total: int | None = None, done: int = 0) -> "tqdm":
+def progress_bar(description: str | None, unit: str, total: float = math.inf, done: int = 0) -> "tqdm":
     """Make a bar, to be used as a context in which `update(n)` is called, so that an error ends it too.
 
     Args:
+        description: what is being done; None shows no bar.
         unit: what is counted, such as "rows".
-        total: how many there are; None where nobody knows.
+        total: how many there are; infinite where nobody knows.
         done: how many of them an earlier run did, which do not count for the speed and the time left.
     """
     from tqdm import tqdm
@@ -37,7 +39,7 @@ def progress_bar(description: str, unit: str, total: int | None = None, done: in
         unit=f" {unit}",
         total=total,
         initial=done,
-        disable=not is_shown(),
+        disable=description is None or not is_shown(),
         leave=False,
         dynamic_ncols=True,
     )
@@ -49,7 +51,9 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
+        # tqdm knows its own bars only, not those of other processes and of libraries in Rust.
+        erase = "\r\x1b[2K" if sys.stderr.isatty() else ""
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            tqdm.write(erase + self.format(record), file=sys.stderr)
         except Exception:  # as every handler of the standard library does
             self.handleError(record)

@@ -2,16 +2,13 @@
 
 import io
 import logging
+import re
 from contextlib import redirect_stderr
 
 import pytest
 
 from pipeline.progress import LogHandler, is_main, progress_bar
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.conftest import Terminal
 
 
 def work_on(stream: io.StringIO) -> str:
@@ -29,7 +26,7 @@ def work_on(stream: io.StringIO) -> str:
 def test_a_bar_and_a_log_line_share_no_line():
     shown = work_on(Terminal())
     assert "reading:  67%" in shown and "2/3 [" in shown and " rows/s]" in shown
-    lines = [line.split("\r")[-1] for line in shown.split("\n")]  # as a terminal leaves them
+    lines = [re.split("\r|\x1b\\[2K", line)[-1] for line in shown.split("\n")]  # as a terminal leaves them
     assert lines == ["row 0", "row 1", "row 2", ""]
 
 
@@ -41,7 +38,15 @@ def test_only_the_first_process_shows_a_bar(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert is_main()
     monkeypatch.setenv("RANK", "1")
-    assert not is_main() and work_on(Terminal()) == "row 0\nrow 1\nrow 2\n"
+    shown = work_on(Terminal())
+    assert not is_main() and "reading" not in shown and "row 2" in shown
+
+
+def test_no_description_shows_no_bar():
+    terminal = Terminal()
+    with redirect_stderr(terminal), progress_bar(None, "rows", total=3) as bar:
+        bar.update(3)
+    assert not terminal.getvalue()
 
 
 def test_an_error_ends_the_bar():

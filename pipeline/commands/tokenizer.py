@@ -9,6 +9,7 @@ from pipeline.commands.arguments import Parser, path, positive
 from pipeline.commands.process import quick_imports, show_logs
 from pipeline.commands.texts import decode, lines_of
 from pipeline.errors import ConfigError, explain_path, nearest
+from pipeline.progress import is_shown
 
 
 def add_arguments(parser: Parser) -> None:
@@ -63,6 +64,7 @@ def run(arguments: Namespace) -> None:
                 arguments.vocab_size,
                 max_length=arguments.max_length,
                 max_texts=arguments.max_texts,
+                show_progress=is_shown(),
             )
         check(tokenizer, sample)
     except TokenizerError as error:
