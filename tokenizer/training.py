@@ -168,7 +168,7 @@ def train(
     if (first := next(lines, None)) is None:
         raise TokenizerError("there is no text to train a tokenizer on: no texts were given, or all of them are empty")
     tokenizer, trainer = KINDS[kind](vocab_size, min_frequency)
-    trainer.show_progress = show_progress
+    trainer.show_progress = show_progress  # type: ignore[attr-defined]  # which every kind of trainer has
     if lowercase:
         steps = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
         tokenizer.normalizer = normalizers.Sequence(steps)

@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO
 
-from pipeline.commands.arguments import Parser, add_engine, path, positive
+from pipeline.commands.arguments import Parser, add_engine, add_json, path, positive
 from pipeline.commands.process import quick_imports, show_logs
+from pipeline.commands.report import Report
 from pipeline.errors import ConfigError, explain_path
 from pipeline.progress import is_main
 
@@ -26,9 +27,10 @@ def add_arguments(parser: Parser) -> None:
         help="run metrics that are not built in: code, which the config found beside a checkpoint may name",
     )
     parser.add_argument("--predictions", type=path, help="write one JSON line a sample: source, reference, prediction")
+    add_json(parser)
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Namespace) -> Report:
     """Score a checkpoint on a split, and print the scores as JSON."""
     with quick_imports():
         from pipeline.inference.engines.base import load_engine
@@ -64,11 +66,9 @@ def run(arguments: Namespace) -> None:
             with explain_path(f"--predictions {arguments.predictions}"), stream:
                 for prediction in result.predictions:
                     print(json.dumps(vars(prediction), ensure_ascii=False), file=stream)
-    if not is_main():
-        return
-    if missing := sorted(task.scores.keys() - result.scores.keys()):
+    if is_main() and (missing := sorted(task.scores.keys() - result.scores.keys())):
         print(f"--engine {arguments.engine} does not give {', '.join(missing)}", file=sys.stderr)
-    print(json.dumps(result.scores, indent=2))
+    return Report(result.scores, json.dumps(result.scores, indent=2))
 
 
 def _open_predictions(path: Path | None) -> AbstractContextManager[IO[str] | None]:

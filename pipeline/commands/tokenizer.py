@@ -5,8 +5,9 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.commands.arguments import Parser, path, positive
+from pipeline.commands.arguments import Parser, add_json, path, positive
 from pipeline.commands.process import quick_imports, show_logs
+from pipeline.commands.report import Report
 from pipeline.commands.texts import decode, lines_of
 from pipeline.errors import ConfigError, explain_path, nearest
 from pipeline.progress import is_shown
@@ -29,6 +30,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--max-texts", type=positive, metavar="N", default=1_000_000, help="texts to read at most (default: 1000000)"
     )
+    add_json(parser)
 
 
 def describe() -> str:
@@ -37,7 +39,7 @@ def describe() -> str:
     return f"Kinds: {', '.join(KINDS)}"
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Namespace) -> Report:
     """Train a tokenizer, or import a SentencePiece model, into a folder that AutoTokenizer loads."""
     with quick_imports():
         from tokenizer.checks import TokenizerError, check
@@ -71,7 +73,8 @@ def run(arguments: Namespace) -> None:
         raise ConfigError(str(error)) from error
     with explain_path(str(arguments.output)):
         tokenizer.save_pretrained(arguments.output)
-    print(f"{arguments.output}: {len(tokenizer)} tokens")
+    document = {"folder": str(arguments.output), "tokens": len(tokenizer)}
+    return Report(document, f"{arguments.output}: {len(tokenizer)} tokens")
 
 
 def _read_files(files: list[Path]) -> Iterator[str]:
