@@ -14,7 +14,7 @@ class Report:
     """The end of a command.
 
     Attributes:
-        document: names -> plain values, what `--json` prints; README.md of the package says which names.
+        document: names -> plain values, what `--json` prints; configs/README.md lists them.
         text: what is printed without `--json`.
         error: what is wrong with what was found, to be raised behind the report.
     """
