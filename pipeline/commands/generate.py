@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.commands.arguments import Parser, add_engine, add_languages, name, path, positive, seed
-from pipeline.commands.process import is_main, quick_imports
+from pipeline.commands.process import quick_imports, show_logs
 from pipeline.commands.texts import check_text, decode, lines_of
 from pipeline.errors import ConfigError
+from pipeline.progress import is_main
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,12 +41,11 @@ def run(arguments: Namespace) -> None:
         check_text(text, f"text {number}")
     with quick_imports():
         import torch
-        from transformers.utils import logging as transformers_logging
 
         from pipeline.inference.engines.base import load_engine
         from pipeline.inference.generation import generate
 
-    transformers_logging.disable_progress_bar()
+    show_logs()
     model, task = load_engine(arguments.engine, arguments.checkpoint)
     _set_generation(arguments, model)
     if not (arguments.texts or arguments.file) and os.environ.get("WORLD_SIZE", "1") != "1":

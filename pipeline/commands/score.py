@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.arguments import Parser, add_engine, path, positive
-from pipeline.commands.process import is_main, quick_imports
+from pipeline.commands.arguments import Parser, add_engine, add_json, path, positive
+from pipeline.commands.process import quick_imports, show_logs
+from pipeline.commands.report import Report
 from pipeline.errors import ConfigError, explain_path
+from pipeline.progress import is_main
 
 
 def add_arguments(parser: Parser) -> None:
@@ -33,13 +35,12 @@ def add_arguments(parser: Parser) -> None:
         help="write one JSON line a row of the split: row (its number), log_probability (of the target, in nats) and "
         "items (the tokens that it is a sum of)",
     )
+    add_json(parser)
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Namespace) -> Report:
     """Score a checkpoint on a split, and print the scores as JSON."""
     with quick_imports():
-        from transformers.utils import logging as transformers_logging
-
         from pipeline.inference.engines.base import load_engine
         from pipeline.inference.evaluation import evaluate_features
         from pipeline.inference.metrics import load_metrics, refuse_metric_code
@@ -48,7 +49,7 @@ def run(arguments: Namespace) -> None:
         from pipeline.tasks.registry import get_task
         from pipeline.training.checkpoints import find_config
 
-    transformers_logging.disable_progress_bar()
+    show_logs()
     config = load_config(arguments.config or find_config(arguments.checkpoint), arguments.overrides)
     if arguments.split != "train" and not config.data.held_out(arguments.split):
         raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
@@ -78,11 +79,9 @@ def run(arguments: Namespace) -> None:
         )
         write_predictions(result.predictions)
         write_rows(task.score_rows(features, result.sums) if arguments.per_row else ())
-    if not is_main():
-        return
-    if missing := sorted(task.scores.keys() - result.scores.keys()):
+    if is_main() and (missing := sorted(task.scores.keys() - result.scores.keys())):
         print(f"--engine {arguments.engine} does not give {', '.join(missing)}", file=sys.stderr)
-    print(json.dumps(result.scores, indent=2))
+    return Report(result.scores, json.dumps(result.scores, indent=2))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pipeline.data.rows import first_text
 from pipeline.data.word_vectors import read_words
 from pipeline.data_config import LanguageColumn, language_codes
 from pipeline.errors import ConfigError
+from pipeline.progress import is_shown
 from pipeline.tasks.registry import get_task
 from pipeline.tasks.row_languages import (
     TAG,
@@ -211,6 +212,7 @@ def _train(config: Config, rows: Iterable[dict[str, Any]]) -> PreTrainedTokenize
             max_length=config.data.max_source_length,
             max_texts=config.tokenizer.max_texts,
             guarded=[*map(re.escape, marks), *([TAG.pattern] if codes.is_needed else [])],
+            show_progress=is_shown(),
         )
     except TokenizerError as error:
         raise ConfigError(str(error)) from error

@@ -27,6 +27,7 @@ from pipeline.errors import DataError, RunError, Stopped
 from pipeline.inference.evaluation import Evaluation, evaluate_features
 from pipeline.inference.metrics import Metric
 from pipeline.manifest import damage
+from pipeline.progress import progress_bar
 from pipeline.tasks.base import Batch, Feature, Task
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import NEW_RUN, RunState
@@ -39,6 +40,7 @@ from pipeline.training.out_of_memory import (
 from pipeline.training.step_guard import StepGuard, explain_divergence, has_finite_weights
 from pipeline.training.trainer_internals import TrainerInternals
 
+OF_CORPORA = "corpora/"  # in front of what is logged of a mixture
 LAST_BATCHES = 4  # of the training, one of which must have a finite loss at its end
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,9 @@ class TeacherForcingTrainer(TrainerInternals):
             callbacks=callbacks,
             **kwargs,
         )
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(TrainingBar())
         self.add_callback(PassEnd(self))
         self.guard = StepGuard(None if self.is_deepspeed_enabled else self.go_back_to, self.args.device)
         self.add_callback(self.guard)
@@ -202,7 +207,7 @@ class TeacherForcingTrainer(TrainerInternals):
             self._counts.zero_()
             logs["loss"] = self.guard.take_mean_loss(logs["loss"])
             logs |= {
-                f"corpora/{corpus}/{name}": number
+                f"{OF_CORPORA}{corpus}/{name}": number
                 for corpus, numbers in self.corpora.items()
                 for name, number in numbers.items()
             }
@@ -254,6 +259,7 @@ class TeacherForcingTrainer(TrainerInternals):
                 batch_size=self.args.per_device_eval_batch_size,
                 generation=generation,
                 metrics=self.metrics,
+                description=None if self.args.disable_tqdm else "evaluating",
             )
 
     # Checkpoints
@@ -329,6 +335,23 @@ class TeacherForcingTrainer(TrainerInternals):
 def _count_passes(corpus: CorpusProgress, size: int | None) -> float:
     """Return the passes over a corpus, with the fraction of the present one where its size is known."""
     return corpus.pass_index if size is None else round((corpus.rows + corpus.bad_rows) / size, 4)
+
+
+class TrainingBar(ProgressCallback):
+    """Transformers' log lines, and its bar where bars are shown: the original writes one into log files as well.
+
+    It also counts steps from those that an earlier run made, so that speed and time left are those of this one.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.training_bar = progress_bar("training", "steps", state.max_steps, state.global_step)
+        self.current_step = state.global_step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Print a line without the counts of corpora, which TensorBoard shows."""
+        shown = {name: value for name, value in (logs or {}).items() if not name.startswith(OF_CORPORA)}
+        super().on_log(args, state, control, logs=shown, **kwargs)
 
 
 class PassEnd(TrainerCallback):
