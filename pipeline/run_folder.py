@@ -18,7 +18,15 @@ from pipeline.data.hub_reading import is_on_hub, resolve_commit
 from pipeline.data.lanes import begin_other_data
 from pipeline.data.splits import fingerprint_splits
 from pipeline.errors import ConfigError, RunError, is_storage_error, one_line
-from pipeline.manifest import MANIFEST_FILE, damage, damage_if_described, describe, describe_content, to_json
+from pipeline.manifest import (
+    MANIFEST_FILE,
+    damage,
+    damage_if_described,
+    describe,
+    describe_content,
+    flush_to_disk,
+    to_json,
+)
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import get_task
 from pipeline.training import checkpoints
@@ -265,9 +273,9 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.staged")
     staged.write_text(text, encoding="utf-8")
-    checkpoints.flush_to_disk(staged)
+    flush_to_disk(staged)
     staged.rename(path)
-    checkpoints.flush_to_disk(path.parent)
+    flush_to_disk(path.parent)
 
 
 def explain_storage(folder: Path, error: BaseException | str) -> str:

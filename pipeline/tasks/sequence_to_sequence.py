@@ -63,6 +63,7 @@ print(tokenizer.batch_decode(ids, skip_special_tokens=True))""",
 translate = pipeline("translation", model="{name}"{trust})
 print(translate("{example}"))""",
     )
+    answers_sentences: ClassVar[bool] = True
     can_pack: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
 
