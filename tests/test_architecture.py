@@ -33,6 +33,7 @@ FLOORS = [
     {"tracing", "publishing", "run_folder"},
     {"rehearsal"},
     {"run", "reference"},
+    {"commands"},
     {"cli"},
 ]
 LEAVES = ("library_settings", "languages", "signals", "errors", "manifest", "plots", "memory", "models", "decoding")
