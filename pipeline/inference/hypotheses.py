@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.data.rows import Feature
 from pipeline.decoding.sampling import SeededDraws
@@ -106,29 +106,25 @@ def find_hypotheses(
         return _rank_classes(model, task, batch, wanted)
     if not model.can_generate():
         raise ConfigError(f"{wanted.names[0]}: a {type(model).__name__} generates no text; leave it out")
-    generation = complete(generation, model)
+    assert task.tokenizer is not None
+    tokenizer, generation = task.tokenizer, complete(generation, model)
     has_beams = generation.num_beams not in (None, 1)
-    _check(model, generation, wanted, has_beams)
+    _check(model, generation, wanted)
     generation.update(num_return_sequences=wanted.num_best, return_dict_in_generate=has_beams, output_scores=has_beams)
     with _seeded(model, samples, generation, wanted.seed):
         found = task.generate(model, batch, generation)
-    ids = found.sequences if has_beams else found  # (B * N, P + T)
+    ids, scores = (found, None) if isinstance(found, Tensor) else (found.sequences, found.sequences_scores.tolist())
     prompt = 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
     answers = [cut_answer(row, generation) for row in ids[:, prompt:].tolist()]
-    forced = None
-    if wanted.token_probabilities or wanted.alignments or not has_beams:
-        forced = _force(model, task, batch, ids[:, :prompt], answers, wanted)
-    if has_beams:
-        scores = found.sequences_scores.tolist()
-    else:
-        scores = [math.fsum(one.log_probabilities) for one in forced or ()]
-    hypotheses = _describe(task, samples, ids, answers, scores, forced, wanted)
+    forced: list[Forced | None] = [None] * len(answers)
+    if wanted.token_probabilities or wanted.alignments or scores is None:
+        forced = [*_force(model, len(tokenizer), batch, ids[:, :prompt], answers, wanted)]
+        scores = scores or [math.fsum(one.log_probabilities) for one in forced if one]
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    rows = [Row(*row) for row in zip(texts, answers, scores, forced, strict=True)]
     return [
-        [hypothesis for score, hypothesis in sorted(some, key=lambda pair: -pair[0]) if score > NOT_FOUND]
-        for some in (
-            list(zip(scores, hypotheses, strict=True))[first : first + wanted.num_best]
-            for first in range(0, len(ids), wanted.num_best)
-        )
+        [_describe(tokenizer, sample, row, wanted) for row in _best_first(rows[first : first + wanted.num_best])]
+        for first, sample in zip(range(0, len(rows), wanted.num_best), samples, strict=True)
     ]
 
 
@@ -149,16 +145,13 @@ def cut_answer(ids: list[int], generation: GenerationConfig) -> list[int]:
     return ids[:length]
 
 
-def _check(model: PreTrainedModel, generation: GenerationConfig, wanted: Wanted, has_beams: bool) -> None:
-    if wanted.num_best > 1 and not generation.do_sample and (generation.num_beams or 1) < wanted.num_best:
+def _check(model: PreTrainedModel, generation: GenerationConfig, wanted: Wanted) -> None:
+    beams = generation.num_beams or 1
+    if beams < wanted.num_best and not (generation.do_sample and beams == 1):
+        other = "num_beams=1" if generation.do_sample else "do_sample=true"
         raise ConfigError(
-            f"num_best: {wanted.num_best} hypotheses need as many beams, and generation.num_beams is "
-            f"{generation.num_beams or 1}; raise it to {wanted.num_best} at least, or sample: do_sample=true"
-        )
-    if has_beams and generation.do_sample and generation.num_beams < wanted.num_best:
-        raise ConfigError(
-            f"num_best: {wanted.num_best} hypotheses of {generation.num_beams} sampled beams; raise "
-            f"generation.num_beams to {wanted.num_best} at least, or set it to 1"
+            f"num_best: {wanted.num_best} hypotheses need as many beams, and generation.num_beams is {beams}; set "
+            f"num_beams={wanted.num_best} or more, or sample each by itself: {other}"
         )
     if wanted.alignments and not model.config.is_encoder_decoder:
         raise ConfigError(f"alignments: a {type(model).__name__} has no source to attend to; leave them out")
@@ -214,17 +207,26 @@ class Forced:
     alignment: list[int] | None
 
 
+@dataclass(frozen=True)
+class Row:
+    """One of the B * N rows that were generated."""
+
+    text: str
+    ids: list[int]
+    score: float
+    forced: Forced | None
+
+
 def _force(
-    model: PreTrainedModel, task: Task, batch: Batch, prompts: Tensor, answers: list[list[int]], wanted: Wanted
+    model: PreTrainedModel, vocabulary: int, batch: Batch, prompts: Tensor, answers: list[list[int]], wanted: Wanted
 ) -> list[Forced]:
     """Judge all answers (B * N) to the samples of a batch, so many at a time that their logits fit into memory.
 
     Args:
+        vocabulary: size, in tokens.
         prompts: (B * N, P), what stands before each answer.
     """
-    assert task.tokenizer is not None
-    longest = max(1, *map(len, answers))
-    step = max(1, MOST_LOGITS // (longest * len(task.tokenizer)))
+    step = max(1, MOST_LOGITS // (vocabulary * max(1, *map(len, answers))))
     sources = torch.arange(len(answers)) // wanted.num_best
     forced: list[Forced] = []
     for first in range(0, len(answers), step):
@@ -282,29 +284,22 @@ def _align(model: PreTrainedModel, outputs: Any, prompt: int) -> Tensor:
     return attentions[-1].float().mean(1).argmax(-1)[:, prompt - 1 :]
 
 
-def _describe(
-    task: Task,
-    samples: list[Feature],
-    ids: Tensor,
-    answers: list[list[int]],
-    scores: list[float],
-    forced: list[Forced] | None,
-    wanted: Wanted,
-) -> list[Hypothesis]:
-    """Return a hypothesis for each of B * N answers."""
-    assert task.tokenizer is not None
-    texts = task.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    hypotheses = []
-    for row, (text, answer, score) in enumerate(zip(texts, answers, scores, strict=True)):
-        given: dict[str, Any] = {}
-        if wanted.scores:
-            given["score"] = score
-        if wanted.token_probabilities or wanted.alignments:
-            given["tokens"] = readable_tokens(task.tokenizer, answer)
-        if forced and wanted.token_probabilities:
-            given["probabilities"] = [math.exp(log) for log in forced[row].log_probabilities]
-        if forced and wanted.alignments:
-            source = samples[row // wanted.num_best]["input_ids"]
-            given |= {"alignment": forced[row].alignment, "source_tokens": readable_tokens(task.tokenizer, source)}
-        hypotheses.append(Hypothesis(text, **given))
-    return hypotheses
+def _best_first(rows: list[Row]) -> list[Row]:
+    """Sort the answers to a sample, without those that a search did not find; it always finds the first."""
+    return sorted(
+        [row for number, row in enumerate(rows) if row.score > NOT_FOUND or not number], key=lambda row: -row.score
+    )
+
+
+def _describe(tokenizer: PreTrainedTokenizerBase, sample: Feature, row: Row, wanted: Wanted) -> Hypothesis:
+    given: dict[str, Any] = {}
+    if wanted.scores:
+        given["score"] = row.score
+    if row.forced and (wanted.token_probabilities or wanted.alignments):
+        given["tokens"] = readable_tokens(tokenizer, row.ids)
+    if row.forced and wanted.token_probabilities:
+        given["probabilities"] = [math.exp(log) for log in row.forced.log_probabilities]
+    if row.forced and wanted.alignments:
+        given["alignment"] = row.forced.alignment
+        given["source_tokens"] = readable_tokens(tokenizer, sample["input_ids"])
+    return Hypothesis(row.text, **given)
