@@ -6,7 +6,6 @@ No more of them are in memory than somebody holds. Each text has its place, so t
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -70,22 +69,29 @@ def given_texts(texts: Sequence[str]) -> Corpus:
     return Corpus(read, {"name": "texts of the command", "content": content}, len(texts))
 
 
-def text_lines(file: Path | None, stdin: IO[bytes]) -> Corpus:
-    """Return the lines of a file, compressed or not; of standard input where none is named.
+def text_stream(stream: IO[bytes], name: str) -> Corpus:
+    """Return the lines of an open stream, which can be read once.
 
     Only newlines end a line, so that there is one text for each line that other tools count.
+    """
+    return Corpus(lambda: _decoded(bounded_lines(stream, name), name), {"name": name})
+
+
+def text_file(file: Path) -> Corpus:
+    """Return the lines of a file, compressed or not.
 
     Raises:
         ConfigError: for a file that is not there.
     """
-    if file is None:
-        return Corpus(lambda: _decoded(bounded_lines(stdin, "standard input"), "standard input"), {"name": "stdin"})
     with explain_path(f"--file {file}"):
         os.stat(file)
 
     def read() -> Iterator[Text]:
-        with explain_path(f"--file {file}"), nullcontext() if file.suffix in COMPRESSED else file.open("rb") as stream:
-            yield from _decoded(read_lines(file) if stream is None else bounded_lines(stream, str(file)), str(file))
+        if file.suffix in COMPRESSED:
+            yield from _decoded(read_lines(file), str(file))
+            return
+        with explain_path(f"--file {file}"), file.open("rb") as stream:
+            yield from _decoded(bounded_lines(stream, str(file)), str(file))
 
     return Corpus(read, {"name": file.name, "content": fingerprint_files([str(file)])}, _count_lines(file))
 

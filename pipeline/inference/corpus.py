@@ -6,7 +6,7 @@ texts share a window, and so a batch, depends on nothing else, so a window has t
 
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal, TypeAlias, TypeVar
 
@@ -116,7 +116,7 @@ class AnswerSettings:
     overlong: Overlong = "split"
     on_bad_row: OnBadRow = "error"
     language: str = "en"
-    wanted: Wanted = Wanted()
+    wanted: Wanted = field(default_factory=Wanted)
 
 
 def windows(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -152,8 +152,7 @@ def answer(
     if problems and settings.on_bad_row == "error":
         first = next(text for text in texts if text.number in problems)
         raise DataError(
-            f"{first.place}: {problems[first.number]}; change the text, or leave it without an answer by "
-            "--on-bad-row skip"
+            f"{first.place}: {problems[first.number]}; change the text, or give it an empty answer by --on-bad-row skip"
         )
     found: dict[int, list[Hypothesis]] = {}
     pieces = [piece for number in samples for piece in samples[number]]
@@ -176,6 +175,11 @@ def answer(
             )
         )
     return answers
+
+
+def is_first_of_text(sample: Feature) -> bool:
+    """Tell whether a sample is a whole text, or its first sentence."""
+    return sample["sample_id"] >> PIECE == 0
 
 
 def trained_length(task: Task) -> int | None:

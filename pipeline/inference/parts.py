@@ -5,9 +5,9 @@ Beside the file OUTPUT lie, while it is made,
     OUTPUT.parts/000000.jsonl ...   the answers to one window each; there as a whole or not at all
     OUTPUT.manifest.json            what they were made of: model, data, settings
 
-At the end the parts are joined into OUTPUT, which is there as a whole or not at all, the manifest says so, and the parts
-are removed. The manifest stays: it tells where the file comes from. Which windows there are depends on the texts and the
-size of a batch only, so any number of processes can share them, and what was killed goes on with the same bytes.
+At the end the parts are joined into OUTPUT, which is there as a whole or not at all, the manifest says so, and the
+parts are removed. The manifest stays: it tells where the file comes from. The windows depend on the texts and the size
+of a batch only, so any number of processes can share them, and what was killed goes on with the same bytes.
 """
 
 import hashlib
@@ -72,13 +72,17 @@ class Output:
                 self._write_manifest({})  # first: without it, parts would be of nobody knows what
                 self.parts.mkdir()
             elif known is None:
-                raise ConfigError(f"--resume: {there} exists, but no {self.manifest} says what it was made of; {REMEDY}")
+                raise ConfigError(
+                    f"--resume: {there} exists, but no {self.manifest} says what it was made of; {REMEDY}"
+                )
             elif changed := _differences(known["facts"], self.facts):
                 raise ConfigError(f"--resume: {self.path} was begun with another {'; '.join(changed)}; {REMEDY}")
             elif "file" not in known:
                 self.parts.mkdir(exist_ok=True)
             elif describe(self.path.parent, filter(Path.is_file, [self.path])) != known["file"]:
-                raise ConfigError(f"--resume: {self.path} was changed or removed since it was made; remove {self.manifest}")
+                raise ConfigError(
+                    f"--resume: {self.path} was changed or removed since it was made; remove {self.manifest}"
+                )
             else:
                 shutil.rmtree(self.parts, ignore_errors=True)
 
