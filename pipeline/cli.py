@@ -103,7 +103,8 @@ def print_errors(run: Callable[[argparse.Namespace], int | None], arguments: arg
         print(f"error: {one_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"\ninterrupted{continues}", file=sys.stderr)
+        hint = "; the same command goes on with --resume" if run is generate.run and arguments.output else continues
+        print(f"\ninterrupted{hint}", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         if not _output_is_lost():

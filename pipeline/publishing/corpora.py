@@ -41,10 +41,11 @@ def publish(output: Output, name: str) -> None:
         ConfigError: for what looks like an access token in it.
         NotPublished: when the Hub refuses it or cannot be reached.
     """
-    for first, lines in _texts(output.path):
+    format = output.facts["settings"]["format"]
+    for first, lines in _texts(output.path, format):
         refuse_secrets_in(lines, str(output.path), first)
     with TemporaryDirectory(prefix="publish-") as workspace:
-        file = Path(workspace, f"train{'.parquet' if _is_parquet(output.path) else '.jsonl'}")
+        file = Path(workspace, f"train.{format}")
         file.symlink_to(output.path.resolve())
         card = Path(workspace, "README.md")
         card.write_text(render_card(output, name), encoding="utf-8")
@@ -83,15 +84,10 @@ def render_card(output: Output, name: str) -> str:
     return str(DatasetCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}"))
 
 
-def _is_parquet(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(4) == b"PAR1"
-
-
-def _texts(path: Path) -> Iterator[tuple[int, bytes]]:
+def _texts(path: Path, format: str) -> Iterator[tuple[int, bytes]]:
     """Yield all of a file as text, some lines or rows at a time, each with the number of the first."""
     first = 1
-    if _is_parquet(path):
+    if format == "parquet":
         import pyarrow.parquet
 
         with pyarrow.parquet.ParquetFile(path) as file:
