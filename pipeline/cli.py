@@ -1,23 +1,26 @@
-"""The command line: teacher-forcing train | tokenizer | generate | score | trace | export | publish
+"""The command line: a table of subcommands, and the only place that prints what they report and the errors.
 
 Also `python -m pipeline.cli ...` and, on several GPUs, `accelerate launch -m pipeline.cli train CONFIG`.
 
 Modules that take seconds to import are imported by the subcommand that needs them, so `--help` and a mistake in the
-command line are answered at once. This is the only place that prints errors.
+command line are answered at once.
 """
 
 import argparse
 import atexit
+import itertools
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import pipeline
-from pipeline.commands import export, generate, publish, score, tokenizer, trace, train
+from pipeline.commands import export, generate, plot, publish, score, tokenizer, trace, train
 from pipeline.commands.arguments import Parser
+from pipeline.commands.report import Report
 from pipeline.commands.texts import check_text
 from pipeline.errors import (
     BROKEN_PIPE,
@@ -28,27 +31,42 @@ from pipeline.errors import (
     explain_path,
     one_line,
 )
+from pipeline.progress import is_main
 
 
-class Command(Protocol):
+class Module(Protocol):
     """What a module of `pipeline/commands/` offers."""
 
     def add_arguments(self, parser: Parser) -> None:
         """Describe the command line."""
 
-    def run(self, arguments: argparse.Namespace) -> int | None:
-        """Do the work, and return an exit code, or None for 0. The docstring is what `--help` says."""
+    def run(self, arguments: argparse.Namespace) -> Report | None:
+        """Do the work, and return what is to be printed; None where lines are printed while the work goes on.
+
+        The docstring is what `--help` of the subcommand says.
+        """
 
 
-COMMANDS: dict[str, Command] = {
-    "train": train,
-    "tokenizer": tokenizer,
-    "generate": generate,
-    "score": score,
-    "trace": trace,
-    "export": export,
-    "publish": publish,
+@dataclass(frozen=True)
+class Command:
+    """A line of the table of subcommands: what `--help` shows of it, and what does it."""
+
+    group: str
+    summary: str
+    module: Module
+
+
+COMMANDS = {  # in the order of use
+    "tokenizer": Command("Train", "learn a vocabulary from texts, or import a SentencePiece model", tokenizer),
+    "train": Command("Train", "train the model that a config describes, or go on with its run", train),
+    "plot": Command("Train", "draw the curves of runs in one picture", plot),
+    "score": Command("Judge", "score a model on a split of its data", score),
+    "trace": Command("Judge", "show a pair on its way through a model, as a page", trace),
+    "generate": Command("Use", "answer texts: one line for each", generate),
+    "export": Command("Use", "convert a model for another runtime, and prove that it does the same", export),
+    "publish": Command("Use", "put a model on the Hub", publish),
 }
+GOES_ON = "; the same command goes on from the newest checkpoint, where there is one"
 SHARED = ("train", "generate", "score")  # what several processes can do together
 
 
@@ -64,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.parse_args(words)  # prints the help, or what is wrong, and exits
     # Not through `parser`, which would take no options between the positional arguments of a subcommand.
     arguments = subcommands[words[0]].parse_intermixed_args(words[1:])
-    code = print_errors(arguments.run, arguments)
+    code = print_errors(run_and_print, arguments, GOES_ON if words[0] == "train" else "")
     if "LOCAL_RANK" in os.environ and words[0] in SHARED:
         end_one_of_many(code)
     return code
@@ -83,12 +101,32 @@ def end_one_of_many(code: int) -> None:
     os._exit(code)
 
 
-def print_errors(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace) -> int:
+def run_and_print(arguments: argparse.Namespace) -> None:
+    """Run a subcommand, and print its report from the main process: as text, or as the only thing on standard output.
+
+    Raises:
+        TeacherForcingError: what the subcommand raises, or else the error in its report.
+    """
+    with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
+        report = arguments.run(arguments)
+    if report is None:
+        return
+    if is_main():
+        print(report.as_json() if arguments.json else report.text, flush=True)
+    if report.error is not None:
+        raise report.error
+
+
+def print_errors(
+    run: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace, continues: str = ""
+) -> int:
     """Call `run(arguments)` and return its exit code, or 0; print an error that is the user's to fix as one line.
 
     Any other exception is a bug and passes through, with its traceback.
+
+    Args:
+        continues: what is said behind an interrupt.
     """
-    continues = "; the same command goes on from the newest checkpoint, where there is one" if run is train.run else ""
     try:
         _check_paths(arguments)
         code = run(arguments)
@@ -144,18 +182,31 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, Parser]]:
     """Make the parser of the command and those of its subcommands, by name."""
     parser = argparse.ArgumentParser(
         prog="teacher-forcing",
+        usage="teacher-forcing COMMAND ...",
         description="Train an encoder-decoder model, classifier, language model or forecaster, and use it.",
+        epilog=f"{as_table(COMMANDS)}\n\nteacher-forcing COMMAND --help has the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"teacher-forcing {pipeline.__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    subparsers = parser.add_subparsers(
+        metavar="COMMAND", required=True, parser_class=Parser, prog="teacher-forcing", help=argparse.SUPPRESS
+    )
     for name, command in COMMANDS.items():
-        says = command.run.__doc__
         subparser = subparsers.add_parser(
-            name, help=says, description=says, formatter_class=argparse.RawDescriptionHelpFormatter
+            name, description=command.module.run.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        command.add_arguments(subparser)
-        subparser.set_defaults(run=command.run)
+        command.module.add_arguments(subparser)
+        subparser.set_defaults(run=command.module.run, json=False)
     return parser, dict(subparsers.choices)
+
+
+def as_table(commands: Mapping[str, Command]) -> str:
+    """Return a line for each command below its group."""
+    width = max(map(len, commands))
+    lines = []
+    for group, names in itertools.groupby(commands, lambda name: commands[name].group):
+        lines += [f"{group}:", *(f"  {name:<{width}}  {commands[name].summary}" for name in names)]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,17 @@
 """Pictures of a training run and of what a model does, as PNG files."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# Of Okabe and Ito, told apart by colour-blind readers as well, with a grey for the yellow that is faint on
+# white: https://jfly.uni-koeln.de/color/. As many colours as dashes would pair them in the same way again.
+RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#7F7F7F")
+RUN_DASHES = ("-", "--", ":")
+LEGEND_WIDTH = 45  # characters, for each panel above it
 
 
 def _figure(**options) -> Any:
@@ -37,6 +44,37 @@ def draw_training_curves(
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def draw_runs(curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], path: Path) -> None:
+    """Draw several runs over their steps, a panel for each title; a run has the same colour and dashes in all.
+
+    Args:
+        curves: title -> run -> (step, value).
+    """
+    runs = list(dict.fromkeys(run for lines in curves.values() for run in lines))
+    columns = max(1, min(len(runs), 4, LEGEND_WIDTH * len(curves) // max(map(len, runs))))
+    size = (5 * len(curves), 3.8 + 0.22 * math.ceil(len(runs) / columns))
+    figure = _figure(figsize=size, layout="constrained")
+    handles: dict[str, Any] = {}
+    for axes, (title, lines) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        for run, points in lines.items():
+            number = runs.index(run)
+            style: dict[str, Any] = {
+                "color": RUN_COLOURS[number % len(RUN_COLOURS)],
+                "linestyle": RUN_DASHES[number % len(RUN_DASHES)],
+                "marker": "o" if len(points) < 30 else None,
+            }
+            [handles[run]] = axes.plot(*(zip(*points, strict=True) if points else ((), ())), ms=3, lw=1.5, **style)
+        axes.set_title(title, parse_math=False)
+        axes.set(xlabel="optimizer step")
+        axes.grid(alpha=0.3)
+    # A name that begins with an underscore would be left out.
+    labels = [f" {run}" for run in runs]
+    legend = figure.legend([handles[run] for run in runs], labels, loc="outside lower center", ncols=columns)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     figure.savefig(path, dpi=120)
 
 

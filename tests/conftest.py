@@ -202,6 +202,13 @@ def finished_folder(finished_run, tmp_path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
+class Terminal(io.StringIO):
+    """A standard error on which progress bars are drawn."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def colours_of(picture: Image.Image) -> set[object]:
     """The colours that an RGB picture has."""
     counted = picture.getcolors(1 << 20)

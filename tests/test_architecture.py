@@ -21,6 +21,7 @@ FLOORS = [
         "manifest",
         "signals",
         "plots",
+        "progress",
         "memory",
         "data",
         "decoding",
@@ -36,7 +37,18 @@ FLOORS = [
     {"commands"},
     {"cli"},
 ]
-LEAVES = ("library_settings", "languages", "signals", "errors", "manifest", "plots", "memory", "models", "decoding")
+LEAVES = (
+    "library_settings",
+    "languages",
+    "signals",
+    "errors",
+    "manifest",
+    "plots",
+    "progress",
+    "memory",
+    "models",
+    "decoding",
+)
 GROUND: dict[str, set[str]] = {name: set() for name in LEAVES}
 GROUND |= {"source": {"errors"}, "config": {"errors", "languages", "library_settings", "source"}}
 GROUND["data"] = {"config", "errors", "manifest", "signals"}

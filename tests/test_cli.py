@@ -1,5 +1,7 @@
 """The command as a whole, and the scripts of a clone; tests/commands/ has the subcommands."""
 
+import json
+import math
 import os
 import subprocess
 import sys
@@ -10,11 +12,13 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from pipeline import cli
+from pipeline.commands import train
+from pipeline.commands.report import Report
 from pipeline.config import Config
-from pipeline.errors import ConfigError, DataError, NotPublished, RunError, Stopped
+from pipeline.errors import ConfigError, DataError, NotPublished, RunError, Stopped, TeacherForcingError
 from tests.conftest import ROOT
 
-SUBCOMMANDS = ["train", "tokenizer", "generate", "score", "trace", "export", "publish"]
+SUBCOMMANDS = ["tokenizer", "train", "plot", "score", "trace", "generate", "export", "publish"]
 
 
 def execute(*words, **options) -> subprocess.CompletedProcess[str]:
@@ -24,11 +28,46 @@ def execute(*words, **options) -> subprocess.CompletedProcess[str]:
 # ---- the command as a whole
 
 
-def test_help_lists_the_subcommands(capsys):
+def test_help_shows_the_subcommands_in_one_screen(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--help"])
-    first_words = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
-    assert stop.value.code == 0 and [word for word in first_words if word in SUBCOMMANDS] == SUBCOMMANDS
+    lines = capsys.readouterr().out.splitlines()
+    assert stop.value.code == 0 and len(lines) <= 24 and max(map(len, lines)) <= 100
+    first_words = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert [word for word in first_words if word in cli.COMMANDS] == [*cli.COMMANDS]
+    assert {*SUBCOMMANDS} <= {*cli.COMMANDS}
+
+
+def test_a_command_is_one_line_of_the_table():
+    commands = {"train": cli.COMMANDS["train"], "sew": cli.Command("Mend", "close a tear", train)}
+    assert cli.as_table(commands).splitlines()[-2:] == ["Mend:", "  sew    close a tear"]
+
+
+# ---- reports
+
+
+def answer(capsys, as_json: bool, error: TeacherForcingError | None = None) -> tuple[int, str, str]:
+    """Run a subcommand that says something, reports, and may then fail."""
+
+    def run(arguments: Namespace) -> Report:
+        print("working")
+        return Report({"n": math.nan, "text": "é"}, "done", error)
+
+    code = cli.print_errors(cli.run_and_print, Namespace(run=run, json=as_json))
+    return code, *capsys.readouterr()
+
+
+def test_a_report_is_text_or_the_only_thing_on_standard_output(capsys, monkeypatch):
+    assert answer(capsys, as_json=False) == (0, "working\ndone\n", "")
+    code, out, err = answer(capsys, as_json=True)
+    assert code == 0 and json.loads(out) == {"n": None, "text": "é"} and err == "working\n"
+    monkeypatch.setenv("RANK", "1")
+    assert answer(capsys, as_json=True) == (0, "", "working\n")
+
+
+def test_an_error_of_a_report_comes_behind_it(capsys):
+    code, out, err = answer(capsys, as_json=True, error=RunError("no room"))
+    assert code == 3 and "text" in json.loads(out) and err == "working\nerror: no room\n"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +78,8 @@ def test_help_lists_the_subcommands(capsys):
         ("generate", "do_sample=true top_k=10"),
         ("score", "--predictions"),
         ("trace", "--output"),
+        ("plot", "--score"),
+        ("export", "--json"),
         ("publish", "--public"),
     ],
 )
@@ -116,6 +157,8 @@ def test_only_training_goes_on_after_an_interrupt(capsys):
 
     assert cli.print_errors(interrupted, Namespace()) == 130
     assert capsys.readouterr().err == "\ninterrupted\n"
+    assert cli.print_errors(interrupted, Namespace(), "; go on") == 130
+    assert capsys.readouterr().err == "\ninterrupted; go on\n"
 
 
 def test_an_error_that_quotes_anything_is_one_line(capsys):

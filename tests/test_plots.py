@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
-from pipeline.plots import draw_forecasts, draw_training_curves
+from pipeline.plots import RUN_COLOURS, draw_forecasts, draw_runs, draw_training_curves
 from tests.conftest import colours_of
 
 
@@ -28,6 +28,22 @@ def test_curves_of_other_tasks(tmp_path, logged, score, panels):
     history = [{"step": 1, "loss": 1.0}, {"step": 2, f"eval_{logged}": 0.5}]
     draw_training_curves(history, tmp_path / "curves.png", score)
     assert Image.open(tmp_path / "curves.png").size == (600 * panels, 480)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_runs_have_colours_of_their_own(tmp_path):
+    """In all panels, also where a run has nothing to draw in one; names are shown as they are."""
+    runs = ["_old", "lr_$3e-4$", *"abcdef"]
+    curves = {
+        "training loss": {run: [(1, number), (2, number)] for number, run in enumerate(runs)},
+        "a $ b": {run: [(1, number)] * (run != "a") for number, run in enumerate(runs)},
+    }
+    draw_runs(curves, tmp_path / "runs.png")
+    picture = Image.open(tmp_path / "runs.png").convert("RGB")
+    assert {ImageColor.getrgb(colour) for colour in RUN_COLOURS} <= colours_of(picture)
+    draw_runs({"training loss": {"one": [(1, 1.0)]}}, tmp_path / "one.png")
+    draw_runs({"training loss": {"x" * 300: [(1, 1.0)]}}, tmp_path / "long.png")
+    assert Image.open(tmp_path / "one.png").width == Image.open(tmp_path / "long.png").width == picture.width / 2
 
 
 def test_forecasts(tmp_path):

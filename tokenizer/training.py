@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -41,7 +42,6 @@ def byte_level_bpe(vocab_size: int, min_frequency: int) -> Parts:
         min_frequency=min_frequency,
         initial_alphabet=alphabet,
         special_tokens=list(SPECIAL_TOKENS),
-        show_progress=False,
     )
 
 
@@ -55,9 +55,7 @@ def unigram(vocab_size: int, min_frequency: int) -> Parts:
     tokenizer.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.Replace(Regex(r"\s+"), " ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    return tokenizer, trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), unk_token=UNK, show_progress=False
-    )
+    return tokenizer, trainers.UnigramTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), unk_token=UNK)
 
 
 def wordpiece(vocab_size: int, min_frequency: int) -> Parts:
@@ -71,7 +69,7 @@ def wordpiece(vocab_size: int, min_frequency: int) -> Parts:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     return tokenizer, trainers.WordPieceTrainer(
-        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIAL_TOKENS)
     )
 
 
@@ -83,7 +81,7 @@ def word(vocab_size: int, min_frequency: int) -> Parts:
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer, trainers.WordLevelTrainer(
-        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIAL_TOKENS)
     )
 
 
@@ -102,7 +100,7 @@ def word_punct(vocab_size: int, min_frequency: int) -> Parts:
     )
     tokenizer.decoder = decoders.Metaspace()
     return tokenizer, trainers.WordLevelTrainer(
-        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        vocab_size=vocab_size, min_frequency=min_frequency, special_tokens=list(SPECIAL_TOKENS)
     )
 
 
@@ -114,9 +112,7 @@ def character(vocab_size: int, min_frequency: int) -> Parts:
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    return tokenizer, trainers.WordLevelTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
-    )
+    return tokenizer, trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS))
 
 
 KINDS: dict[str, Callable[[int, int], Parts]] = {
@@ -139,6 +135,7 @@ def train(
     eos_position: str = "end",
     max_length: int = 512,
     max_texts: int = 1_000_000,
+    show_progress: bool = False,
 ) -> PreTrainedTokenizerFast:
     """Learn a vocabulary.
 
@@ -155,6 +152,7 @@ def train(
             reads one text after another, can go on from a prompt (as GPT-2 from its <|endoftext|>); prompts are then
             padded on the left.
         max_length: the `model_max_length` that the tokenizer will state.
+        show_progress: draw bars on standard error; without a terminal those are empty lines.
 
     Returns:
         A tokenizer that takes `</s>` written in a text for what it is: text.
@@ -170,6 +168,7 @@ def train(
     if (first := next(lines, None)) is None:
         raise TokenizerError("there is no text to train a tokenizer on: no texts were given, or all of them are empty")
     tokenizer, trainer = KINDS[kind](vocab_size, min_frequency)
+    trainer.show_progress = show_progress  # type: ignore[attr-defined]  # which every kind of trainer has
     if lowercase:
         steps = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
         tokenizer.normalizer = normalizers.Sequence(steps)
@@ -181,6 +180,9 @@ def train(
         if "vocabulary is not large enough" in str(error):  # of unigram; a plain Exception
             raise TokenizerError(f"{too_small}; give more") from error
         raise
+    finally:
+        if show_progress:  # the last bar of tokenizers 0.23 stays, without an end of its line
+            print(end="\r\x1b[2K", file=sys.stderr, flush=True)
     if (needed := tokenizer.get_vocab_size()) > vocab_size:
         raise TokenizerError(f"{too_small}; give at least {needed}")
     if needed <= len(SPECIAL_TOKENS):

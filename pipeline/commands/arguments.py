@@ -1,7 +1,8 @@
 """The words of a command line: a parser, the types of arguments, and the options of more than one command."""
 
 import argparse
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -16,6 +17,10 @@ class Parser(argparse.ArgumentParser):
         return super().format_help()
 
 
+def add_json(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document, and all else on standard error")
+
+
 def add_engine(parser: Parser) -> None:
     parser.add_argument(
         "--engine",
@@ -24,6 +29,20 @@ def add_engine(parser: Parser) -> None:
         metavar="NAME",
         help="run the export that lies beside the checkpoint: ctranslate2 or onnx (default: torch, the model itself)",
     )
+
+
+def shortest_names(paths: Sequence[Path]) -> list[str]:
+    """Return the last part of some paths in which all differ, or else as many last parts as it takes."""
+    parts = [Path(os.path.abspath(path)).parts[::-1] for path in paths]
+    for place in range(min(map(len, parts), default=0)):
+        names = [names[place] for names in parts]
+        if len({*names}) == len(names):
+            return names
+    for count in range(1, max(map(len, parts), default=0)):
+        names = [str(Path(*names[:count][::-1])) for names in parts]
+        if len({*names}) == len(names):
+            return names
+    return [str(path) for path in paths]
 
 
 def positive(argument: str) -> int:

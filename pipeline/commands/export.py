@@ -1,10 +1,12 @@
 """teacher-forcing export: a model in the form of another runtime."""
 
+import json
 import logging
 from argparse import Namespace
 
-from pipeline.commands.arguments import Parser, count_or_all, name, path
-from pipeline.commands.process import quick_imports
+from pipeline.commands.arguments import Parser, add_json, count_or_all, name, path
+from pipeline.commands.process import quick_imports, show_logs
+from pipeline.commands.report import Report
 from pipeline.signals import interrupted_by_sigterm
 
 
@@ -21,18 +23,16 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--num-rows", type=count_or_all, default=1000, metavar="N", help="rows to compare, or all (default: 1000)"
     )
+    add_json(parser)
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Namespace) -> Report:
     """Convert a trained model for another runtime, once it is proven on real rows to do the same there."""
     with quick_imports():
-        from transformers.utils import logging as transformers_logging
-
         from pipeline.exporting.export import export
+        from pipeline.inference.engines.base import EQUIVALENCE_FILE
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("pipeline").setLevel(logging.INFO)
-    transformers_logging.disable_progress_bar()
+    show_logs(logging.INFO)
     with interrupted_by_sigterm():
         folder = export(
             arguments.checkpoint,
@@ -42,4 +42,5 @@ def run(arguments: Namespace) -> None:
             rows=arguments.rows,
             num_rows=arguments.num_rows,
         )
-    print(folder)
+    proof = json.loads((folder / EQUIVALENCE_FILE).read_text(encoding="utf-8"))
+    return Report({"folder": str(folder), "equivalence": proof}, str(folder))

@@ -1,5 +1,6 @@
 """teacher-forcing generate: what a model answers to texts, to files and to whole corpora."""
 
+import math
 import os
 import sys
 import time
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.arguments import Parser, add_engine, name, path, positive, seed
-from pipeline.commands.process import is_main, quick_imports
+from pipeline.commands.process import quick_imports, show_logs
 from pipeline.commands.texts import check_text
 from pipeline.errors import ConfigError
+from pipeline.progress import is_main, progress_bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,12 +89,11 @@ def run(arguments: Namespace) -> None:
     _check_answers(arguments)
     with quick_imports():
         from accelerate import PartialState
-        from transformers.utils import logging as transformers_logging
 
         from pipeline.inference.engines.base import load_engine
         from pipeline.training.ranks import lost_peers_explained
 
-    transformers_logging.disable_progress_bar()
+    show_logs()
     corpus = _open_corpus(arguments)
     if arguments.push_to_hub and is_main():
         from pipeline.publishing.corpora import prepare
@@ -198,12 +199,9 @@ class _Work:
     """A model that answers windows of texts, and shows how far it is."""
 
     def __init__(self, model: Any, task: Any, settings: "AnswerSettings", count: int | None):
-        from tqdm import tqdm
-
         self.model, self.task, self.settings = model, task, settings
         self.tokens, self.texts, self.begin = 0, 0, time.monotonic()
-        hidden = None if is_main() else True  # None: where there is no terminal
-        self.bar: Any = tqdm(desc="answers", unit=" texts", total=count, disable=hidden, leave=False)
+        self.bar: Any = progress_bar("generate", "texts", math.inf if count is None else count)
 
     @property
     def window(self) -> int:

@@ -1,10 +1,13 @@
-"""The process in which a command runs: what it imports, and which of several it is."""
+"""The process in which a command runs: what it imports, and where its log lines go."""
 
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from pipeline.progress import LogHandler, is_main, is_shown
 
 
 @contextmanager
@@ -15,6 +18,8 @@ def quick_imports() -> Iterator[None]:
         return
     # Large tensors on the CPU in large pages: a matrix whose rows are 4 kB long else needs a page for each of them.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if not is_shown():  # these bars, unlike those of huggingface_hub, are drawn in log files too
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     gc.disable()  # what imports make stays, and looking through it again and again takes time
     try:
         yield
@@ -23,6 +28,19 @@ def quick_imports() -> Iterator[None]:
         gc.enable()
 
 
-def is_main() -> bool:
-    """Tell whether this is the process that prints, where a launcher started several."""
-    return os.environ.get("RANK", "0") == "0"
+def show_logs(level: int = logging.WARNING) -> None:
+    """Write log lines, ours and those of libraries, above the progress bars; only the main process warns.
+
+    Args:
+        level: of the lines of ours to write.
+    """
+    import huggingface_hub.utils
+    from transformers.utils import logging as transformers_logging
+
+    logging.basicConfig(format="%(message)s", handlers=[LogHandler()])
+    logging.getLogger("pipeline").setLevel(level if is_main() else logging.ERROR)
+    for library in ("transformers", "datasets", "huggingface_hub"):  # which write by handlers of their own
+        logging.getLogger(library).handlers.clear()
+        logging.getLogger(library).propagate = True
+    transformers_logging.disable_progress_bar()  # of loading and saving, and those of downloads with them
+    huggingface_hub.utils.enable_progress_bars()

@@ -2,8 +2,9 @@
 
 from argparse import Namespace
 
-from pipeline.commands.arguments import Parser, name, path
-from pipeline.commands.process import quick_imports
+from pipeline.commands.arguments import Parser, add_json, name, path
+from pipeline.commands.process import quick_imports, show_logs
+from pipeline.commands.report import Report
 from pipeline.errors import ConfigError
 
 
@@ -26,15 +27,17 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="add the code of pipeline('translation') for transformers 5 to the form transformers",
     )
+    add_json(parser)
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Namespace) -> Report:
     """Publish a trained model, or a checkpoint of a run, on the Hub."""
     if not arguments.checkpoint.is_dir():
         raise ConfigError(f"{arguments.checkpoint}: no such folder")
     with quick_imports():
         from pipeline.publishing import hub
 
+    show_logs()
     hub.publish(
         arguments.checkpoint,
         arguments.name,
@@ -42,4 +45,5 @@ def run(arguments: Namespace) -> None:
         form=arguments.form,
         with_pipeline=arguments.with_pipeline,
     )
-    print(f"{arguments.checkpoint} is published as {arguments.name}")
+    document = {"checkpoint": str(arguments.checkpoint), "name": arguments.name}
+    return Report(document, f"{arguments.checkpoint} is published as {arguments.name}")

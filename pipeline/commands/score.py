@@ -7,9 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO
 
-from pipeline.commands.arguments import Parser, add_engine, path, positive
-from pipeline.commands.process import is_main, quick_imports
+from pipeline.commands.arguments import Parser, add_engine, add_json, path, positive
+from pipeline.commands.process import quick_imports, show_logs
+from pipeline.commands.report import Report
 from pipeline.errors import ConfigError, explain_path
+from pipeline.progress import is_main
 
 
 def add_arguments(parser: Parser) -> None:
@@ -25,13 +27,12 @@ def add_arguments(parser: Parser) -> None:
         help="run metrics that are not built in: code, which the config found beside a checkpoint may name",
     )
     parser.add_argument("--predictions", type=path, help="write one JSON line a sample: source, reference, prediction")
+    add_json(parser)
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Namespace) -> Report:
     """Score a checkpoint on a split, and print the scores as JSON."""
     with quick_imports():
-        from transformers.utils import logging as transformers_logging
-
         from pipeline.inference.engines.base import load_engine
         from pipeline.inference.evaluation import evaluate_features
         from pipeline.inference.metrics import load_metrics, refuse_metric_code
@@ -40,7 +41,7 @@ def run(arguments: Namespace) -> None:
         from pipeline.tasks.registry import get_task
         from pipeline.training.checkpoints import find_config
 
-    transformers_logging.disable_progress_bar()
+    show_logs()
     config = load_config(arguments.config or find_config(arguments.checkpoint), arguments.overrides)
     split = getattr(config.data, arguments.split)
     if split is None:
@@ -65,11 +66,9 @@ def run(arguments: Namespace) -> None:
             with explain_path(f"--predictions {arguments.predictions}"), stream:
                 for prediction in result.predictions:
                     print(json.dumps(vars(prediction), ensure_ascii=False), file=stream)
-    if not is_main():
-        return
-    if missing := sorted(task.scores.keys() - result.scores.keys()):
+    if is_main() and (missing := sorted(task.scores.keys() - result.scores.keys())):
         print(f"--engine {arguments.engine} does not give {', '.join(missing)}", file=sys.stderr)
-    print(json.dumps(result.scores, indent=2))
+    return Report(result.scores, json.dumps(result.scores, indent=2))
 
 
 def _open_predictions(path: Path | None) -> AbstractContextManager[IO[str] | None]:

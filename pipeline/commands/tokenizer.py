@@ -5,10 +5,12 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.commands.arguments import Parser, path, positive
-from pipeline.commands.process import quick_imports
+from pipeline.commands.arguments import Parser, add_json, path, positive
+from pipeline.commands.process import quick_imports, show_logs
+from pipeline.commands.report import Report
 from pipeline.commands.texts import decode, lines_of
 from pipeline.errors import ConfigError, explain_path, nearest
+from pipeline.progress import is_shown
 
 
 def add_arguments(parser: Parser) -> None:
@@ -28,6 +30,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--max-texts", type=positive, metavar="N", default=1_000_000, help="texts to read at most (default: 1000000)"
     )
+    add_json(parser)
 
 
 def describe() -> str:
@@ -36,13 +39,14 @@ def describe() -> str:
     return f"Kinds: {', '.join(KINDS)}"
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Namespace) -> Report:
     """Train a tokenizer, or import a SentencePiece model, into a folder that AutoTokenizer loads."""
     with quick_imports():
         from tokenizer.checks import TokenizerError, check
         from tokenizer.training import KINDS, import_sentencepiece
         from tokenizer.training import train as learn_vocabulary
 
+    show_logs()
     if arguments.kind not in KINDS:
         raise ConfigError(f"--kind: {arguments.kind!r} is unknown{nearest(arguments.kind, KINDS)}")
     if arguments.output.exists() and not arguments.output.is_dir():
@@ -62,13 +66,15 @@ def run(arguments: Namespace) -> None:
                 arguments.vocab_size,
                 max_length=arguments.max_length,
                 max_texts=arguments.max_texts,
+                show_progress=is_shown(),
             )
         check(tokenizer, sample)
     except TokenizerError as error:
         raise ConfigError(str(error)) from error
     with explain_path(str(arguments.output)):
         tokenizer.save_pretrained(arguments.output)
-    print(f"{arguments.output}: {len(tokenizer)} tokens")
+    document = {"folder": str(arguments.output), "tokens": len(tokenizer)}
+    return Report(document, f"{arguments.output}: {len(tokenizer)} tokens")
 
 
 def _read_files(files: list[Path]) -> Iterator[str]:

@@ -3,8 +3,9 @@
 from argparse import Namespace
 from pathlib import Path
 
-from pipeline.commands.arguments import Parser, name, path
-from pipeline.commands.process import quick_imports
+from pipeline.commands.arguments import Parser, add_json, name, path
+from pipeline.commands.process import quick_imports, show_logs
+from pipeline.commands.report import Report
 from pipeline.commands.texts import check_text
 from pipeline.errors import ConfigError, explain_path
 
@@ -18,9 +19,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--output", type=path, default=Path("trace.html"), help="the page; the picture goes beside it as .png"
     )
+    add_json(parser)
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Namespace) -> Report:
     """Show a pair on its way through a model, as a page and a picture."""
     page = arguments.output
     if page.is_dir():
@@ -31,19 +33,28 @@ def run(arguments: Namespace) -> None:
     check_text(arguments.source, "source")
     check_text(arguments.target, "target")
     with quick_imports():
-        from transformers.utils import logging as transformers_logging
-
         from pipeline.inference.attention import trace
         from pipeline.tasks.trained_model import load_trained
         from pipeline.tracing.page import write_page, write_picture
 
-    transformers_logging.disable_progress_bar()
+    show_logs()
     model, task = load_trained(arguments.checkpoint)
     result = trace(model, task, arguments.source, arguments.target)
     with explain_path(f"--output {page}"):
         write_page(result, page)
         write_picture(result, picture)
-    print(f"sum of {len(result.steps)} step losses   {result.summed_loss:.6f}")
-    print(f"parallel loss x targets   {result.parallel_summed_loss:.6f}")
-    print(f"the model by itself       {result.generated_text}")
-    print(f"{page}\n{picture}")
+    document = {
+        "page": str(page),
+        "picture": str(picture),
+        "summed_loss": result.summed_loss,
+        "parallel_summed_loss": result.parallel_summed_loss,
+        "generated_text": result.generated_text,
+    }
+    lines = (
+        f"sum of {len(result.steps)} step losses   {result.summed_loss:.6f}",
+        f"parallel loss x targets   {result.parallel_summed_loss:.6f}",
+        f"the model by itself       {result.generated_text}",
+        f"{page}",
+        f"{picture}",
+    )
+    return Report(document, "\n".join(lines))

@@ -2,11 +2,13 @@
 
 import logging
 from argparse import Namespace
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.commands.arguments import Parser, path
-from pipeline.commands.process import is_main, quick_imports
-from pipeline.errors import EXIT_CODES
+from pipeline.commands.arguments import Parser, add_json, path
+from pipeline.commands.process import quick_imports, show_logs
+from pipeline.commands.report import Report
+from pipeline.errors import EXIT_CODES, TeacherForcingError
 from pipeline.signals import stop_with_launcher
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="rehearse on the real rows what the run will do, and report; no training"
     )
+    add_json(parser)
 
 
 def describe() -> str:
@@ -38,57 +41,66 @@ def describe() -> str:
     return f"Exit codes:\n{codes}\n\n{going_on}\n\nKeys of a config:\n\n{reference.as_text()}"
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Namespace) -> Report:
     """Train the model that a config describes, or go on with its run."""
     stop_with_launcher()
     with quick_imports():
-        from accelerate import PartialState
-        from transformers.utils import logging as transformers_logging
-
-        from pipeline.rehearsal import raise_errors
         from pipeline.run import train
         from pipeline.tasks.config_loading import load_config
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("pipeline").setLevel(logging.INFO if is_main() else logging.ERROR)
-    transformers_logging.disable_progress_bar()  # of loading and saving; the training's own stays
+    show_logs(logging.INFO)
     config = load_config(arguments.config, arguments.overrides)
     result = train(config, accept_changes=arguments.accept_changes, dry_run=arguments.dry_run)
-    if PartialState().is_main_process and result.findings:
-        _print_findings(result)
-    elif PartialState().is_main_process:
-        _print_result(result)
-    raise_errors(result.findings)
+    return _report_findings(result) if result.findings else _report_result(result)
 
 
-def _print_findings(result: "RunResult") -> None:
-    """Print what a rehearsal found, one line each."""
-    print(f"\nRehearsal of the run in {result.output_dir}")
-    for finding in result.findings:
-        print(f"  {finding.status:<7}  {finding.check:<15}  {finding.text}")
+def _report_findings(result: "RunResult") -> Report:
+    """Say what a rehearsal found, one line each."""
+    from pipeline.rehearsal import raise_errors
+
+    findings = [{name: getattr(finding, name) for name in ("check", "status", "text")} for finding in result.findings]
+    lines = [f"\nRehearsal of the run in {result.output_dir}"]
+    lines += [f"  {finding['status']:<7}  {finding['check']:<15}  {finding['text']}" for finding in findings]
+    worst = None
+    try:
+        raise_errors(result.findings)
+    except TeacherForcingError as error:
+        worst = error
+    return Report({"output_dir": str(result.output_dir), "findings": findings}, "\n".join(lines), worst)
 
 
-def _print_result(result: "RunResult") -> None:
-    """Print predictions marked right or wrong, the scores, and where everything lies."""
+def _report_result(result: "RunResult") -> Report:
+    """Say which predictions are right or wrong, the scores, and where everything lies."""
+    document = {"output_dir": str(result.output_dir), "was_finished": result.was_finished, "scores": result.scores}
+    return Report(document, "\n".join([*_predictions(result), *_scores(result), *_places(result)]))
+
+
+def _predictions(result: "RunResult") -> Iterator[str]:
     if result.was_finished:
-        print(f"\nThis run is finished already; remove {result.output_dir} to train again.")
+        yield f"\nThis run is finished already; remove {result.output_dir} to train again."
     predictions = [] if result.last is None else result.last.predictions
     if any(prediction.prediction is not None for prediction in predictions):
-        print("\nPredictions")
+        yield "\nPredictions"
         for prediction in predictions[:TABLE_ROWS]:
             mark = "right" if prediction.is_right else "wrong"
-            print(f"  {mark}  {prediction.source}  ->  {prediction.prediction}")
+            yield f"  {mark}  {prediction.source}  ->  {prediction.prediction}"
             if not prediction.is_right:
-                print(f"         reference: {prediction.reference}")
+                yield f"         reference: {prediction.reference}"
+
+
+def _scores(result: "RunResult") -> Iterator[str]:
     for split, scores in result.scores.items():
-        print("\nLeft out of the training" if split == "training" else f"\nScores on {split}")
+        yield "\nLeft out of the training" if split == "training" else f"\nScores on {split}"
         for name, value in scores.items():
-            print(f"  {name:<22} {f'{value:.4f}' if isinstance(value, float) else value}")
-    print("\nWhere things lie")
+            yield f"  {name:<22} {f'{value:.4f}' if isinstance(value, float) else value}"
+
+
+def _places(result: "RunResult") -> Iterator[str]:
+    yield "\nWhere things lie"
     for name, meaning in (
         ("", "model, tokenizer, generation config, card (README.md); checkpoints below"),
         ("training_curves.png", "loss and accuracy, training and validation"),
         ("runs", "TensorBoard events: tensorboard --logdir"),
         ("metrics.json", "the scores above"),
     ):
-        print(f"  {result.output_dir / name}  {meaning}")
+        yield f"  {result.output_dir / name}  {meaning}"

@@ -207,7 +207,9 @@ def _search(model: PreTrainedModel, engine: Any, task: Task, features: Sequence[
     found: dict[str, dict[int, list[int]]] = {side: {} for side in SIDES}
     seconds = dict.fromkeys(SIDES, 0.0)
     differences = []
-    for turn, (samples, batch) in enumerate(batches_by_length(model, task, features, BATCH_ROWS)):
+    search = "greedy search" if beams == 1 else f"beam search, {beams} beams"
+    batches = batches_by_length(model, task, features, BATCH_ROWS, description=f"comparing {search}")
+    for turn, (samples, batch) in enumerate(batches):
         numbers = [sample["sample_id"] for sample in samples]
         for side in SIDES if turn % 2 else reversed(SIDES):  # neither is always the first
             begin = time.perf_counter()
@@ -399,7 +401,7 @@ def _compare_outputs(
     """Compare what `task.score` reads of a model, and how a language model goes on."""
     pair = _Pair(model, engine, task)
     by_row: dict[int, Tensor] = {}
-    for samples, batch in batches_by_length(model, task, rows.features, BATCH_ROWS):
+    for samples, batch in batches_by_length(model, task, rows.features, BATCH_ROWS, description="comparing outputs"):
         first = len(pair.differences)
         task.score(pair, batch)  # type: ignore[arg-type]
         worst = torch.stack(pair.differences[first:]).amax(0)  # (B)

@@ -104,6 +104,7 @@ def evaluate_features(
     batch_size: int,
     generation: GenerationConfig | None = None,
     metrics: Sequence[Metric] = (),
+    description: str | None = "evaluating",
 ) -> Evaluation:
     """Score a model on all features, each on exactly one rank; every rank gets the whole result.
 
@@ -113,6 +114,7 @@ def evaluate_features(
         features: of `task.encode`, with `sample_id`, `source` and `target`.
         generation: how a model that generates makes its predictions.
         metrics: scores of predictions; without any, none are made.
+        description: of the progress bar; None shows none.
 
     Returns:
         means over all items of what `task.scores` names, and what the metrics give.
@@ -120,7 +122,7 @@ def evaluate_features(
     state = PartialState()
     results: dict[int, Result] = {}
     for samples, batch in batches_by_length(
-        model, task, features, batch_size, state.process_index, state.num_processes
+        model, task, features, batch_size, state.process_index, state.num_processes, description
     ):
         numbers = task.score(model, batch)
         predictions = task.predict(model, batch, generation) if metrics else [None] * len(samples)

@@ -165,9 +165,10 @@ def commit(
             api.create_commit(name, [*added, *left], commit_message=message, parent_commit=head, repo_type=kind)
             return
         except HfHubHTTPError as error:
-            if error.response is not None and error.response.status_code == 412:  # somebody else committed first
+            is_overtaken = error.response is not None and error.response.status_code == 412
+            if is_overtaken:  # somebody else committed first
                 first_head = None
-            budget.wait(error, is_transient(error) or first_head is None)
+            budget.wait(error, is_transient(error) or is_overtaken)
         except Exception as error:
             budget.wait(error)
 

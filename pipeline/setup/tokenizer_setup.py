@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.data.rows import first_text
 from pipeline.data.word_vectors import read_words
 from pipeline.errors import ConfigError
+from pipeline.progress import is_shown
 from pipeline.tasks.registry import get_task
 from pipeline.tasks.trained_model import load_tokenizer
 from tokenizer.checks import TokenizerError, check
@@ -115,6 +116,7 @@ def _train(config: Config, rows: Iterable[dict[str, Any]]) -> PreTrainedTokenize
             lowercase=config.tokenizer.lowercase,
             max_length=config.data.max_source_length,
             max_texts=config.tokenizer.max_texts,
+            show_progress=is_shown(),
         )
     except TokenizerError as error:
         raise ConfigError(str(error)) from error

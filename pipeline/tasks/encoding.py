@@ -1,14 +1,19 @@
 """A whole split as features, for evaluation."""
 
 import logging
+import math
 from itertools import islice
+from operator import length_hint
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import iterate_rows, retry_seconds
-from pipeline.data.rows import HOW_TO_FIX, separate
+from pipeline.data.rows import HOW_TO_FIX, BadRow, separate
 from pipeline.data.splits import Rows, open_split
 from pipeline.errors import DataError
+from pipeline.progress import progress_bar
 from pipeline.tasks.base import Feature, Task
+
+PART = 1000  # rows that are encoded at a time
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +37,18 @@ def encode_rows(
     Raises:
         DataError: for a bad row, unless they are to be skipped, and where no rows are left.
     """
-    samples = list(islice(iterate_rows(task.to_samples(rows), patience), limit))
-    if not samples:
+    encoded: list[Feature | BadRow] = []
+    all_samples = task.to_samples(rows)
+    samples = islice(iterate_rows(all_samples, patience), limit)
+    total = min(length_hint(all_samples) or math.inf, math.inf if limit is None else limit)
+    with progress_bar(f"encoding {place}", "rows", total) as bar:
+        while part := [*islice(samples, PART)]:
+            numbers = range(len(encoded), len(encoded) + len(part))
+            encoded += task.encode({name: [row[name] for row in part] for name in part[0]} | {"row": [*numbers]})
+            bar.update(len(part))
+    if not encoded:
         raise DataError(f"{place}: there are no rows")
-    columns = {name: [row[name] for row in samples] for name in samples[0]} | {"row": list(range(len(samples)))}
-    features, bad = separate(task.encode(columns))
+    features, bad = separate(encoded)
     if bad and on_bad_row == "error":
         raise DataError(f"{place}: {bad[0]}; {HOW_TO_FIX}")
     if not features:

@@ -235,6 +235,27 @@ def find_config(checkpoint: Path) -> Path:
     raise ConfigError(f"{checkpoint}: there is no {CONFIG_FILE} in it, nor beside it; name a config with --config")
 
 
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Return the log lines of a run, whether it goes on or is finished, up to its newest checkpoint.
+
+    Args:
+        folder: of a run, or a checkpoint in it.
+
+    Raises:
+        ConfigError: where there is no checkpoint, or none with a log that can be read.
+    """
+    checkpoints = [folder] if (folder / TRAINER_STATE_FILE).is_file() else list_checkpoints(folder)
+    for checkpoint in checkpoints:
+        try:
+            log = json.loads((checkpoint / TRAINER_STATE_FILE).read_bytes())["log_history"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged, or just removed by a run that goes on
+        return [line for line in log if "step" in line]
+    if checkpoints:
+        raise ConfigError(f"{folder}: no {TRAINER_STATE_FILE} of its checkpoints can be read")
+    raise ConfigError(f"{folder}: there is no checkpoint, which would hold the log of a run; name training.output_dir")
+
+
 def read_steps(checkpoint: Path) -> int:
     """Return the number of steps that a checkpoint was written after."""
     return json.loads((checkpoint / TRAINER_STATE_FILE).read_bytes())["global_step"]

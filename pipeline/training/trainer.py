@@ -27,6 +27,7 @@ from pipeline.errors import DataError, RunError, Stopped
 from pipeline.inference.evaluation import Evaluation, evaluate_features
 from pipeline.inference.metrics import Metric
 from pipeline.manifest import damage
+from pipeline.progress import progress_bar
 from pipeline.tasks.base import Batch, Feature, Task
 from pipeline.training import checkpoints
 from pipeline.training.checkpoints import NEW_RUN, RunState
@@ -79,6 +80,9 @@ class TeacherForcingTrainer(TrainerInternals):
             callbacks=callbacks,
             **kwargs,
         )
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(TrainingBar())
         self.add_callback(PassEnd(self))
         self.guard = StepGuard(None if self.is_deepspeed_enabled else self.go_back_to, self.args.device)
         self.add_callback(self.guard)
@@ -228,6 +232,7 @@ class TeacherForcingTrainer(TrainerInternals):
                 batch_size=self.args.per_device_eval_batch_size,
                 generation=generation,
                 metrics=self.metrics,
+                description=None if self.args.disable_tqdm else "evaluating",
             )
 
     # Checkpoints
@@ -298,6 +303,18 @@ class TeacherForcingTrainer(TrainerInternals):
                 f"evaluation.average_checkpoints: {self.args.output_dir} has {len(newest)} of {count}; save more often"
             )
         self.model.load_state_dict(checkpoints.average(newest), strict=False)  # tied weights are there by one name
+
+
+class TrainingBar(ProgressCallback):
+    """Transformers' log lines, and its bar where bars are shown: the original writes one into log files as well.
+
+    It also counts steps from those that an earlier run made, so that speed and time left are those of this one.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.training_bar = progress_bar("training", "steps", state.max_steps, state.global_step)
+        self.current_step = state.global_step
 
 
 class PassEnd(TrainerCallback):

@@ -1,8 +1,11 @@
 """The types of arguments, as the command refuses what does not fit them."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline import cli
+from pipeline.commands.arguments import shortest_names
 
 
 @pytest.mark.parametrize(
@@ -27,3 +30,17 @@ def test_options_that_cannot_be(capsys, words):
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
     assert stop.value.code == 2 and f"teacher-forcing {words[0]}: error: argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "paths, names",
+    [
+        (["runs/a"], ["a"]),
+        (["runs/a", "runs/b/"], ["a", "b"]),
+        (["a/checkpoint-1", "b/checkpoint-1"], ["a", "b"]),
+        (["x/a/1", "x/b/1", "y/a/1"], ["x/a/1", "x/b/1", "y/a/1"]),
+        (["a", "./a"], ["a", "./a"]),
+    ],
+)
+def test_the_shortest_names_tell_paths_apart(paths, names):
+    assert shortest_names([Path(path) for path in paths][: len(paths)]) == [str(Path(name)) for name in names]

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-from pipeline.commands.process import is_main
 from tests.conftest import ROOT
 
 
@@ -17,10 +16,3 @@ def test_imports_are_quick():
         "1",
         "True",
     ]
-
-
-def test_only_the_first_of_several_processes_prints(monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-    assert is_main()
-    monkeypatch.setenv("RANK", "1")
-    assert not is_main()

@@ -1,11 +1,15 @@
 """Each sample comes at least once, the longest first, and every rank has as many batches."""
 
 from collections import Counter
+from contextlib import redirect_stderr
 
 import pytest
 import torch
 
+from pipeline.inference import batches
 from pipeline.inference.batches import batches_by_length
+from pipeline.progress import progress_bar as bar
+from tests.conftest import Terminal
 
 
 def shares(model, task, features, batch_size: int, world_size: int) -> list[list[list[dict]]]:
@@ -23,6 +27,22 @@ def test_every_sample_once_the_longest_first(make_model, task, features, batch_s
     assert sorted(sample["sample_id"] for sample in samples) == list(range(len(features)))
     assert [task.lengths(sample) for sample in samples] == sorted(map(task.lengths, features), reverse=True)
     assert all(len(batch) == batch_size for batch in batches[:-1])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_terminal_shows_how_many_rows_are_done(make_model, task, features, ranks, monkeypatch):
+    bars = []
+    monkeypatch.setattr(
+        batches, "progress_bar", lambda *words, **options: bars.append(bar(*words, **options)) or bars[0]
+    )
+    with redirect_stderr(Terminal()) as terminal:
+        done = [bars[0].n for _ in batches_by_length(make_model(), task, features, 3, 0, ranks, "evaluating")]
+    assert "evaluating:   0%" in terminal.getvalue() and f"0/{len(features)} [" in terminal.getvalue()
+    assert done == [*range(0, len(features), 3 * ranks)] and bars[0].n == len(features)
+    monkeypatch.undo()
+    with redirect_stderr(Terminal()) as terminal:
+        shares(make_model(), task, features, 3, 1)
+    assert not terminal.getvalue()
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])

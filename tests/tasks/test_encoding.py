@@ -1,5 +1,7 @@
 """A whole split for evaluation: nothing is left out but what is said."""
 
+from contextlib import redirect_stderr
+
 import pytest
 from datasets import Dataset
 
@@ -7,6 +9,7 @@ from pipeline.errors import DataError
 from pipeline.run import train
 from pipeline.tasks.encoding import encode_opened, encode_rows, encode_split
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
+from tests.conftest import Terminal
 from tokenizer.training import train as train_tokenizer
 
 SOURCES = ["a b", "c " * 300 + "d", "d"]
@@ -27,6 +30,15 @@ def test_no_row_is_left_out_for_its_length(task, streaming):
     features = encode_rows(task, make_rows(["b", "c", "d"], streaming))
     assert [feature["sample_id"] for feature in features] == [0, 1, 2]
     assert [len(feature["input_ids"]) for feature in features] == [3, 302, 2]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_are_encoded_in_parts_and_counted_on_a_terminal(task, streaming, monkeypatch):
+    whole = encode_rows(task, make_rows(["b", "c", "d"], streaming))
+    monkeypatch.setattr("pipeline.tasks.encoding.PART", 2)
+    with redirect_stderr(Terminal()) as terminal:
+        assert encode_rows(task, make_rows(["b", "c", "d"], streaming), "data: test") == whole
+    assert "encoding data: test: " in terminal.getvalue() and ("0/3 [" in terminal.getvalue()) != streaming
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -223,6 +223,14 @@ def test_reading_is_bounded():
     assert len(list(texts)) == 90
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_bars_are_drawn_only_when_asked_for(kind, capfd):
+    train(["a b c a b c"] * 20, kind, 300)
+    assert capfd.readouterr().err == ""
+    train(["a b c a b c"] * 20, kind, 300, show_progress=True)
+    assert capfd.readouterr().err.endswith("\r\x1b[2K")  # what tokenizers leaves of its last bar is erased
+
+
 def test_min_frequency():
     assert "rare" not in train(["often often rare"], "word", 50).get_vocab()
     assert "rare" in train(["often often rare"], "word", 50, min_frequency=1).get_vocab()

@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.errors import RunError
+from pipeline.errors import ConfigError, RunError
 from pipeline.manifest import MANIFEST_FILE, damage
 from pipeline.run import train
-from pipeline.training.checkpoints import commit, find_newest, list_checkpoints, rotate, write_checkpoint
+from pipeline.training.checkpoints import commit, find_newest, list_checkpoints, read_log, rotate, write_checkpoint
 from tests.conftest import ROOT
 from tests.training.conftest import LONG, assert_equal, output_dir
 
@@ -292,3 +292,16 @@ def test_a_full_disk(make_config, reference, tmp_path, size):
     assert f"{output_dir(config)} could not be written: " in done.stderr and " MB are free there" in done.stderr
     for name, tensor in load_file(tmp_path / "result").items():
         assert torch.equal(tensor, reference[name]), name
+
+
+def test_the_log_is_that_of_the_newest_checkpoint_that_can_be_read(tmp_path):
+    for step, content in ((2, '{"log_history": [{"step": 2, "loss": 1.0}, {"note": 1}]}'), (4, "{"), (10, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if content is not None:
+            (folder / "trainer_state.json").write_text(content)
+    assert read_log(tmp_path) == read_log(tmp_path / "checkpoint-2") == [{"step": 2, "loss": 1.0}]
+    with pytest.raises(ConfigError, match="checkpoint-4: no trainer_state"):
+        read_log(tmp_path / "checkpoint-4")
+    with pytest.raises(ConfigError, match="checkpoint-10: there is no checkpoint"):
+        read_log(tmp_path / "checkpoint-10")

@@ -1,13 +1,17 @@
 """What a training logs, evaluates and keeps, and how it goes on after it was killed."""
 
 import json
+from contextlib import redirect_stderr
+from io import StringIO
 
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState
 
 from pipeline.errors import ConfigError, DataError, RunError
 from pipeline.run import train
-from pipeline.training.trainer import TeacherForcingTrainer
+from pipeline.training.trainer import TeacherForcingTrainer, TrainingBar
+from tests.conftest import Terminal
 from tests.training.conftest import LONG, assert_equal, history, output_dir, weights
 
 
@@ -137,3 +141,18 @@ def test_a_changed_patience_is_that_of_the_config(make_config):
         make_config(training=training, evaluation={"early_stopping_patience": 1}), accept_changes=True
     ).output_dir
     assert max(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")) < 10
+
+
+@pytest.mark.parametrize("stream, is_shown", [(Terminal(), True), (StringIO(), False)])
+def test_the_bar_counts_from_where_a_run_goes_on(capsys, stream, is_shown):
+    """And the log lines come whether it is shown or not."""
+    bar, state, control = TrainingBar(), TrainerState(max_steps=10, global_step=4), TrainerControl()
+    with redirect_stderr(stream):
+        bar.on_train_begin(None, state, control)
+        state.global_step = 5
+        bar.on_step_end(None, state, control)
+        bar.on_log(None, state, control, {"loss": 0.5})
+        bar.on_train_end(None, state, control)
+    assert capsys.readouterr().out == "{'loss': '0.5'}\n"
+    assert ("training:  40%" in stream.getvalue() and "5/10" in stream.getvalue()) == is_shown
+    assert is_shown or not stream.getvalue()
