@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -197,8 +197,19 @@ class Output:
     def _part(self, number: int) -> Path:
         return self.parts / f"{number:06}.jsonl"
 
-    def _explained(self) -> AbstractContextManager[None]:
-        return explain_path(f"--output {self.path}")
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise errors of the system as `explain_path` does, and say how to go on where there is no room."""
+        place = f"--output {self.path}"
+        try:
+            with explain_path(place):
+                yield
+        except RunError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            raise RunError(
+                f"{place}: {error.__cause__.strerror}; make room, then the same command goes on with --resume"
+            ) from error
 
     def _read_manifest(self) -> dict[str, Any] | None:
         """Return what the manifest says, None without one.

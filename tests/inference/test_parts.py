@@ -148,7 +148,7 @@ def test_where_nothing_can_be_written_it_is_said(tmp_path, monkeypatch):
     output = Output(tmp_path / "out.txt", FACTS)
     output.begin(False)
     monkeypatch.setattr("pathlib.Path.write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(RunError, match=r"--output .*out.txt: No space left; make room and run the same command"):
+    with pytest.raises(RunError, match=r"--output .*out.txt: No space left; make room, then the same command goes on"):
         output.write(0, TEXTS[:4], answer(TEXTS[:4]))
 
 
