@@ -6,7 +6,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from itertools import chain
@@ -180,19 +180,26 @@ def _open_corpus(arguments: Namespace) -> "Corpus":
 def _settings(arguments: Namespace, task: Any) -> "AnswerSettings":
     from pipeline.inference.corpus import AnswerSettings
     from pipeline.inference.hypotheses import Wanted
-    from pipeline.languages import known_code
 
-    names = (getattr(task.tokenizer, "src_lang", None), arguments.column)
-    languages = [code for name in names if name and (code := known_code(name))]
     return AnswerSettings(
         arguments.batch_size,
         arguments.overlong,
         arguments.on_bad_row,
-        *languages[:1],
-        wanted=Wanted(
-            arguments.n_best, arguments.scores, arguments.token_probabilities, arguments.alignments, arguments.seed
-        ),
+        _language(arguments, task),
+        Wanted(arguments.n_best, arguments.scores, arguments.token_probabilities, arguments.alignments, arguments.seed),
     )
+
+
+def _language(arguments: Namespace, task: Any) -> str:
+    """Return the language of the texts, by whose rules sentences end, as far as somebody names it; else English."""
+    from pipeline.languages import known_code
+    from pipeline.tasks.config_loading import load_config
+    from pipeline.training.checkpoints import find_config
+
+    names = [getattr(task.tokenizer, "src_lang", None), arguments.column]
+    with suppress(ConfigError):  # a model of others, or of the Hub
+        names.append(load_config(find_config(Path(arguments.checkpoint))).data.source)
+    return next((code for name in names if name and (code := known_code(name))), "en")
 
 
 class _Work:
