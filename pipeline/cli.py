@@ -66,7 +66,10 @@ COMMANDS = {  # in the order of use
     "export": Command("Use", "convert a model for another runtime, and prove that it does the same", export),
     "publish": Command("Use", "put a model on the Hub", publish),
 }
-GOES_ON = "; the same command goes on from the newest checkpoint, where there is one"
+GOES_ON = {  # what is said behind an interrupt
+    "train": "; the same command goes on from the newest checkpoint, where there is one",
+    "generate": "; the same command goes on with --resume",  # where it has an output
+}
 SHARED = ("train", "generate", "score")  # what several processes can do together
 
 
@@ -82,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.parse_args(words)  # prints the help, or what is wrong, and exits
     # Not through `parser`, which would take no options between the positional arguments of a subcommand.
     arguments = subcommands[words[0]].parse_intermixed_args(words[1:])
-    code = print_errors(run_and_print, arguments, GOES_ON if words[0] == "train" else "")
+    can_go_on = words[0] == "train" or getattr(arguments, "output", None) is not None
+    code = print_errors(run_and_print, arguments, GOES_ON.get(words[0], "") if can_go_on else "")
     if "LOCAL_RANK" in os.environ and words[0] in SHARED:
         end_one_of_many(code)
     return code

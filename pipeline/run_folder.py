@@ -19,7 +19,15 @@ from pipeline.data.lanes import begin_other_data
 from pipeline.data.splits import fingerprint_split
 from pipeline.data_config import errors_of
 from pipeline.errors import ConfigError, RunError, is_storage_error, one_line
-from pipeline.manifest import MANIFEST_FILE, damage, damage_if_described, describe, describe_content, to_json
+from pipeline.manifest import (
+    MANIFEST_FILE,
+    damage,
+    damage_if_described,
+    describe,
+    describe_content,
+    flush_to_disk,
+    to_json,
+)
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import get_task
 from pipeline.training import checkpoints
@@ -313,9 +321,9 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.staged")
     staged.write_text(text, encoding="utf-8")
-    checkpoints.flush_to_disk(staged)
+    flush_to_disk(staged)
     staged.rename(path)
-    checkpoints.flush_to_disk(path.parent)
+    flush_to_disk(path.parent)
 
 
 def explain_storage(folder: Path, error: BaseException | str) -> str:

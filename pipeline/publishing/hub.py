@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
@@ -38,29 +38,41 @@ def prepare(settings: HubConfig) -> None:
     Raises:
         ConfigError: when no repository is named, the token is missing or may not write there, or the Hub is down.
     """
-    if settings.model_id is None or settings.model_id.count("/") != 1:
-        raise ConfigError(f"hub.model_id: name the repository to push to as owner/name (given: {settings.model_id!r})")
+    prepare_repository(settings.model_id, settings.private, ("hub.push", "hub.model_id"))
+
+
+def prepare_repository(name: str | None, private: bool, keys: tuple[str, str], kind: str = "model") -> None:
+    """Check that a repository can be written to, and create it where there is none.
+
+    Args:
+        keys: what a message calls the wish to publish, and the name.
+        kind: "model" or "dataset".
+
+    Raises:
+        ConfigError: as `prepare`.
+    """
+    push, key = keys
+    if name is None or name.count("/") != 1:
+        raise ConfigError(f"{key}: name the repository to push to as owner/name (given: {name!r})")
     api = HfApi()
     try:
-        user = with_retries(api.whoami, CHECK_PATIENCE, "hub.push")
+        user = with_retries(api.whoami, CHECK_PATIENCE, push)
         role = user.get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
             raise ConfigError(
-                "hub.push: this token may only read; make one that may write, and log in with it by `hf auth login`"
+                f"{push}: this token may only read; make one that may write, and log in with it by `hf auth login`"
             )
-        owner = settings.model_id.split("/")[0]
+        owner = name.split("/")[0]
         owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
         if owner not in owners:
-            raise ConfigError(f"hub.model_id: {user['name']} cannot write to {owner}/; there are: {', '.join(owners)}")
+            raise ConfigError(f"{key}: {user['name']} cannot write to {owner}/; there are: {', '.join(owners)}")
         with_retries(
-            lambda: api.create_repo(settings.model_id, private=settings.private, exist_ok=True),
-            CHECK_PATIENCE,
-            settings.model_id,
+            lambda: api.create_repo(name, private=private, exist_ok=True, repo_type=kind), CHECK_PATIENCE, name
         )
     except FAILURES as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"hub.push: {explain(error, settings.model_id)}") from error
+        raise ConfigError(f"{push}: {explain(error, name)}") from error
 
 
 def publish(
@@ -99,40 +111,64 @@ def publish(
 def upload(
     files: Sequence[Path], name: str, message: str, patience: float, is_outdated: Callable[[], bool] = lambda: False
 ) -> None:
-    """Upload a model in one commit, and try again after faults that may pass.
-
-    The commit also removes what is left of the model that was there before, such as the code of another form.
+    """Upload a model in one commit, as `commit` does, once no file holds a secret.
 
     Args:
         files: all of the model, as `make_form` returns them.
-        patience: in seconds, for faults in a row.
-        is_outdated: asked before each try; True gives up without an error.
+        patience, is_outdated: as for `commit`.
 
     Raises:
         ConfigError: when a file holds what looks like an access token.
         HfHubHTTPError, and others: the last fault, when patience runs out.
     """
     refuse_secrets(files)
+    commit(files, name, message, patience, is_replaced, is_outdated=is_outdated)
+
+
+def commit(
+    files: Sequence[Path],
+    name: str,
+    message: str,
+    patience: float,
+    is_replaced: Callable[[str], bool],
+    kind: str = "model",
+    is_outdated: Callable[[], bool] = lambda: False,
+) -> None:
+    """Send files in one commit, and try again after faults that may pass.
+
+    The commit also removes what is left of what was there before, such as the code of another form of a model.
+
+    Args:
+        files: in which no secret is.
+        patience: in seconds, for faults in a row.
+        is_replaced: whether a file of the repository goes where none of this name is sent.
+        kind: "model" or "dataset".
+        is_outdated: asked before each try; True gives up without an error.
+
+    Raises:
+        HfHubHTTPError, and others: the last fault, when patience runs out.
+    """
     api, budget = HfApi(), RetryBudget(patience, f"publishing to {name}")
     added = [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in files]
     sent = {path.name for path in files}
     first_head = None
     while not is_outdated():
         try:
-            info = api.model_info(name, timeout=API_TIMEOUT)
+            info: Any = api.repo_info(name, repo_type=kind, timeout=API_TIMEOUT)
             head, there = info.sha, [sibling.rfilename for sibling in info.siblings or []]
             first_head = first_head or head
-            if head != first_head and api.list_repo_commits(name)[0].title == message:
+            if head != first_head and api.list_repo_commits(name, repo_type=kind)[0].title == message:
                 return  # the answer to an earlier try was lost, not its commit
             left = [
                 CommitOperationDelete(path_in_repo=path) for path in there if is_replaced(path) and path not in sent
             ]
-            api.create_commit(name, [*added, *left], commit_message=message, parent_commit=head)
+            api.create_commit(name, [*added, *left], commit_message=message, parent_commit=head, repo_type=kind)
             return
         except HfHubHTTPError as error:
-            if error.response is not None and error.response.status_code == 412:  # somebody else committed first
+            is_overtaken = error.response is not None and error.response.status_code == 412
+            if is_overtaken:  # somebody else committed first
                 first_head = None
-            budget.wait(error, is_transient(error) or first_head is None)
+            budget.wait(error, is_transient(error) or is_overtaken)
         except Exception as error:
             budget.wait(error)
 

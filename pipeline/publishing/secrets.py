@@ -64,19 +64,28 @@ def refuse_secrets(files: Sequence[Path]) -> None:
     Raises:
         ConfigError: for the first that does, naming file and line, and never the secret.
     """
-    own_secrets = [secret.encode() for secret in _own_secrets()]
     for path in files:
-        content = path.read_bytes()
-        for text in _readings(content, path.suffix == ".safetensors"):
-            position = _find_secret(text, own_secrets)
-            if position is not None:
-                line = text.count(b"\n", 0, position) + 1
-                raise ConfigError(
-                    f"{path}:{line} holds what looks like an access token or password; nothing was uploaded. Remove "
-                    "it there, and revoke it where it was made if others may have seen it"
-                )
-        if any(secret in content for secret in own_secrets):
-            raise ConfigError(f"{path} holds one of your own access tokens or passwords; nothing was uploaded")
+        refuse_secrets_in(path.read_bytes(), str(path), is_weights=path.suffix == ".safetensors")
+
+
+def refuse_secrets_in(content: bytes, name: str, first_line: int = 1, is_weights: bool = False) -> None:
+    """Check some lines of a file, or a whole one; see `refuse_secrets`.
+
+    Args:
+        name: of the file.
+        first_line: the number of the first of the lines.
+    """
+    own_secrets = [secret.encode() for secret in _own_secrets()]
+    for text in _readings(content, is_weights):
+        position = _find_secret(text, own_secrets)
+        if position is not None:
+            line = first_line + text.count(b"\n", 0, position)
+            raise ConfigError(
+                f"{name}:{line} holds what looks like an access token or password; nothing was uploaded. Remove "
+                "it there, and revoke it where it was made if others may have seen it"
+            )
+    if any(secret in content for secret in own_secrets):
+        raise ConfigError(f"{name} holds one of your own access tokens or passwords; nothing was uploaded")
 
 
 def _readings(content: bytes, is_weights: bool) -> Iterator[bytes]:

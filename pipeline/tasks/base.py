@@ -88,6 +88,7 @@ class Task(ABC):
         has_metrics: whether there are predictions to score beyond that.
         default_metrics: `evaluation.metrics` where the config names none.
         answers_empty: whether an empty source has an answer, the empty one.
+        answers_sentences: whether the answers to the sentences of a text, one after another, answer the text.
         has_independent_rows: whether rows can be trained on in any order; else they are one running text.
         can_pack: whether many rows can be one sequence in training.
         eos_position: whether `</s>` stands at the "end" or the "start" of a text.
@@ -112,6 +113,7 @@ class Task(ABC):
     has_metrics: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ()
     answers_empty: ClassVar[bool] = True
+    answers_sentences: ClassVar[bool] = False
     has_independent_rows: ClassVar[bool] = True
     can_pack: ClassVar[bool] = False
     eos_position: ClassVar[str] = "end"

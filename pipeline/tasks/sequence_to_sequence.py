@@ -75,6 +75,7 @@ print(tokenizer.batch_decode(ids, skip_special_tokens=True))""",
 translate = pipeline("translation", model="{name}"{trust})
 print(translate("{example}"{pipeline_option}))""",
     )
+    answers_sentences: ClassVar[bool] = True
     can_pack: ClassVar[bool] = True
     has_log_probabilities: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ("exact_match",)

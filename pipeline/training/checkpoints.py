@@ -20,7 +20,6 @@ only if every file still has the size and the SHA-256 that the manifest says.
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,7 +31,7 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import ConfigError, RunError
-from pipeline.manifest import MANIFEST_FILE, damage, describe, to_json
+from pipeline.manifest import MANIFEST_FILE, damage, describe, flush_to_disk, to_json
 from pipeline.training.ranks import fail_together
 
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -314,12 +313,3 @@ def _make_empty(folder: Path) -> None:
     _refuse_link(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-
-
-def flush_to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,6 +4,7 @@ An export lies in `CHECKPOINT/exports/NAME`: the runtime's own files, `manifest.
 and `equivalence.json`, whose "weights" are `describe_weights` of the checkpoint that it was made from.
 """
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -15,16 +16,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file
 
 from pipeline.errors import ConfigError, nearest
-from pipeline.manifest import damage, describe
+from pipeline.manifest import MANIFEST_FILE, damage, describe, to_json
 from pipeline.tasks.base import Task
 from pipeline.tasks.trained_model import load_task, load_trained
 
 EXPORTS_FOLDER = "exports"
 EQUIVALENCE_FILE = "equivalence.json"
 TORCH = "torch"  # the model itself
+BESIDE_WEIGHTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "source.spm", "target.spm", "vocab.json")
 
 
 class Engine(ABC):
@@ -205,3 +207,28 @@ def find_export(name: str, checkpoint: Path) -> Path:
 def describe_weights(checkpoint: Path) -> dict[str, dict[str, Any]]:
     """Return name -> size and SHA-256 of a checkpoint's files of weights."""
     return describe(checkpoint, sorted(checkpoint.glob("*.safetensors")))
+
+
+def describe_model(checkpoint: str | Path, engine: str = TORCH) -> dict[str, str]:
+    """Return what tells a trained model from others: its name, its commit on the Hub, and hashes of its files.
+
+    Args:
+        checkpoint: folder or Hub id of a model that is loaded already, so that its files are here.
+        engine: what runs it.
+    """
+    folder, facts = Path(checkpoint), {"name": Path(checkpoint).resolve().name}
+    if not folder.is_dir():
+        folder = Path(str(cached_file(str(checkpoint), "config.json"))).parent
+        facts = {"name": str(checkpoint), "revision": folder.name}
+    weights = describe_weights(folder)
+    hashes = [file["sha256"] for file in weights.values()]
+    facts["weights"] = hashes[0] if len(hashes) == 1 else _hash_all(weights)
+    others = sorted(path for path in folder.iterdir() if path.name in BESIDE_WEIGHTS)
+    facts["config_and_tokenizer"] = _hash_all(describe(folder, others))
+    if engine != TORCH:
+        facts["export"] = _hash_all(describe(folder, [folder / EXPORTS_FOLDER / engine / MANIFEST_FILE]))
+    return facts
+
+
+def _hash_all(files: dict[str, dict[str, Any]]) -> str:
+    return hashlib.sha256(to_json(files).encode()).hexdigest()
