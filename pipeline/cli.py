@@ -614,8 +614,8 @@ def trace(arguments: argparse.Namespace) -> None:
         from transformers.utils import logging as transformers_logging
 
         from pipeline.inference.attention import trace as trace_pair
+        from pipeline.pages.trace import write_page, write_picture
         from pipeline.tasks.trained_model import load_trained
-        from pipeline.tracing.page import write_page, write_picture
 
     transformers_logging.disable_progress_bar()
     model, task = load_trained(arguments.checkpoint)

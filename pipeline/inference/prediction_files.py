@@ -1,7 +1,7 @@
 """What systems answered, read from files, and the check that all of them answered the same rows.
 
-A file has one answer a line: as text, or as JSON lines with `prediction` and, where they are known, `source`, `reference`
-and `corpus`. `teacher-forcing score --predictions` writes the latter.
+A file has one answer a line: as text, or as JSON lines with `prediction` and, where they are known, `source`,
+`reference` and `corpus`. `teacher-forcing score --predictions` writes the latter.
 """
 
 import json
@@ -166,7 +166,7 @@ def _check_count(first: tuple[str, Sequence[object]], second: tuple[str, Sequenc
     if len(first[1]) != len(second[1]):
         (less, few), (more, many) = sorted((first, second), key=lambda rows: len(rows[1]))
         raise DataError(
-            f"{less} has {len(few):,} rows and {more} {len(many):,}: row {len(few) + 1:,} is the first that is missing; "
+            f"{less} has {len(few):,} rows and {more} {len(many):,}: line {len(few) + 1} is the first that is missing; "
             "compare answers to the same rows"
         )
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from pipeline.inference.attention import trace
+from pipeline.pages.trace import ATTENTION_KINDS, render_page, write_picture
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
-from pipeline.tracing.page import ATTENTION_KINDS, render_page, write_picture
 from tests.conftest import colours_of
 from tokenizer.training import train
 
