@@ -42,6 +42,23 @@ class NotPublished(RunError):
     exit_code = 4
 
 
+INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
+BROKEN_PIPE = 141  # and one whose reader is gone
+EXIT_CODES = (
+    (0, "finished"),
+    (ConfigError.exit_code, "wrong config or data"),
+    (
+        RunError.exit_code,
+        "the run cannot go on (disk full, out of memory, values not finite, a hung worker), or an export is not "
+        "equivalent; what was saved is whole",
+    ),
+    (NotPublished.exit_code, "trained, scored and saved, but not published: see teacher-forcing publish"),
+    (Stopped.exit_code, "stopped by SIGTERM or SIGINT, and saved: the same command goes on"),
+    (INTERRUPTED, "interrupted before or after the training"),
+    (BROKEN_PIPE, "nobody reads standard output any more"),
+)
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """Return `; did you mean X?` for the nearest of `words`, or a list of them all."""
     words = sorted(words)

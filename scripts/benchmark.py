@@ -20,7 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipeline.cli import path, positive, print_errors
+from pipeline.cli import print_errors
+from pipeline.commands.arguments import path, positive
 from pipeline.data.splits import open_split
 from pipeline.errors import ConfigError, explain_path
 from pipeline.setup.tokenizer_setup import prepare_tokenizer

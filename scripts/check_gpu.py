@@ -40,7 +40,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from pipeline.cli import path, print_errors
+from pipeline.cli import print_errors
+from pipeline.commands.arguments import path
 from pipeline.errors import explain_path
 from scripts import check_gpu_parts as parts
 from scripts.check_gpu_parts import Failed, Figures, NotPossible, Setup

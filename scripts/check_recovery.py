@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.cli import positive
+from pipeline.commands.arguments import positive
 from pipeline.run_folder import METRICS_FILE
 from pipeline.training.checkpoints import STAGING_FOLDER, list_checkpoints, step_of
 

@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from transformers.utils import logging
 
-from pipeline.cli import path, print_errors
+from pipeline.cli import print_errors
+from pipeline.commands.arguments import path
 from pipeline.errors import ConfigError
 from pipeline.inference.evaluation import evaluate_features
 from pipeline.tasks.config_loading import load_config

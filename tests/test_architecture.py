@@ -33,6 +33,7 @@ FLOORS = [
     {"pages", "publishing", "run_folder"},
     {"rehearsal"},
     {"run", "reference"},
+    {"commands"},
     {"cli"},
 ]
 LEAVES = ("library_settings", "languages", "signals", "errors", "manifest", "plots", "memory", "models", "decoding")

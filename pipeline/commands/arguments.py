@@ -1,0 +1,61 @@
+"""The words of a command line: a parser, the types of arguments, and the options of more than one command."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose epilog is made when somebody asks for help, as making it imports much."""
+
+    make_epilog: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        if self.make_epilog is not None:
+            self.epilog = self.make_epilog()
+        return super().format_help()
+
+
+def add_engine(parser: Parser) -> None:
+    parser.add_argument(
+        "--engine",
+        type=name,
+        default="torch",
+        metavar="NAME",
+        help="run the export that lies beside the checkpoint: ctranslate2 or onnx (default: torch, the model itself)",
+    )
+
+
+def positive(argument: str) -> int:
+    """Read a number of things."""
+    return _whole_number(argument, 1, 2**31)
+
+
+def count_or_all(argument: str) -> int | None:
+    """Read a number of things, or `all`, which has no bound."""
+    if argument == "all":
+        return None
+    if not argument.removeprefix("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{argument!r} is neither a whole number nor all")
+    return positive(argument)
+
+
+def seed(argument: str) -> int:
+    return _whole_number(argument, 0, 2**32)  # NumPy's bound
+
+
+def _whole_number(argument: str, least: int, bound: int) -> int:
+    number = int(argument)
+    if not least <= number < bound:
+        raise argparse.ArgumentTypeError(f"{number} is not a number from {least} to {bound - 1}")
+    return number
+
+
+def name(argument: str) -> str:
+    if not argument:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return argument
+
+
+def path(argument: str) -> Path:
+    return Path(name(argument))

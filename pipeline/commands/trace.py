@@ -1,0 +1,49 @@
+"""teacher-forcing trace: a pair on its way through a model."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from pipeline.commands.arguments import Parser, name, path
+from pipeline.commands.process import quick_imports
+from pipeline.commands.texts import check_text
+from pipeline.errors import ConfigError, explain_path
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "checkpoint", type=name, help="folder or Hub id of a trained encoder-decoder model of this project"
+    )
+    parser.add_argument("source", help="text that the encoder reads")
+    parser.add_argument("target", help="text that the decoder should say, fed to it token by token")
+    parser.add_argument(
+        "--output", type=path, default=Path("trace.html"), help="the page; the picture goes beside it as .png"
+    )
+
+
+def run(arguments: Namespace) -> None:
+    """Show a pair on its way through a model, as a page and a picture."""
+    page = arguments.output
+    if page.is_dir():
+        raise ConfigError(f"--output {page} is a folder; name a page, such as trace.html")
+    picture = page.with_suffix(".png")
+    if page == picture:
+        raise ConfigError(f"--output {page}: the picture takes this name; name a page, such as trace.html")
+    check_text(arguments.source, "source")
+    check_text(arguments.target, "target")
+    with quick_imports():
+        from transformers.utils import logging as transformers_logging
+
+        from pipeline.inference.attention import trace
+        from pipeline.pages.trace import write_page, write_picture
+        from pipeline.tasks.trained_model import load_trained
+
+    transformers_logging.disable_progress_bar()
+    model, task = load_trained(arguments.checkpoint)
+    result = trace(model, task, arguments.source, arguments.target)
+    with explain_path(f"--output {page}"):
+        write_page(result, page)
+        write_picture(result, picture)
+    print(f"sum of {len(result.steps)} step losses   {result.summed_loss:.6f}")
+    print(f"parallel loss x targets   {result.parallel_summed_loss:.6f}")
+    print(f"the model by itself       {result.generated_text}")
+    print(f"{page}\n{picture}")

@@ -1,0 +1,57 @@
+"""`teacher-forcing score`."""
+
+import json
+
+import pytest
+
+METRIC = """
+import datasets
+import evaluate
+import pathlib
+
+pathlib.Path({!r}).touch()
+
+class Own(evaluate.Metric):
+    def _info(self):
+        texts = {{"predictions": datasets.Value("string"), "references": datasets.Value("string")}}
+        return evaluate.MetricInfo(description="", citation="", features=datasets.Features(texts))
+
+    def _compute(self, predictions, references):
+        return {{"own": len(predictions)}}
+"""
+
+
+def test_score_gives_the_runs_own_numbers(command, finished_folder, tmp_path):
+    done = command("score", finished_folder, "--split", "test", "--predictions", tmp_path / "predictions.jsonl")
+    assert done.returncode == 0, done.stderr
+    expected = json.loads((finished_folder / "metrics.json").read_text())["test"]
+    assert json.loads(done.stdout) == pytest.approx(expected)
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 and set(rows[0]) == {"source", "reference", "prediction"}
+    assert command("score", finished_folder / "checkpoint-2", "--split", "validation").returncode == 0
+    done = command("score", finished_folder, "--split", "test", "data.test=null")
+    assert done.returncode == 2 and "data.test is not set" in done.stderr
+    done = command("score", finished_folder, "evaluation.metrics=[blue]")
+    assert done.returncode == 2 and "error: evaluation.metrics: 'blue' is not built in" in done.stderr
+    done = command("score", finished_folder, "task=language_modeling")
+    assert done.returncode == 2 and "is not a model for language_modeling" in done.stderr
+    done = command("score", finished_folder, "--predictions", "/dev/full")
+    assert done.returncode == 3 and done.stderr.startswith("error: --predictions /dev/full: No space left")
+    file = tmp_path / "no" / "x.jsonl"
+    done = command("score", finished_folder, "--predictions", file)
+    assert done.returncode == 2 and done.stderr == f"error: --predictions {file}: No such file or directory\n"
+
+
+def test_metrics_that_a_checkpoint_names_are_not_run_unasked(command, finished_folder, tmp_path):
+    code = tmp_path / "own" / "own.py"
+    code.parent.mkdir()
+    code.write_text(METRIC.format(str(code.with_name("was_run"))))
+    config = finished_folder / "run.yaml"  # as somebody else may have published it
+    config.write_text(config.read_text().replace("- exact_match", f"- {code.parent}"))
+    (finished_folder / "manifest.json").unlink()
+    done = command("score", finished_folder)
+    assert done.returncode == 2 and "would run code; if you trust it, add --allow-metric-code" in done.stderr
+    assert not code.with_name("was_run").exists()
+    done = command("score", finished_folder, "--allow-metric-code")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["own"] == 8 and code.with_name("was_run").exists()
