@@ -100,23 +100,22 @@ def name_systems(words: "Sequence[str]") -> dict[str, Path]:
     Raises:
         ConfigError: for a path that does not exist, and for a name that is given twice.
     """
-    named: list[tuple[str | None, Path]] = []
+    named: list[tuple[str, Path]] = []
     for word in words:
         check_text(word, "system")
         label, mark, rest = word.partition("=")
-        system = (None, Path(word)) if not mark or os.path.exists(word) else (label, Path(rest))
-        if not os.path.exists(system[1]):
-            raise ConfigError(
-                f"{system[1]}: no such folder or file; name a trained model's folder or a file of answers"
-            )
-        named.append(system)
-    short = iter(shortest_names([os.path.abspath(path) for label, path in named if not label]))
+        if not mark or os.path.exists(word):
+            label, rest = "", word
+        if not os.path.exists(rest):
+            raise ConfigError(f"{rest}: no such folder or file; name a trained model's folder or a file of predictions")
+        named.append((label, Path(rest)))
+    short = iter(shortest_names([os.path.abspath(place) for label, place in named if not label]))
     systems: dict[str, Path] = {}
-    for label, path in named:
-        label = label or next(short)
-        if label in systems:
-            raise ConfigError(f"two systems have the name {label}; name them, such as first={path}")
-        systems[label] = path
+    for label, place in named:
+        unique = label or next(short)
+        if unique in systems:
+            raise ConfigError(f"two systems have the name {unique}; give each its own, such as other={place}")
+        systems[unique] = place
     return systems
 
 
@@ -144,13 +143,13 @@ def _collect_answers(
 
     answers: list[Answers] = []
     metrics, settings = None, None
-    for path in paths:
-        if path.is_dir():
-            its_answers, its_metrics, its_settings = _predict(path, arguments.split, sources)
+    for place in paths:
+        if place.is_dir():
+            its_answers, its_metrics, its_settings = _predict(place, arguments.split, sources)
             answers.append(its_answers)
             metrics, settings = metrics or its_metrics, settings or its_settings
         else:
-            answers.append(read_answers(path))
+            answers.append(read_answers(place))
     settings = settings or SacrebleuConfig()
     if arguments.tokenize:
         values = {**dict(settings), "tokenize": arguments.tokenize}
@@ -216,8 +215,7 @@ def as_text(comparison: "Comparison") -> str:
     """Return a comparison as lines for a terminal, a screen or two long."""
     blocks = [_scores(comparison), *(_breakdown(comparison, breakdown) for breakdown in comparison.breakdowns)]
     blocks += [_pair(comparison, pair) for pair in comparison.pairs]
-    signatures = {f"{metric.title}: {text}" for metric in comparison.metrics for text in metric.signatures.values()}
-    blocks.append(sorted(signatures))
+    blocks.append([f"{metric.title}: {text}" for metric in comparison.metrics for text in metric.signatures.values()])
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -236,9 +234,8 @@ def _scores(comparison: "Comparison") -> list[str]:
         )
         if number == 0:
             continue
-        rows.append(
-            ["  difference", *(format_difference(its.score - base.score, title) for title, base, its in scores)]
-        )
+        changes = [format_difference(its.score - base.score, title) for title, base, its in scores]
+        rows.append(["  difference", *changes])
         tests = dict.fromkeys(test for _, _, its in scores for test in its.p_values)
         for test in tests:
             p_values = [its.p_values.get(test) for _, _, its in scores]
@@ -302,12 +299,9 @@ def _mark(answer: "Answer") -> str:
 def _table(rows: "Sequence[Sequence[str]]") -> list[str]:
     """Align columns, the first to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]
+    aligned = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    lines = ["  ".join([row[0].ljust(widths[0]), *cells[1:]]) for row, cells in zip(rows, aligned, strict=True)]
+    return [line.rstrip() for line in lines]
 
 
 def _cut(text: str, length: int = LONGEST_NAME) -> str:

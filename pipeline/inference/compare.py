@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from itertools import groupby
+from operator import itemgetter
 from statistics import fmean
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -455,7 +457,7 @@ def _by_frequency(rows: EvaluationSet, systems: Sequence[System]) -> Breakdown:
     scores = [_score_buckets(references, system, bucket, sizes) for system in systems]
     names = ["once", *(f"{low}–{high}" if high else f"{low} or more" for low, high in FREQUENCIES[1:])]
     return Breakdown(
-        "By how often a word is in the references",
+        "By frequency in the references",
         "words",
         [
             Group(name, size, {"F1 of words": [numbers[place] for numbers in scores]})
@@ -529,30 +531,29 @@ def mark_differences(first: str, second: str) -> tuple[list[Piece], list[Piece]]
     start = _count_equal(*words)
     end = _count_equal(words[0][start:][::-1], words[1][start:][::-1])
     middle = [text[start : len(text) - end] for text in words]
-    if len(middle[0]) * len(middle[1]) > MOST_PLACES:  # two very long texts, which would take minutes
-        blocks = [("replace", 0, len(middle[0]), 0, len(middle[1]))]
-    else:
-        blocks = SequenceMatcher(None, *middle, autojunk=False).get_opcodes()
-    pieces: tuple[list[Piece], list[Piece]] = ([], [])
+    matcher = SequenceMatcher(None, *middle, autojunk=False)
+    is_long = len(middle[0]) * len(middle[1]) > MOST_PLACES  # it would take minutes
+    pieces = []
     for side, text in enumerate(words):
-        _add(pieces[side], text[:start], False)
-        for kind, *places in blocks:
-            _add(pieces[side], middle[side][places[2 * side] : places[2 * side + 1]], kind != "equal")
-        _add(pieces[side], text[len(text) - end :], False)
-    return pieces
+        differs = [start <= place < len(text) - end for place in range(len(text))]
+        for block in [] if is_long else matcher.get_matching_blocks():
+            place = start + block[side]
+            differs[place : place + block.size] = [False] * block.size
+        pieces.append(_join(text, differs))
+    return pieces[0], pieces[1]
+
+
+def _join(words: Sequence[str], differs: Sequence[bool]) -> list[Piece]:
+    """Join words to pieces; a space differs where the words on both its sides do."""
+    around = [
+        all([*differs[max(place - 1, 0) : place], *differs[place + 1 : place + 2]]) if word.isspace() else is_different
+        for place, (word, is_different) in enumerate(zip(words, differs, strict=True))
+    ]
+    runs = groupby(zip(words, around, strict=True), key=itemgetter(1))
+    return [Piece("".join(word for word, _ in run), is_different) for is_different, run in runs]
 
 
 def _count_equal(first: Sequence[str], second: Sequence[str]) -> int:
     """Return how many words two texts begin with together."""
     pairs = zip(first, second, strict=False)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
-
-
-def _add(pieces: list[Piece], words: Sequence[str], differs: bool) -> None:
-    """Add words as a piece, or to the last piece if it is of the same kind."""
-    text = "".join(words)
-    if not text:
-        return
-    if pieces and pieces[-1].differs == differs:
-        text = pieces.pop().text + text
-    pieces.append(Piece(text, differs))
