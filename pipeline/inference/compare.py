@@ -11,16 +11,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
-from itertools import groupby
-from operator import itemgetter
 from statistics import fmean
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pipeline.config import SacrebleuConfig
 from pipeline.errors import ConfigError, nearest
 from pipeline.inference.metrics import Reference, answers, by_number, make_bleu
-from pipeline.inference.words import is_word, split_words
+from pipeline.inference.words import Piece, is_word, mark_differences, split_words
 from pipeline.tasks.base import Better
 
 if TYPE_CHECKING:
@@ -31,7 +28,6 @@ FEWEST_DIFFERENT = 6  # rows: with fewer, even if all favour one system, a fair 
 LENGTH_QUANTILES = (0.25, 0.5, 0.75, 0.95)  # the last group is the long tail, where models fail first
 FREQUENCIES = ((1, 1), (2, 4), (5, 9), (10, 99), (100, None))  # from, to: of a word in the references
 NUM_DIFFERENCES = 10  # sentences of a pair that are shown each way
-MOST_PLACES = 4_000_000  # of two texts' words, which are compared with each other
 
 
 # ---- what is compared
@@ -109,14 +105,6 @@ class Breakdown:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A part of a text, and whether the other system's text lacks it there."""
-
-    text: str
-    differs: bool
-
-
-@dataclass(frozen=True)
 class Answer:
     """What a system said: the pieces, joined, are the text."""
 
@@ -172,7 +160,7 @@ class Comparison:
 # ---- the metrics
 
 Scorer: TypeAlias = Callable[[Sequence[str], Sequence[Reference]], float]
-References: TypeAlias = list[list[str | None]]  # all first references, all second ones, ...; None where a row has fewer
+References: TypeAlias = list[list[Any]]  # all first references, all second ones, ...; None where a row has fewer
 
 
 @dataclass(frozen=True)
@@ -306,9 +294,9 @@ def _test_pairs(
 
     if not metrics:
         return {}
-    named = [(system.name, system.predictions) for system in systems]
+    named: list[tuple[str, Sequence[str]]] = [(system.name, system.predictions) for system in systems]
     bootstrap = PairedTest(named, metrics, None, test_type="bs", n_samples=num_resamples)
-    tests = {BOOTSTRAP: bootstrap()}
+    tests: dict[str, Any] = {BOOTSTRAP: bootstrap()}  # signatures, and results by title of metric
     if len(systems) > 1:
         tests[RANDOMISATION] = PairedTest(named, metrics, None, test_type="ar", n_samples=num_trials)()
     results = {}
@@ -523,37 +511,3 @@ def _pair(
         [show(row) for row in better[:NUM_DIFFERENCES]],
         [show(row) for row in worse[:NUM_DIFFERENCES]],
     )
-
-
-def mark_differences(first: str, second: str) -> tuple[list[Piece], list[Piece]]:
-    """Cut two texts into pieces that both have, in order, and pieces that only one has; words stay whole."""
-    words = split_words(first), split_words(second)
-    start = _count_equal(*words)
-    end = _count_equal(words[0][start:][::-1], words[1][start:][::-1])
-    middle = [text[start : len(text) - end] for text in words]
-    matcher = SequenceMatcher(None, *middle, autojunk=False)
-    is_long = len(middle[0]) * len(middle[1]) > MOST_PLACES  # it would take minutes
-    pieces = []
-    for side, text in enumerate(words):
-        differs = [start <= place < len(text) - end for place in range(len(text))]
-        for block in [] if is_long else matcher.get_matching_blocks():
-            place = start + block[side]
-            differs[place : place + block.size] = [False] * block.size
-        pieces.append(_join(text, differs))
-    return pieces[0], pieces[1]
-
-
-def _join(words: Sequence[str], differs: Sequence[bool]) -> list[Piece]:
-    """Join words to pieces; a space differs where the words on both its sides do."""
-    around = [
-        all([*differs[max(place - 1, 0) : place], *differs[place + 1 : place + 2]]) if word.isspace() else is_different
-        for place, (word, is_different) in enumerate(zip(words, differs, strict=True))
-    ]
-    runs = groupby(zip(words, around, strict=True), key=itemgetter(1))
-    return [Piece("".join(word for word, _ in run), is_different) for is_different, run in runs]
-
-
-def _count_equal(first: Sequence[str], second: Sequence[str]) -> int:
-    """Return how many words two texts begin with together."""
-    pairs = zip(first, second, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -125,7 +125,6 @@ def agree(systems: Sequence[Answers], sources: Texts | None = None, references: 
         DataError: where rows differ, naming the first line.
         ConfigError: where nothing gives references.
     """
-    first = systems[0]
     given_sources = [(system.place, system.sources) for system in systems if system.sources is not None]
     if sources is not None:
         given_sources.insert(0, (sources.place, sources.lines))
@@ -135,14 +134,16 @@ def agree(systems: Sequence[Answers], sources: Texts | None = None, references: 
     if references:
         for file in references[1:]:
             _check_count((references[0].place, references[0].lines), (file.place, file.lines))
-        lines = [list(row) for row in zip(*(file.lines for file in references), strict=True)]
-        given_references.insert(0, (references[0].place, [row if len(row) > 1 else row[0] for row in lines]))
+        lines = zip(*(file.lines for file in references), strict=True)
+        rows: list[Reference] = [list(row) if len(row) > 1 else row[0] for row in lines]
+        given_references.insert(0, (references[0].place, rows))
     if not given_references:
-        raise ConfigError(f"--references: {first.place} has no references; name a file with one a line")
-    for place, rows in given_references[1:]:
-        _check_rows("reference", given_references[0], (place, rows), _is_among if references else _are_same_answers)
-    for place, rows in [*given_sources, *given_references, *((system.place, system.predictions) for system in systems)]:
-        _check_count((first.place, first.predictions), (place, rows))
+        raise ConfigError(f"--references: {systems[0].place} has no references; name a file with one a line")
+    for others in given_references[1:]:
+        _check_rows("reference", given_references[0], others, _is_among if references else _are_same_answers)
+    counted: list[tuple[str, Sequence[object]]] = [(system.place, system.predictions) for system in systems]
+    for column in [*counted, *given_sources, *given_references]:
+        _check_count(counted[0], column)
     return EvaluationSet(
         references=given_references[0][1],
         sources=given_sources[0][1] if given_sources else None,
