@@ -13,6 +13,7 @@ from pipeline.pages.comparison import (
     render_page,
     write_page,
 )
+from tests.pages.html import Page
 
 HOSTILE = "</style></script><script>alert('x')</script><b>&amp;\"'{{ 1 }}"
 
