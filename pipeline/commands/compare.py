@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 BATCH_SIZE = 32  # as of score
 SHOWN = 3  # sentences of a pair that are printed each way; the page and the JSON have more
 LONGEST = 300  # characters of a text that is printed
-LONGEST_NAME = 40
+LONGEST_NAME = 28
 
 
 def add_arguments(parser: Parser) -> None:
@@ -282,7 +282,7 @@ def _difference(title: str, difference: "Difference", metric: str) -> list[str]:
 
     texts = [] if difference.source is None else [("source", difference.source)]
     texts += [("reference", text) for text in difference.references]
-    texts += [(_cut(said.system), _mark(said)) for said in (difference.baseline, difference.other)]
+    texts += [(_cut(said.system), _mark(said) or "(empty)") for said in (difference.baseline, difference.other)]
     width = max(len(label) for label, _ in texts)
     change = format_difference(difference.other.score - difference.baseline.score, metric)
     return [

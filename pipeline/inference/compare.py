@@ -43,9 +43,9 @@ class EvaluationSet:
         corpora: the name of the corpus of each row; None where rows have none.
     """
 
-    references: list[Reference]
-    sources: list[str] | None = None
-    corpora: list[str] | None = None
+    references: Sequence[Reference]
+    sources: Sequence[str] | None = None
+    corpora: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class System:
     """A name, and an answer to each row."""
 
     name: str
-    predictions: list[str]
+    predictions: Sequence[str]
 
 
 # ---- the result
@@ -294,7 +294,7 @@ def _test_pairs(
 
     if not metrics:
         return {}
-    named: list[tuple[str, Sequence[str]]] = [(system.name, system.predictions) for system in systems]
+    named = [(system.name, system.predictions) for system in systems]
     bootstrap = PairedTest(named, metrics, None, test_type="bs", n_samples=num_resamples)
     tests: dict[str, Any] = {BOOTSTRAP: bootstrap()}  # signatures, and results by title of metric
     if len(systems) > 1:
@@ -404,7 +404,7 @@ def _by_length(rows: EvaluationSet, systems: Sequence[System], scorers: Mapping[
 
 
 def _by_corpus(
-    rows: EvaluationSet, corpora: list[str], systems: Sequence[System], scorers: Mapping[str, Scorer]
+    rows: EvaluationSet, corpora: Sequence[str], systems: Sequence[System], scorers: Mapping[str, Scorer]
 ) -> Breakdown:
     names = [*dict.fromkeys(corpora)]
     return Breakdown("By corpus", "rows", _score_groups(rows, systems, scorers, corpora, names))
