@@ -5,14 +5,13 @@ A task has its own section, named after it, which `pipeline.tasks.registry` hand
 """
 
 import functools
+import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     TypeAdapter,
     ValidationError,
@@ -24,15 +23,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.compat import StringIO
 from transformers import GenerationConfig
 
+from pipeline.data_config import DataConfig, check_data
 from pipeline.errors import ConfigError, nearest
 from pipeline.languages import check_languages
-from pipeline.library_settings import MAX_BEAMS, MAX_TOKENS, GenerationSettings, check_path, training_types
+from pipeline.library_settings import MAX_BEAMS, GenerationSettings, check_path, training_types
+from pipeline.section import Section
 from pipeline.source import NO_SECRETS, SECRET_KEYS, Location, Source
-
-
-class Section(BaseModel):
-    # Strict, as YAML has types: neither true nor "3" is a number of rows.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, str_min_length=1)
 
 
 def check_distinct(names: list[str] | None) -> list[str] | None:
@@ -41,66 +37,6 @@ def check_distinct(names: list[str] | None) -> list[str] | None:
     if twice:
         raise ValueError(f"{twice[0]} comes twice")
     return names
-
-
-class DataConfig(Section):
-    path: str = Field(description="Hub id (owner/name), local folder or file, or a generated set: reversal")
-    subset: str | None = Field(None, description="configuration of a Hub data set that has several")
-    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set; one commit serves the run")
-    train: str = Field("train", description="split name, or a file or glob below the folder (train-*.jsonl)")
-    validation: str | None = Field("validation", description="as train; null trains without evaluation")
-    test: str | None = Field(None, description="as train; read once, when training is over")
-    source: str = Field(
-        "source", description="column with the source text (or the only text); dots select nested columns"
-    )
-    target: str = Field(
-        "target",
-        description="column of the target text, or of the class; of a list of texts, training takes the first, and "
-        "evaluation all",
-    )
-    source_lang: str | None = Field(
-        None, description="language of the sources, for a tokenizer that marks it (mBART, M2M100, NLLB): en_XX"
-    )
-    target_lang: str | None = Field(None, description="likewise of the targets, in training and generation: fr_XX")
-    streaming: bool = Field(False, description="read while training instead of downloading first")
-    options: dict[str, Any] = Field({}, description="further arguments of the generated set or of load_dataset")
-    max_source_length: int = Field(128, ge=2, le=MAX_TOKENS, description="tokens; a longer training row is a bad row")
-    max_target_length: int = Field(
-        128, ge=2, le=MAX_TOKENS, description="tokens; likewise, and the bound when generating"
-    )
-    on_bad_row: Literal["error", "skip"] = Field(
-        "error", description="what to do with a bad training row: null, not text, empty, too long or undecodable"
-    )
-    max_bad_rows: int | None = Field(
-        1000, ge=0, description="rows to skip in one pass over the data at most; null: no bound"
-    )
-    batch_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="padded source and target tokens a batch and device; null: per_device_train_batch_size rows",
-    )
-    packing: bool = Field(
-        False,
-        description="batches without padding, of batch_tokens tokens in one sequence where rows are masked from each "
-        "other; for GPUs, as a CPU is faster with rows of like lengths",
-    )
-    shuffle_window: int = Field(10_000, ge=1, description="rows of a lane, shuffled and grouped by length at a time")
-    lanes: int | None = Field(
-        None,
-        ge=1,
-        le=10_000,
-        description="shares of the training rows that are prepared by themselves; a run has the same batches on any "
-        "number of processes; those that it begins with when left out",
-    )
-    hub_patience: float = Field(600, ge=0, description="seconds to wait for a Hub that fails for a while")
-    worker_timeout: int = Field(1200, ge=1, description="seconds to wait for a window from a loader worker")
-
-    _check_path = field_validator("path")(check_path)
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """Agreed name -> name in the data."""
-        return {"source": self.source, "target": self.target}
 
 
 class TokenizerConfig(Section):
@@ -202,6 +138,10 @@ class Config(Section):
         """The section named after the task; None where the task has none."""
         return getattr(self, self.task, None)
 
+    def with_data(self, data: DataConfig) -> Self:
+        """Return the config of one corpus, or one set, of these."""
+        return self.model_copy(update={"data": data})
+
     @property
     def output_dir(self) -> Path:
         return Path(self.training["output_dir"])
@@ -276,6 +216,7 @@ def validate(source: Source, section: type[Section], default_metrics: Sequence[s
         config = schema.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error, schema, source)) from error
+    check_data(config.data, source)
     training = _check_training(config.training, source)
     generation = check_generation(config.generation, source.place)
     return config.model_copy(update={"training": training, "generation": generation})
@@ -296,18 +237,48 @@ def _with_default(section: Any, key: str, value: Any) -> Any:
 
 
 def _explain(error: ValidationError, schema: type[Config], source: Source) -> str:
-    # A misspelled key may also be one that is missing: its name says more.
-    problem = next((item for item in error.errors() if item["type"] == "extra_forbidden"), error.errors()[0])
-    location = tuple(str(name) for name in problem["loc"])
+    # A misspelled key may also be one that is missing: its name says more. Of the ways in which a value could be meant,
+    # the one that goes furthest into it was meant.
+    problems = error.errors()
+    found = [(problem["type"] == "extra_forbidden", _real_location(problem, source.values)) for problem in problems]
+    number = max(range(len(found)), key=lambda index: (found[index][0], len(found[index][1]), -index))
+    problem, location = problems[number], found[number][1]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        fields = schema.model_fields
-        for name in location[:-1]:
-            fields = typing.cast(type[Section], fields[name].annotation).model_fields
-        return f"{source.place(location)}unknown key {key}{nearest(location[-1], fields)}"
+        return f"{source.place(location)}unknown key {key}{nearest(location[-1], _known_keys(schema, location[:-1]))}"
     if problem["type"] == "missing":
         return f"{source.place(location)}{key} is missing; give it in the file or as {key}=..."
     return f"{source.place(location)}{key}: {_message(problem)}"
+
+
+def _real_location(problem: Any, values: Any) -> Location:
+    """Return the keys that lead to a problem; pydantic also names the way in which it took a value, of several."""
+    location: list[str] = []
+    for name in problem["loc"]:
+        if isinstance(values, dict) and name in values:
+            values = values[name]
+        elif problem["type"] == "missing" and isinstance(name, str):
+            values = None
+        elif isinstance(values, list) and isinstance(name, int):
+            values = values[name]
+        else:
+            continue
+        location.append(str(name))
+    return tuple(location)
+
+
+def _known_keys(annotation: Any, location: Location) -> list[str]:
+    """Name the keys of the sections that a value may be, below the annotation of a whole config."""
+    if typing.get_origin(annotation) in (typing.Annotated, typing.Union, types.UnionType):
+        return [key for choice in typing.get_args(annotation) for key in _known_keys(choice, location)]
+    if typing.get_origin(annotation) in (dict, list):
+        return _known_keys(typing.get_args(annotation)[-1], location[1:]) if location else []
+    if not (isinstance(annotation, type) and issubclass(annotation, Section)):
+        return []
+    fields = annotation.model_fields
+    if not location:
+        return [*fields]
+    return _known_keys(fields[location[0]].annotation, location[1:]) if location[0] in fields else []
 
 
 def _refuse_secrets(values: Any, location: Location, source: Source) -> None:

@@ -102,3 +102,12 @@ def explain_path(place: str) -> Iterator[None]:
         if "null byte" not in str(error):
             raise
         raise ConfigError(f"{place}: {error}; remove it from the name") from error
+
+
+@contextmanager
+def place_named(place: str) -> Iterator[None]:
+    """Put the key of a corpus or set, such as `data.mix.clean`, before what is wrong with its data."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"{place}: {error}") from error

@@ -8,6 +8,8 @@ import dataclasses
 import inspect
 import json
 import re
+import types
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ class Group:
     keys: list[Key]
 
 
-SET_BY_EMBEDDINGS = {"static_embeddings"}
+SET_BY_OTHER_KEYS = {"static_embeddings", "languages", "target_lang_in"}
 MODEL_KEYS = [
     Key(
         "model.type",
@@ -98,7 +100,7 @@ def model_keys(config: type[PreTrainedConfig]) -> list[Key]:
     return [
         Key(f"model.{field.name}", _type_name(field.type), _value_name(field.default), meanings[field.name])
         for field in dataclasses.fields(config)
-        if meanings.get(field.name, "not used") != "not used" and field.name not in SET_BY_EMBEDDINGS
+        if meanings.get(field.name, "not used") != "not used" and field.name not in SET_BY_OTHER_KEYS
     ]
 
 
@@ -161,10 +163,15 @@ def _with_choices(meaning: str) -> str:
 
 def _type_name(annotation: Any) -> str:
     """Return `str | None` for that, and `error | skip` for a choice of these words."""
-    name = annotation.__name__ if type(annotation) is type else str(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:  # whose limits are no part of the name
+        return _type_name(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " | ".join(map(_type_name, typing.get_args(annotation)))
+    is_class = isinstance(annotation, type) and typing.get_origin(annotation) is None
+    name = annotation.__name__ if is_class else str(annotation)
     if choice := re.fullmatch(r"typing\.Literal\[(.*)\]", name):
         name = choice[1].replace("'", "").replace(", ", " | ")
-    return name.replace("typing.", "").replace("None", "null")
+    return re.sub(r"typing\.|pipeline\.\w+\.", "", name).replace("NoneType", "null").replace("None", "null")
 
 
 def _value_name(value: Any) -> str:

@@ -276,7 +276,7 @@ def largest_batches(scene: Scene) -> tuple[list[Feature], list[Feature]]:
         batch = max(scene.batches, key=lambda batch: tokens_of(task, batch))
         return batch, batch
     longest = max(features, key=lambda feature: sum(task.lengths(feature)))
-    num_rows = len(stream.rows) if hasattr(stream.rows, "__len__") else stream.window
+    num_rows = stream.num_rows or stream.window
 
     def fill(feature: Feature) -> list[Feature]:
         return [feature] * min(stream.room(task.lengths(feature)), stream.window, num_rows)
@@ -333,11 +333,11 @@ def forward(scene: Scene, batch: Batch) -> Tensor:
 
 
 def describe_pass(scene: Scene, batch: list[Feature], seconds: float) -> str:
-    rows = scene.trainer.loader.stream.rows
-    if not hasattr(rows, "__len__"):
+    num_rows = scene.trainer.loader.stream.num_rows
+    if num_rows is None:
         return f"forward and backward take about {seconds:.2g} seconds a batch"
     mean = sum(map(len, scene.batches)) / len(scene.batches)
-    a_pass = seconds * len(rows) / mean / scene.trainer.args.world_size
+    a_pass = seconds * num_rows / mean / scene.trainer.args.world_size
     duration = f"{a_pass:.2g} seconds" if a_pass < 60 else f"{a_pass / 60:,.0f} minutes"
     return f"forward and backward take about {seconds:.2g} seconds a batch, {duration} a pass"
 

@@ -3,9 +3,10 @@
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, Seq2SeqTrainingArguments
 
 from pipeline import plots
-from pipeline.config import Config
-from pipeline.data.batch_stream import is_divisible
+from pipeline.config import Config, DataConfig
 from pipeline.data.hub_reading import iterate_rows, retry_seconds
+from pipeline.data.lane_rows import is_divisible
+from pipeline.data.mixture import count_rows, interleave, plan_stages
 from pipeline.data.splits import Rows, open_split
+from pipeline.data_config import HELD_OUT_SPLITS, HeldOutSplit, errors_of, place_of
 from pipeline.errors import ConfigError, RunError
-from pipeline.inference.evaluation import Evaluation
+from pipeline.inference.evaluation import Evaluation, groups_of
 from pipeline.inference.metrics import Metric, load_metrics
 from pipeline.publishing import forms, hub
 from pipeline.publishing.card import render_card
@@ -33,9 +36,15 @@ from pipeline.setup.model_factory import build_model, find_pretrained, is_own, s
 from pipeline.setup.tokenizer_setup import check_tokenizer, prepare_tokenizer
 from pipeline.signals import is_launched_by_accelerate
 from pipeline.tasks.base import Feature, Task
-from pipeline.tasks.encoding import encode_opened
+from pipeline.tasks.encoding import encode_opened, join_sets
 from pipeline.tasks.registry import get_task
-from pipeline.training.arguments import check_best_score, check_settings, training_arguments, with_max_steps
+from pipeline.training.arguments import (
+    check_best_group,
+    check_best_score,
+    check_settings,
+    training_arguments,
+    with_max_steps,
+)
 from pipeline.training.changes import describe_phases, refuse_unused
 from pipeline.training.checkpoints import read_steps
 from pipeline.training.ranks import fail_together, from_main_process, lost_peers_explained, together
@@ -87,16 +96,15 @@ def train(config: Config, *, accept_changes: bool = False, dry_run: bool = False
             publish_result(config)  # costs nothing where it is there already
             return RunResult(folder.path, folder.read_scores(), was_finished=True)
         lanes = count_lanes(config, resume.state.data, get_task(config.task))
-        splits = open_splits(config, resume.state.revision, lanes)
+        splits = open_splits(config, resume.state.revisions, lanes)
         seen = seen_rows(get_task(config.task))
         task, model = build_task_and_model(config, splits, resume, args.seed, seen)
         if config.hub.push:
             forms.check_form(config.hub, model.config)
         held_out = encode_held_out(config, task, splits)
-        trainer = build_trainer(config, args, task, model, splits, held_out["validation"], metrics, resume, lanes)
+        trainer = build_trainer(config, args, task, model, splits, held_out, metrics, resume, lanes)
         if dry_run or resume.checkpoint is None or resume.changes:
-            there = {split: features for split, features in held_out.items() if features}
-            scene = Scene(config, trainer, folder.path, there, seen)
+            scene = Scene(config, trainer, folder.path, held_out, seen)
             findings = from_main_process(lambda: rehearse(scene))
             if dry_run:
                 return RunResult(folder.path, {}, findings=findings)
@@ -129,34 +137,45 @@ def find_start(config: Config, args: Seq2SeqTrainingArguments, folder: RunFolder
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of a run.
+    """The rows of a run, by the names of corpora and sets; those that are alone have none ("").
 
     Attributes:
         train: to be read from front to back.
         shared: the same, to be shared by lanes; of a stream with few shards, opened with more.
     """
 
-    train: Rows
-    shared: Rows
-    validation: Rows | None
-    test: Rows | None
+    train: dict[str, Rows]
+    shared: dict[str, Rows]
+    validation: dict[str, Rows]
+    test: dict[str, Rows]
 
 
-def open_splits(config: Config, revision: str | None, lanes: int) -> Splits:
+def open_splits(config: Config, revisions: Mapping[str, str], lanes: int) -> Splits:
     """Open the splits of a config, so that one that is missing, or lacks a column, is named before anything is trained.
 
     Args:
-        revision: the commit at which a data set of the Hub is read; None for data that are not on the Hub.
+        revisions: the commits at which data sets of the Hub are read, by `DataConfig.places`.
         lanes: shares of the training rows that are read by themselves.
     """
-    data = config.data.model_copy(update={"revision": revision})
-    columns = get_task(config.task).columns(config)
-    train, validation, test = (
-        None if name is None else open_split(data, name, columns) for name in (data.train, data.validation, data.test)
-    )
-    assert train is not None
-    has_shards = isinstance(train, Dataset) or is_divisible(train.num_shards, lanes)
-    return Splits(train, train if has_shards else open_split(data, data.train, columns, lanes), validation, test)
+    data = config.data.pinned(revisions)
+
+    def open_one(rows: DataConfig, split: str, name: str, lanes: int = 1) -> Rows:
+        with errors_of(place_of(split, name)):
+            columns = get_task(config.task).columns(config.with_data(rows))
+            return open_split(rows, getattr(rows, split), columns, lanes)
+
+    train = {name: open_one(rows, "train", name) for name, rows in data.corpora.items()}
+    held_out = {
+        split: {name: open_one(rows, split, name) for name, rows in data.held_out(split).items()}
+        for split in HELD_OUT_SPLITS
+    }
+    shared = {
+        name: rows
+        if isinstance(rows, Dataset) or is_divisible(rows.num_shards, lanes)
+        else open_one(data.corpora[name], "train", name, lanes)
+        for name, rows in train.items()
+    }
+    return Splits(train, shared, **held_out)
 
 
 def build_task_and_model(
@@ -164,14 +183,25 @@ def build_task_and_model(
 ) -> tuple[Task, PreTrainedModel]:
     """Make what is learned and what learns it, new or from a checkpoint: tokenizer, model and task."""
 
-    def train_rows() -> Iterator[dict[str, Any]]:
-        return seen.watch(iterate_rows(splits.train, retry_seconds(config.data)))
+    readers = {
+        name: partial(iterate_rows, splits.train[name], retry_seconds(corpus))
+        for name, corpus in config.data.corpora.items()
+    }
+
+    def all_rows() -> Iterator[dict[str, Any]]:
+        return seen.watch(chain.from_iterable(reader() for reader in readers.values()))
+
+    def typical_rows() -> Iterator[dict[str, Any]]:
+        if config.data.mix is None:
+            return all_rows()
+        stages = plan_stages(config.data, count_rows(config.data, splits.train))
+        return seen.watch(interleave(readers, stages[0].shares))
 
     task_class = get_task(config.task)
     pretrained = None if "from" not in config.model else resume.checkpoint or find_pretrained(config)
     path = resume.checkpoint or config.tokenizer.path or pretrained
-    tokenizer = prepare_tokenizer(config, train_rows(), path)
-    data_settings = task_class.model_settings(config, train_rows())
+    tokenizer = prepare_tokenizer(config, typical_rows(), path)
+    data_settings = task_class.model_settings(config, all_rows())
     if resume.checkpoint is not None:
         data_settings = stored_settings(resume.checkpoint, data_settings)
     model = build_model(config, tokenizer, seed, data_settings, pretrained, is_new=resume.checkpoint is None)
@@ -182,11 +212,20 @@ def build_task_and_model(
 
 
 def encode_held_out(config: Config, task: Task, splits: Splits) -> dict[str, list[Feature]]:
-    """Encode all rows of validation and test, so that a bad one is named before anything is trained."""
-    return {
-        "validation": encode_opened(config, task, splits.validation, config.data.validation),
-        "test": encode_opened(config, task, splits.test, config.data.test),
-    }
+    """Encode all rows of validation and test, so that a bad one is named before anything is trained.
+
+    Returns:
+        The features of each set, by its place: validation, or validation.SET; test likewise.
+    """
+    opened: dict[HeldOutSplit, dict[str, Rows]] = {"validation": splits.validation, "test": splits.test}
+    features = {}
+    for split in HELD_OUT_SPLITS:
+        for name, rows in config.data.held_out(split).items():
+            place = place_of(split, name)
+            with errors_of(place):
+                here = config.with_data(rows)
+                features[place] = encode_opened(here, task, opened[split][name], getattr(rows, split))
+    return features
 
 
 def heed(findings: Sequence[Finding]) -> None:
@@ -203,7 +242,7 @@ def build_trainer(
     task: Task,
     model: PreTrainedModel,
     splits: Splits,
-    validation: list[Feature],
+    held_out: dict[str, list[Feature]],
     metrics: list[Metric],
     resume: ResumePoint,
     lanes: int,
@@ -211,7 +250,8 @@ def build_trainer(
     """Make the trainer with its batches.
 
     Args:
-        validation: features of all its rows; `evaluation.max_rows` says how many are used while training.
+        held_out: features of all rows of validation, by place; `evaluation.max_rows` says how many of each set are used
+            while training.
         lanes: of the training rows.
 
     Raises:
@@ -219,7 +259,12 @@ def build_trainer(
             the run would not use.
     """
     max_rows = config.evaluation.max_rows or math.inf
-    shown = task.to_evaluation([feature for feature in validation if feature["sample_id"] < max_rows])
+    first = {
+        place: [feature for feature in features if feature["sample_id"] < max_rows]
+        for place, features in held_out.items()
+    }
+    shown = join_sets(task, first, "validation")
+    check_best_group(args, groups_of(shown))
     if "from" not in config.model and task.tokenizer is not None:
         # What a pretrained model's tokenizer keeps is for those who trained it to judge.
         check_tokenizer(config, task.tokenizer, [feature["source"] for feature in shown[:CHECKED_TEXTS]])
@@ -282,13 +327,13 @@ def finish(
     last, drawn, task = None, [], trainer.task
     if config.evaluation.average_checkpoints is not None:
         trainer.load_average(config.evaluation.average_checkpoints)
-    for name, features in held_out.items():
-        if features:
-            drawn = task.to_evaluation(features)
+    for split in HELD_OUT_SPLITS:
+        if features := join_sets(task, held_out, split):
+            drawn = features
             last = trainer.score(drawn, trainer.model.generation_config if trainer.model.can_generate() else None)
-            scores[name] = last.scores
+            scores[split] = last.scores
     refuse_divergence(scores, folder.path)
-    scores["training"] = trainer.skipped
+    scores["training"] = trainer.skipped | ({"corpora": trainer.corpora} if trainer.corpora else {})
     fail_together(lambda: trainer.save_model(str(folder.path)))
     model = trainer.unsharded_model()
     fail_together(lambda: task.draw(model, drawn, folder.path), main_only=True)
@@ -319,7 +364,10 @@ def write_progress_card(config: Config, trainer: TeacherForcingTrainer, folder: 
     logs = (line for line in reversed(trainer.state.log_history) if "eval_loss" in line)
     last: dict[str, Any] = next(logs, {})
     numbers = {name.removeprefix("eval_"): value for name, value in last.items() if name.startswith("eval_")}
-    write_card_and_curves(config, trainer, folder, {"validation": numbers} if numbers else {})
+    scores: dict[str, dict[str, Any]] = {"validation": numbers} if numbers else {}
+    if trainer.corpora:
+        scores["training"] = {"corpora": trainer.corpora}
+    write_card_and_curves(config, trainer, folder, scores)
 
 
 def write_card_and_curves(
@@ -331,8 +379,7 @@ def write_card_and_curves(
         trainer.state.log_history, folder / CURVES_FILE, task.drawn_score, config.label_smoothing
     )
     example = trainer.validation[0]["source"] if trainer.validation else "..."
-    data = config.data.model_copy(update={"revision": trainer.start.revision})  # the commit that was read
-    pinned = config.model_copy(update={"data": data})
+    pinned = config.with_data(config.data.pinned(trainer.start.revisions))  # the commits that were read
     text = render_card(
         pinned, task, trainer.plain_model, trainer.state, scores, example, describe_phases(trainer.start.phases)
     )

@@ -4,7 +4,7 @@ import json
 import logging
 import resource
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import Any
 from accelerate import PartialState
 from filelock import FileLock, Timeout
 
-from pipeline.config import Config
+from pipeline.config import Config, DataConfig
 from pipeline.data.hub_reading import is_on_hub, resolve_commit
 from pipeline.data.lanes import begin_other_data
-from pipeline.data.splits import fingerprint_splits
+from pipeline.data.splits import fingerprint_split
+from pipeline.data_config import errors_of
 from pipeline.errors import ConfigError, RunError, is_storage_error, one_line
 from pipeline.manifest import MANIFEST_FILE, damage, damage_if_described, describe, describe_content, to_json
 from pipeline.tasks.config_loading import load_config
@@ -24,12 +25,12 @@ from pipeline.tasks.registry import get_task
 from pipeline.training import checkpoints
 from pipeline.training.changes import (
     REFUSED,
-    change_training_data,
     changed_content,
     describe_phases,
     differences,
     list_of,
     need_consent,
+    other_training_data,
 )
 from pipeline.training.checkpoints import CONFIG_FILE, NEW_RUN, STATE_FILE, Phase, RunState, find_config
 from pipeline.training.ranks import WriteError
@@ -38,7 +39,7 @@ METRICS_FILE = "metrics.json"  # of a finished run: its scores
 LOCK_FILE = ".lock"
 LOCK_PATIENCE = 10.0  # seconds; a run whose launcher was killed needs a moment to notice
 
-HUB_KEYS = {"data.path", "data.revision"}  # other data are read at their own newest commit
+OF_MIX = "mix."  # the places of its corpora begin so
 
 logger = logging.getLogger(__name__)
 
@@ -161,21 +162,22 @@ class RunFolder:
         if fixed := _fixed(since):
             raise ConfigError(self._explain(f"whose {checkpoint} has other settings ({', '.join(since)})", fixed))
 
-        revision = state.revision
-        if is_on_hub(config.data.path) and (HUB_KEYS & {*changed, *since} or not (checkpoint or self.is_finished)):
-            revision = resolve_commit(config.data.path, config.data.revision, config.data.hub_patience)
-        fingerprints = fingerprint_splits(config.data, revision, get_task(config.task).columns(config))
+        before = None
+        if checkpoint or self.is_finished:
+            before = load_config(find_config(checkpoint)) if checkpoint else known
+        revisions = find_revisions(config.data, None if before is None else before.data, state.revisions)
+        fingerprints = find_fingerprints(config, revisions)
         content = changed_content((recorded or state).fingerprints, fingerprints)
         if content and not accept_changes:
             raise ConfigError(self._explain(f"on other data: {', '.join(content)} changed", []))
         if self.is_finished and not (damaged or changed or content):
             return ResumePoint(is_finished=True)
         if checkpoint is None:
-            return ResumePoint(state=RunState(revision=revision, fingerprints=fingerprints))
+            return ResumePoint(state=RunState(revisions=revisions, fingerprints=fingerprints))
         if state.fingerprints is None:
             logger.info("%s does not say on which data it was trained, so they are not compared", checkpoint)
         since |= changed_content(state.fingerprints, fingerprints)
-        return ResumePoint(checkpoint, _go_on(state, checkpoint, since, revision, fingerprints), tuple(since))
+        return ResumePoint(checkpoint, _go_on(state, checkpoint, since, revisions, fingerprints), tuple(since))
 
     def _explain(self, found: str, fixed: list[str]) -> str:
         """Say which run is in the folder, and what to do."""
@@ -239,6 +241,47 @@ class RunFolder:
             return None
 
 
+def find_revisions(data: DataConfig, before: DataConfig | None, known: Mapping[str, str]) -> dict[str, str]:
+    """Return the commits at which data sets of the Hub are read, by `places`; the same data set has one.
+
+    Args:
+        before: the data of the run that goes on, which are read at the commits that are known of them.
+
+    Raises:
+        ConfigError: when a data set cannot be reached.
+    """
+    places = {} if before is None else before.places
+    newest: dict[tuple[str, str | None], str] = {}
+    revisions = {}
+    for place, (rows, _) in data.places.items():
+        if not is_on_hub(rows.path):
+            continue
+        asked = (rows.path, rows.revision)
+        same = [old for old, (earlier, _) in places.items() if (earlier.path, earlier.revision) == asked]
+        commit = next((known[old] for old in same if old in known), newest.get(asked))
+        with errors_of(place):
+            revisions[place] = commit or resolve_commit(*asked, data.hub_patience)
+        newest[asked] = revisions[place]
+    return revisions
+
+
+def find_fingerprints(config: Config, revisions: Mapping[str, str]) -> dict[str, str]:
+    """Return a hash of all that a run reads, by `DataConfig.places`.
+
+    Args:
+        revisions: the commits of data sets of the Hub.
+
+    Raises:
+        ConfigError, DataError: as `open_split`.
+    """
+    fingerprints = {}
+    for place, (rows, split) in config.data.pinned(revisions).places.items():
+        with errors_of(place):
+            columns = get_task(config.task).columns(config.with_data(rows))
+            fingerprints[place] = fingerprint_split(rows, split, columns)
+    return fingerprints
+
+
 def _fixed(changes: Iterable[str]) -> list[str]:
     return [key for key in changes if list_of(key) is REFUSED]
 
@@ -247,17 +290,22 @@ def _go_on(
     state: RunState,
     checkpoint: Path,
     changes: dict[str, list[Any]],
-    revision: str | None,
+    revisions: dict[str, str],
     fingerprints: dict[str, str],
 ) -> RunState:
     """Return the state of a checkpoint as a run goes on with it: other rows are read from the first one on."""
     phases, position = state.phases, state.data
     if changes:
         phases = [*phases, Phase(checkpoints.read_steps(checkpoint) + 1, changes)]
-    if change_training_data(changes, is_known=state.fingerprints is not None):
-        logger.warning("the training data are others than before: going on with the first of them")
-        position = begin_other_data(position) if position else None
-    return replace(state, data=position, revision=revision, fingerprints=fingerprints, phases=phases)
+    others = other_training_data(state.fingerprints, fingerprints, changes)
+    if others is not None:
+        logger.warning(
+            "the training data are others than before (%s): going on with the first of them", ", ".join(sorted(others))
+        )
+        is_mix = all(place.startswith(OF_MIX) for place in others)  # and was one before
+        names = {place.removeprefix(OF_MIX) for place in others}
+        position = begin_other_data(position, names if is_mix else None) if position else None
+    return replace(state, data=position, revisions=revisions, fingerprints=fingerprints, phases=phases)
 
 
 def write_text(path: Path, text: str) -> None:

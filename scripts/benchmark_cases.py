@@ -105,7 +105,7 @@ def build(config: Config, lanes: int = 1) -> tuple[BatchLoader, Seq2SeqTransform
     model = Seq2SeqTransformerConfig(vocab_size=len(tokenizer), **config.model)
     task = get_task(config.task).from_model(tokenizer, model, config)
     rows = open_split(config.data, config.data.train, task.columns(config), lanes)
-    return build_loader(config, training_arguments(config), task, rows, lanes), model
+    return build_loader(config, training_arguments(config), task, {"": rows}, lanes), model
 
 
 def encode(config: Config, tokenizer: Any) -> list[dict[str, list[int]]]:
@@ -201,7 +201,7 @@ def generate_ids(arguments: argparse.Namespace, name: str, beams: int) -> dict[s
     """
     config = load_config(arguments.config, arguments.overrides)
     model, task = load_trained(arguments.checkpoint)
-    rows = open_split(config.data, config.data.test or "test", task.columns(config))
+    rows = open_split(config.data, str(config.data.test or "test"), task.columns(config))
     texts = [row["source"] for row in rows]
     options = GenerationConfig(
         num_beams=beams,

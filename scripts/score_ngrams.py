@@ -41,8 +41,8 @@ def score(arguments: argparse.Namespace) -> None:
     model, task = load_trained(arguments.checkpoint)
     if not isinstance(task, LanguageModeling):
         raise ConfigError(f"{arguments.checkpoint}: {config.task} has no n-grams to compare with")
-    train = encode_split(config, task, config.data.train)
-    test = encode_split(config, task, getattr(config.data, arguments.split))
+    train = encode_split(config, task, "train")
+    test = encode_split(config, task, arguments.split)
     if not train or not test:
         raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
     train_ids, test_ids, vocab_size = task.join(train), task.join(test), model.config.vocab_size

@@ -14,6 +14,8 @@ from tests.conftest import ROOT
 FLOORS = [
     {
         "config",
+        "data_config",
+        "section",
         "library_settings",
         "languages",
         "source",
@@ -36,10 +38,22 @@ FLOORS = [
     {"commands"},
     {"cli"},
 ]
-LEAVES = ("library_settings", "languages", "signals", "errors", "manifest", "plots", "memory", "models", "decoding")
+LEAVES = (
+    "section",
+    "library_settings",
+    "languages",
+    "signals",
+    "errors",
+    "manifest",
+    "plots",
+    "memory",
+    "models",
+    "decoding",
+)
 GROUND: dict[str, set[str]] = {name: set() for name in LEAVES}
-GROUND |= {"source": {"errors"}, "config": {"errors", "languages", "library_settings", "source"}}
-GROUND["data"] = {"config", "errors", "manifest", "signals"}
+GROUND |= {"source": {"errors"}, "data_config": {"errors", "library_settings", "section", "source"}}
+GROUND["config"] = {"data_config", "errors", "languages", "library_settings", "section", "source"}
+GROUND["data"] = {"config", "data_config", "errors", "manifest", "signals"}
 SOURCES = [path for folder in ("pipeline", "tokenizer", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
 TOP_LEVEL = {"pipeline", "tokenizer", "configs", "scripts", "tests", "README.md", "pyproject.toml"}
 BESIDE = {"Makefile", "LICENSE", "CHANGELOG.md", "SECURITY.md", "constraints.txt"}
@@ -147,7 +161,9 @@ def test_the_top_level_is_as_agreed():
 
 TESTS = ROOT / "tests"
 TESTED_ELSEWHERE = {  # module -> where
+    "pipeline/data/lane_rows.py": "tests/data, by the streams that stand on it: of one data set, and of a mixture",
     "pipeline/data/readers/text_lines.py": "tests/data/readers, by the two readers that stand on it",
+    "pipeline/section.py": "tests/test_config.py, by the sections that stand on it",
 }
 OF_THE_WHOLE = {  # what no single module answers for
     "models/test_contract.py": "what the ecosystem's tools do with a model",

@@ -54,7 +54,7 @@ def test_there_are_shipped_configs():
         ("data:\n  path: x\n  path: y\n", r"not valid YAML"),
         ("data: [\n", r"not valid YAML"),
         ("- data\n", r"must hold sections"),
-        ("data: {path: ''}\n", r"data.path: String should have at least 1 character"),
+        ("data: {path: ''}\n", r"data.path is missing; give it in the file or as data.path=..."),
         ("data: {path: x, streaming: 1}\n", r"data.streaming: .*bool"),
         ("data: {path: x, shuffle_window: true}\n", r"data.shuffle_window: .*integer"),
         ("data: {path: x, shuffle_window: '3'}\n", r"data.shuffle_window: .*integer"),

@@ -3,11 +3,12 @@
 import json
 import math
 import os
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, TrainerState
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.run import train, use_all_cores
@@ -381,3 +382,128 @@ def test_packed_batches_train_compiled(make_config):
             )
         )
     assert graphs[-1] == graphs[9] <= 6  # two of their own shape, then two of any shape
+
+
+@pytest.fixture
+def mixed(make_config, data_set, tmp_path):
+    """Makes the config of a run on a stream of the Hub, JSON lines and CSV with bad rows, in two stages."""
+    name, commit = data_set("parquet")
+    rows = [{"en": f"a {number}", "de": f"{number} a"} for number in range(40)]
+    (tmp_path / "clean.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "noisy.csv").write_text("en,de\n" + "b 1,1 b\n,2 b\n" * 20)
+    news = {"path": str(tmp_path / "clean.jsonl"), "split": "train", "source": "en", "target": "de"}
+    data = {
+        "path": name,
+        "streaming": True,
+        "options": {},
+        "mix": {
+            "hub": {"rows": 300},
+            "clean": {"path": str(tmp_path / "clean.jsonl"), "source": "en", "target": "de", "streaming": False},
+            "noisy": {"path": str(tmp_path / "noisy.csv"), "source": "en", "target": "de", "streaming": False},
+            "unused": {"path": "owner/not-there"},
+        },
+        "stages": [
+            {"until": "32 rows", "weights": {"hub": 1, "clean": 1, "noisy": 0, "unused": 0}},
+            {"weights": {"hub": 2, "clean": 1, "noisy": 1, "unused": 0}},
+        ],
+        "validation": {"news": news, "hub": {"split": "train[:8]", "streaming": False}},
+        "test": {"news": news},
+        "on_bad_row": "skip",
+        "shuffle_window": 16,
+    }
+
+    def make(output: str = "run", **changes):
+        training = {
+            "max_steps": 8,
+            "eval_steps": 4,
+            "save_steps": 4,
+            "metric_for_best_model": "hub_loss",
+            "output_dir": str(tmp_path / output),
+            **changes.pop("training", {}),
+        }
+        changes["data"] = data | changes.get("data", {})
+        return make_config(training=training, tokenizer={"kind": "word", "vocab_size": 500}, **changes)
+
+    return make, commit
+
+
+def test_a_mix_in_a_run(mixed, tmp_path):
+    make, commit = mixed
+    scores = train(make()).scores
+    assert {"loss", "news_loss", "news_exact_match", "hub_loss", "hub_token_accuracy"} <= scores["validation"].keys()
+    both = [scores["validation"][f"{name}_loss"] for name in ("news", "hub")]
+    assert scores["validation"]["loss"] == pytest.approx(sum(both) / 2) and both[0] != both[1]
+    assert scores["test"]["loss"] == scores["test"]["news_loss"]
+    corpora = scores["training"]["corpora"]
+    assert [*corpora] == ["hub", "clean", "noisy"]  # the one without weight was never opened
+    assert sum(corpus["rows"] for corpus in corpora.values()) == 8 * 8
+    assert corpora["noisy"]["bad_rows"] == scores["training"]["skipped_rows"] > 0
+    assert corpora["clean"]["passes"] == corpora["clean"]["rows"] / 40
+    assert corpora["hub"]["tokens"] == pytest.approx(corpora["hub"]["rows"] * (4 + 4), rel=0.1)
+    assert logged(tmp_path / "run", "eval_hub_loss") and logged(tmp_path / "run", "corpora/hub/rows")
+    state = TrainerState.load_from_json(tmp_path / "run" / "checkpoint-8" / "trainer_state.json")
+    assert state.best_metric == min(line["eval_hub_loss"] for line in state.log_history if "eval_hub_loss" in line)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert (
+        f"- hub: `me/test_a_mix_in_a_run`, split `train`, column `source` to column `target`, at revision `{commit}`"
+        in card
+    )
+    assert f"| clean | {corpora['clean']['rows']} |" in card
+    assert "name: me/test_a_mix_in_a_run (hub)" in card and "name: me/test_a_mix_in_a_run\n" not in card
+
+
+@pytest.mark.parametrize("step", [3, 4, 6])
+def test_a_mix_goes_on_bit_for_bit(mixed, tmp_path, step):
+    """The first stage ends after 32 rows, which are four steps."""
+    make, _ = mixed
+    short = {"save_steps": step, "eval_steps": step}
+    whole = train(make("whole", training=short))
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    for path in (tmp_path / "run").glob("checkpoint-*"):
+        if path.name != f"checkpoint-{step}":
+            shutil.rmtree(path)
+    for name in ("metrics.json", "model.safetensors", "manifest.json"):
+        (tmp_path / "run" / name).unlink()
+    again = train(make("run", training=short))
+    assert again.scores == whole.scores
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_a_mix_goes_on_with_other_corpora(mixed, tmp_path, caplog):
+    make, _ = mixed
+    train(make())
+    weights = [{"weights": {"hub": 0, "clean": 1, "noisy": 0, "unused": 0}}]
+    changed = make(data={"stages": weights}, training={"max_steps": 12})
+    with pytest.raises(ConfigError, match=r"other settings \(data.stages, training.max_steps\)"):
+        train(changed)
+    before = json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]["corpora"]
+    after = train(changed, accept_changes=True).scores["training"]["corpora"]
+    assert after == {"clean": after["clean"]} and after["clean"]["rows"] == before["clean"]["rows"] + 4 * 8
+    (tmp_path / "clean.jsonl").write_text('{"en": "a 1", "de": "1 a"}\n' * 20)
+    with pytest.raises(ConfigError, match=r"on other data: .*the content of data.mix.clean"):
+        train(changed)
+    with caplog.at_level("WARNING"):
+        train(make(data={"stages": weights}, training={"max_steps": 16}), accept_changes=True)
+    assert "the training data are others than before (mix.clean): going on with the first of them" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data": {"lanes": 41}}, r"data.mix.clean: data.lanes: 41 lanes need as many training rows, and there are 40"),
+        ({"training": {"max_steps": -1}}, r"training.max_steps: corpora of a mix have passes of their own"),
+        ({"training": {"save_strategy": "epoch"}}, r"training.save_strategy: each corpus of a mix has passes of its"),
+        ({"training": {"metric_for_best_model": "hob_loss"}}, r"'hob_loss' is not scored; did you mean hub_loss\?"),
+        ({"data": {"stages": None, "temperature": 2.0}}, r"data.mix.unused: .*not-there"),
+        ({"data": {"mix": {"hub": {}}, "stages": None}}, r"data.mix.hub.rows: shares by size need the number of rows"),
+    ],
+)
+def test_a_mix_that_cannot_be(mixed, no_step, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        train(mixed[0](**changes))
+
+
+def test_a_mix_of_a_running_text(make_config, no_step):
+    with pytest.raises(ConfigError, match=r"data.mix: the rows of language_modeling belong together; give one corpus"):
+        train(make_config("language_modeling", data={"mix": {"a": {}}, "options": {}}, evaluation={"metrics": []}))

@@ -13,12 +13,11 @@ from safetensors.torch import load_file
 
 from pipeline import run_folder
 from pipeline.data.batch_stream import Position
-from pipeline.data.splits import fingerprint_splits
 from pipeline.errors import ConfigError, RunError
 from pipeline.inference.generation import generate
 from pipeline.manifest import damage
 from pipeline.run import train
-from pipeline.run_folder import RunFolder, explain_storage, write_text
+from pipeline.run_folder import RunFolder, explain_storage, find_fingerprints, write_text
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.trained_model import load_trained
 from pipeline.training.checkpoints import NEW_RUN, Phase, commit, find_config, save_run_state
@@ -96,7 +95,7 @@ def stopped(make_config, tmp_path):
         return make_config(data=section, **changes)
 
     folder = RunFolder(make().output_dir)
-    state = replace(NEW_RUN, fingerprints=fingerprint_splits(make().data, None, make().data.columns))
+    state = replace(NEW_RUN, fingerprints=find_fingerprints(make(), {}))
     folder.begin(make(), state)
     staging = folder.path / "staging"
     staging.mkdir()

@@ -4,7 +4,7 @@ import difflib
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,7 @@ def train(
     eos_position: str = "end",
     max_length: int = 512,
     max_texts: int = 1_000_000,
+    guarded: Sequence[str] = (),
 ) -> PreTrainedTokenizerFast:
     """Learn a vocabulary.
 
@@ -155,6 +156,7 @@ def train(
             reads one text after another, can go on from a prompt (as GPT-2 from its <|endoftext|>); prompts are then
             padded on the left.
         max_length: the `model_max_length` that the tokenizer will state.
+        guarded: patterns of special tokens that are added later, which no text can then hold; each begins with `<`.
 
     Returns:
         A tokenizer that takes `</s>` written in a text for what it is: text.
@@ -173,7 +175,7 @@ def train(
     if lowercase:
         steps = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
         tokenizer.normalizer = normalizers.Sequence(steps)
-    _guard(tokenizer, SPECIAL_TOKENS)
+    _guard(tokenizer, SPECIAL_TOKENS, guarded)
     too_small = f"tokenizer.vocab_size: {vocab_size} is too small for the characters of these texts in kind {kind}"
     try:
         tokenizer.train_from_iterator(itertools.chain([first], lines), trainer)
@@ -200,7 +202,7 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
             yield stripped
 
 
-def _guard(tokenizer: Tokenizer, special_tokens: Iterable[str]) -> None:
+def _guard(tokenizer: Tokenizer, special_tokens: Iterable[str], patterns: Iterable[str] = ()) -> None:
     """Keep special tokens out of reach of texts: one that is written out is split behind its first character.
 
     `split_special_tokens` is not enough: a model whose vocabulary holds `</s>` finds it there like any other word.
@@ -208,6 +210,8 @@ def _guard(tokenizer: Tokenizer, special_tokens: Iterable[str]) -> None:
     rests = defaultdict(list)
     for token in special_tokens:
         rests[token[0]].append(re.escape(token[1:]))
+    for expression in patterns:
+        rests[expression[0]].append(expression[1:])
     pattern = "|".join(f"{re.escape(first)}(?={'|'.join(rest)})" for first, rest in rests.items())
     guard = pre_tokenizers.Split(Regex(pattern), behavior="merged_with_previous")
     before = tokenizer.pre_tokenizer

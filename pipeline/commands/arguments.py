@@ -26,6 +26,16 @@ def add_engine(parser: Parser) -> None:
     )
 
 
+def add_languages(parser: Parser) -> None:
+    parser.add_argument(
+        "--target-lang",
+        type=name,
+        metavar="CODE",
+        help="language to translate into, where the model knows several: de, fr_XX, as its card says",
+    )
+    parser.add_argument("--source-lang", type=name, metavar="CODE", help="language of the texts, where it is told that")
+
+
 def positive(argument: str) -> int:
     """Read a number of things."""
     return _whole_number(argument, 1, 2**31)

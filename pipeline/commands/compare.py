@@ -187,23 +187,24 @@ def _predict(
         texts = generate(model, task, sources.lines)
         return Answers(str(folder), texts, sources.lines), metrics, None
     config = load_config(find_config(folder))
-    name = getattr(config.data, split)
-    if name is None:
+    if split != "train" and not config.data.held_out(split):
         raise ConfigError(f"{folder}: its config has no data.{split}; choose another --split, or give --sources")
     result = evaluate_features(
         model,
         task,
-        encode_split(config, task, name),
+        encode_split(config, task, split),
         batch_size=BATCH_SIZE,
         generation=getattr(model, "generation_config", None),
         metrics=[exact_match],  # so that texts are generated
     )
     rows = result.predictions
+    corpora = [row.corpus for row in rows if row.corpus is not None]
     answers = Answers(
         str(folder),
         [row.prediction or "" for row in rows],
         [row.source for row in rows],
         [row.reference for row in rows],
+        corpora if len(corpora) == len(rows) else None,
     )
     return answers, metrics, config.evaluation.sacrebleu
 

@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.commands.arguments import Parser, add_engine, name, path, positive, seed
+from pipeline.commands.arguments import Parser, add_engine, add_languages, name, path, positive, seed
 from pipeline.commands.process import is_main, quick_imports
 from pipeline.commands.texts import check_text, decode, lines_of
 from pipeline.errors import ConfigError
@@ -21,6 +21,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--file", type=path, help="read the source texts from this file, one a line")
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="texts at a time (default: 128)")
     parser.add_argument("--seed", type=seed, metavar="N", help="for sampling")
+    add_languages(parser)
     add_engine(parser)
     parser.add_argument(
         "--set",
@@ -53,7 +54,14 @@ def run(arguments: Namespace) -> None:
     if arguments.seed is not None:
         torch.manual_seed(arguments.seed + int(os.environ.get("RANK", "0")))
     try:
-        answers = generate(model, task, texts, batch_size=arguments.batch_size)
+        answers = generate(
+            model,
+            task,
+            texts,
+            batch_size=arguments.batch_size,
+            source_lang=arguments.source_lang,
+            target_lang=arguments.target_lang,
+        )
     except (ValueError, TypeError) as error:
         if not arguments.set:
             raise

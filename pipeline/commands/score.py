@@ -3,9 +3,10 @@
 import json
 import sys
 from argparse import Namespace
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 from pipeline.commands.arguments import Parser, add_engine, path, positive
 from pipeline.commands.process import is_main, quick_imports
@@ -24,7 +25,18 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="run metrics that are not built in: code, which the config found beside a checkpoint may name",
     )
-    parser.add_argument("--predictions", type=path, help="write one JSON line a sample: source, reference, prediction")
+    parser.add_argument(
+        "--predictions",
+        type=path,
+        help="write one JSON line a sample: source, reference, prediction, and corpus where there are several",
+    )
+    parser.add_argument(
+        "--per-row",
+        type=path,
+        metavar="FILE",
+        help="write one JSON line a row of the split: row (its number), log_probability (of the target, in nats) and "
+        "items (the tokens that it is a sum of)",
+    )
 
 
 def run(arguments: Namespace) -> None:
@@ -42,17 +54,24 @@ def run(arguments: Namespace) -> None:
 
     transformers_logging.disable_progress_bar()
     config = load_config(arguments.config or find_config(arguments.checkpoint), arguments.overrides)
-    split = getattr(config.data, arguments.split)
-    if split is None:
+    if arguments.split != "train" and not config.data.held_out(arguments.split):
         raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
     if not arguments.allow_metric_code:
         refuse_metric_code(config.evaluation.metrics)
     model, task = load_engine(arguments.engine, arguments.checkpoint)
     if not isinstance(task, get_task(config.task)):
         raise ConfigError(f"task: {arguments.checkpoint} is not a model for {config.task}")
+    if arguments.per_row and not task.has_log_probabilities:
+        raise ConfigError(
+            f"--per-row: a model for {config.task} gives no probability of what it predicts; its loss is not made of "
+            "log-probabilities; leave --per-row out"
+        )
     metrics = load_metrics(config.evaluation)
-    features = encode_split(config, task, split)
-    with _open_predictions(arguments.predictions if is_main() else None) as stream:
+    features = encode_split(config, task, arguments.split)
+    with (
+        _open_lines("--predictions", arguments.predictions) as write_predictions,
+        _open_lines("--per-row", arguments.per_row) as write_rows,
+    ):
         result = evaluate_features(
             model,
             task,
@@ -61,10 +80,8 @@ def run(arguments: Namespace) -> None:
             generation=getattr(model, "generation_config", None),
             metrics=metrics,
         )
-        if stream is not None:
-            with explain_path(f"--predictions {arguments.predictions}"), stream:
-                for prediction in result.predictions:
-                    print(json.dumps(vars(prediction), ensure_ascii=False), file=stream)
+        write_predictions(result.predictions)
+        write_rows(task.score_rows(features, result.sums) if arguments.per_row else ())
     if not is_main():
         return
     if missing := sorted(task.scores.keys() - result.scores.keys()):
@@ -72,9 +89,23 @@ def run(arguments: Namespace) -> None:
     print(json.dumps(result.scores, indent=2))
 
 
-def _open_predictions(path: Path | None) -> AbstractContextManager[IO[str] | None]:
-    """Open the file before the scoring, so that a wrong path costs no time."""
-    if path is None:
-        return nullcontext()
-    with explain_path(f"--predictions {path}"):
-        return path.open("w", encoding="utf-8")
+@contextmanager
+def _open_lines(option: str, path: Path | None) -> Iterator[Callable[[Iterable[Any]], None]]:
+    """Open a file before the scoring, so that a wrong path costs no time; what it yields writes a JSON line an object.
+
+    It writes nothing where no path is given, and on the main process only.
+    """
+    if path is None or not is_main():
+        yield lambda objects: None
+        return
+
+    def write(objects: Iterable[Any]) -> None:
+        with explain_path(f"{option} {path}"), stream:
+            for one in objects:
+                fields = {name: value for name, value in vars(one).items() if name != "corpus" or value is not None}
+                print(json.dumps(fields, ensure_ascii=False), file=stream)
+
+    with explain_path(f"{option} {path}"):
+        stream = path.open("w", encoding="utf-8")
+    with stream:
+        yield write

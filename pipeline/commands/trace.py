@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from pipeline.commands.arguments import Parser, name, path
+from pipeline.commands.arguments import Parser, add_languages, name, path
 from pipeline.commands.process import quick_imports
 from pipeline.commands.texts import check_text
 from pipeline.errors import ConfigError, explain_path
@@ -15,6 +15,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("source", help="text that the encoder reads")
     parser.add_argument("target", help="text that the decoder should say, fed to it token by token")
+    add_languages(parser)
     parser.add_argument(
         "--output", type=path, default=Path("trace.html"), help="the page; the picture goes beside it as .png"
     )
@@ -39,7 +40,8 @@ def run(arguments: Namespace) -> None:
 
     transformers_logging.disable_progress_bar()
     model, task = load_trained(arguments.checkpoint)
-    result = trace(model, task, arguments.source, arguments.target)
+    languages = (arguments.source_lang, arguments.target_lang)
+    result = trace(model, task, arguments.source, arguments.target, *languages)
     with explain_path(f"--output {page}"):
         write_page(result, page)
         write_picture(result, picture)

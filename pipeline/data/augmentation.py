@@ -45,7 +45,7 @@ class Augmentation:
             self.ranks = merge_ranks(tokenizer)
 
     def __call__(self, feature: Feature, generator: np.random.Generator) -> Feature:
-        ids = self._segment(feature["source"], generator) if self.config.bpe_dropout else feature["input_ids"]
+        ids = self._segment(feature, generator) if self.config.bpe_dropout else feature["input_ids"]
         places = [place for place, token in enumerate(ids) if token not in self.special]
         if not places:
             return feature
@@ -76,14 +76,19 @@ class Augmentation:
                 longer.append(random_token)
         return longer
 
-    def _segment(self, text: str, generator: np.random.Generator) -> list[int]:
-        """Encode a text whose words are merged anew, each merge being left out with the probability of the config.
+    def _segment(self, feature: Feature, generator: np.random.Generator) -> list[int]:
+        """Encode a source whose words are merged anew, each merge being left out with the probability of the config.
+
+        What stands around the text, such as a language, stays.
 
         The dropout of `tokenizers` itself draws from a generator that cannot be seeded, so a run could not be repeated:
         https://github.com/huggingface/tokenizers/blob/v0.22.1/tokenizers/src/models/bpe/word.rs
         """
-        encoding = self.backend.encode(text)
-        ids: list[int] = []
+        encoding = self.backend.encode(feature["source"], add_special_tokens=False)
+        whole, length = feature["input_ids"], len(encoding.ids)
+        places = range(len(whole) - length + 1)
+        before = next((place for place in places if whole[place : place + length] == encoding.ids), 0)
+        ids: list[int] = whole[:before]
         words = encoding.word_ids
         place = 0
         while place < len(words):
@@ -96,7 +101,7 @@ class Augmentation:
             else:
                 ids += [self.ids[piece] for piece in merge(pieces, self.ranks, self.config.bpe_dropout, generator)]
             place = end
-        return ids
+        return ids + whole[before + length :]
 
 
 def merge(

@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from pipeline.data.batch_stream import BatchStream, Window
+from pipeline.data.batch_stream import LaneStream, Window
 from pipeline.data.lanes import Lanes
 from pipeline.data.rows import Feature
 from pipeline.errors import DataError, RunError
@@ -67,7 +67,7 @@ class BatchLoader:
         self.pin_memory = pin_memory
 
     @property
-    def stream(self) -> BatchStream:
+    def stream(self) -> LaneStream:
         """The stream of one lane, for what is the same in all of them."""
         return self.lanes.first
 
@@ -86,7 +86,8 @@ class BatchLoader:
         if not self.num_workers:
             streams = self.lanes.streams.items()
             return {lane: stack.enter_context(closing(stream.windows(stream.position))) for lane, stream in streams}
-        started = [stack.enter_context(closing(self._start(worker))) for worker in range(self.num_workers)]
+        useful = self.lanes.count_useful(self.num_workers)
+        started = [stack.enter_context(closing(self._start(worker))) for worker in range(useful)]
         workers = [self._receive(items, worker) for worker, items in enumerate(started)]
         return {
             lane: _in_turn([workers[worker] for worker in self.lanes.workers_of(lane, self.num_workers)])

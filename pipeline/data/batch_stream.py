@@ -22,30 +22,27 @@ stream, `stream_state` says where window 1 begins.
 """
 
 import logging
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain, count, cycle, repeat
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from datasets.exceptions import DatasetGenerationError
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import httpx
 
-from pipeline.data.hub_reading import iterate_stream
+from pipeline.data.lane_rows import LaneRows, Part
 from pipeline.data.length_grouping import Lengths, group, pack
 from pipeline.data.rows import HOW_TO_FIX, BadRow, Columns, Feature, separate
 from pipeline.errors import DataError
 
 NAMED_BAD_ROWS = 3  # of a window, in the log
-# pyarrow's and pandas' errors are ValueErrors; the others are the Hub's, when patience is at its end.
-UNREADABLE = (ValueError, DatasetGenerationError, HfHubHTTPError, httpx.TransportError, ConnectionError, EOFError)
 FIRST_ROWS = 1_000  # in the very first window, so that training begins soon whatever a window holds
-FAIR_SHARDS = 8  # of a lane, from which on one more in some lanes is a small difference
 CHUNKS_OF_WINDOW = 10  # a stream is read a tenth of a window at a time, so a window ends up to a tenth late
+Counts = dict[str, list[int]]  # name of a corpus -> rows, tokens, bad rows
+NOTHING = [0, 0, 0]
 OLD_NAMES = {"number": "pass_index", "rows": "stream_state"}  # of a Position, in checkpoints of version 0.1.0
 
 logger = logging.getLogger(__name__)
@@ -58,8 +55,8 @@ class Position:
     Attributes:
         pass_index: passes over the rows before this one.
         window: windows of this pass before this one.
-        stream_state: where the window starts in a stream: the turn of its shard, the state inside that, and the rows
-            of all lanes that were read for it; None at the beginning of a pass, and for a data set.
+        stream_state: where the window starts in a stream, see `LaneRows.read`; None at the beginning of a pass, and for
+            a data set. Of a mixture, where it starts in each corpus, see `pipeline.data.mixture`.
         first_row: rows of this pass, and this lane, before the window.
         first_batch: batches of all passes before the window.
         next_batch: batches of all passes that are consumed, over all ranks.
@@ -67,6 +64,8 @@ class Position:
         skipped_in_pass: of this pass, before the window.
         skipped_in_window: of the window.
         epoch: passes done, with the fraction of the current one where the number of rows is known.
+        used: of a mixture, rows, tokens and bad rows of each corpus before the window.
+        used_in_window: likewise, of the batches of the window that are consumed, and of all its bad rows.
     """
 
     pass_index: int = 0
@@ -79,6 +78,8 @@ class Position:
     skipped_in_pass: int = 0
     skipped_in_window: int = 0
     epoch: float = 0.0
+    used: Counts = field(default_factory=dict)
+    used_in_window: Counts = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "Position":
@@ -96,6 +97,8 @@ class Position:
             skipped_before=self.skipped_before + len(window.bad_rows),
             skipped_in_pass=self.skipped_in_pass + len(window.bad_rows),
             skipped_in_window=0,
+            used=add_counts(self.used, window.counts[-1]) if window.counts else self.used,
+            used_in_window={},
         )
 
     def begin_pass(self, pass_index: int) -> "Position":
@@ -109,6 +112,8 @@ class Position:
             first_batch=self.next_batch,
             skipped_before=self.skipped_before + self.skipped_in_window,
             skipped_in_window=0,
+            used=add_counts(self.used, self.used_in_window),
+            used_in_window={},
         )
 
 
@@ -123,6 +128,7 @@ class Window:
         num_rows: rows that were read for it, bad ones included.
         bad_rows: those that are in no batch.
         end_state: in a stream, the state behind its last row.
+        counts: of a mixture, `Position.used_in_window` behind the first n batches, at index n.
     """
 
     lane: int
@@ -131,15 +137,20 @@ class Window:
     num_rows: int
     bad_rows: list[BadRow]
     end_state: Any
+    counts: list[Counts] = field(default_factory=list)
 
 
-class BatchStream(torch.utils.data.IterableDataset):
-    """Batches of a lane without end, one pass over the rows after another, from `position` on.
+def add_counts(first: Counts, second: Counts) -> Counts:
+    """Return the sums of two counts by name."""
+    names = [*first, *(name for name in second if name not in first)]
+    pairs = [(first.get(name, NOTHING), second.get(name, NOTHING)) for name in names]
+    return {name: [a + b for a, b in zip(*pair, strict=True)] for name, pair in zip(names, pairs, strict=True)}
+
+
+class LaneStream(torch.utils.data.IterableDataset, ABC):
+    """Batches of a lane without end, from `position` on, made of windows.
 
     Args:
-        rows: a data set or a stream, with the rows of all lanes; a data set is permuted whole for each pass, a stream
-            has its shards permuted. Then every `lanes`-th row of a data set, or shard of a stream that has enough of
-            them, belongs to this lane; of a stream with fewer, every `lanes`-th row.
         encode: columns of some rows, their numbers among them as "row" -> a feature or a `BadRow` for each.
         lengths: tokens on each side of a feature; rows of like lengths share a batch.
         batch_rows: rows in a batch, where `batch_tokens` is None.
@@ -154,6 +165,11 @@ class BatchStream(torch.utils.data.IterableDataset):
         max_bad_rows: bad rows that a pass may have; they are skipped. None skips any number.
         lane, lanes: which of how many lanes is made here.
 
+    Attributes:
+        shares_windows: whether several workers can prepare the windows of a lane in turn.
+        num_rows: rows of all lanes in a pass; None where that is not known.
+        sizes: of a mixture, the rows of each corpus, by its name.
+
     Yields:
         (list of features, position): the batch, and the position from which the stream goes on behind it.
 
@@ -162,9 +178,12 @@ class BatchStream(torch.utils.data.IterableDataset):
             read.
     """
 
+    shares_windows: ClassVar[bool] = True
+    num_rows: int | None = None
+    sizes: Mapping[str, int | None] = MappingProxyType({})
+
     def __init__(
         self,
-        rows: Dataset | IterableDataset,
         encode: Callable[[Columns], list[Feature | BadRow]],
         lengths: Callable[[Feature], Lengths],
         *,
@@ -180,50 +199,30 @@ class BatchStream(torch.utils.data.IterableDataset):
         lane: int = 0,
         lanes: int = 1,
     ):
-        self.rows, self.encode, self.lengths = rows, encode, lengths
+        self.encode, self.lengths = encode, lengths
         self.batch_rows, self.batch_tokens, self.packing = batch_rows, batch_tokens, packing
         self.window, self.max_bad_rows, self.patience = window, max_bad_rows, patience
         self.make_batches, self.augment = make_batches, augment
         self.lane, self.lanes = lane, lanes
-        self.order_seed = seed  # of the order of all rows, in which the lanes take turns
         self.seed = seed if lanes == 1 else int(np.random.SeedSequence((seed, lanes, lane)).generate_state(1)[0])
         self.position = Position()
-
-    def count_batches(self) -> int:
-        """Count the batches of the first pass; reads and encodes every row of the lane once."""
-        begin = Position()
-        windows = (
-            self._make_window(read(), end_state, 0, index)
-            for index, (read, end_state) in enumerate(self._read_windows(begin))
-        )
-        return sum(len(window.batches) for _, _, window in self.with_positions(windows, begin))
 
     def __iter__(self) -> Iterator[tuple[list[Feature], Position]]:
         for start, end, window in self.with_positions(self.windows(self.position), self.position):
             for index, batch in enumerate(window.batches):
                 next_batch = start.first_batch + index + 1
                 if next_batch > self.position.next_batch:  # the others were consumed before this stream began
-                    self.position = self.position_behind(start, end, next_batch)
+                    self.position = self.position_behind(start, end, window, next_batch)
                     yield batch, self.position
 
+    @abstractmethod
     def windows(self, position: Position, worker: int = 0, num_workers: int = 1) -> Generator[Window]:
-        """Yield windows from `position` on, pass after pass; of these, every `num_workers`-th, beginning with `worker`.
+        """Yield windows from `position` on without end; of these, every `num_workers`-th, beginning with `worker`.
 
         The turns go on over the end of a pass, so that whoever asks the workers in turn gets the windows in order.
         """
-        turns = cycle(range(num_workers))
-        for pass_index in count(position.pass_index):
-            start = position if pass_index == position.pass_index else Position(pass_index)
-            is_empty = start.first_row == 0
-            for index, (read, end_state) in enumerate(self._read_windows(start), start.window):
-                is_empty = False
-                if next(turns) == worker:
-                    yield self._make_window(read(), end_state, pass_index, index)
-            if is_empty:  # or this would go on for ever
-                hint = "" if self.lanes == 1 else f" for one of data.lanes={self.lanes}; set fewer"
-                raise DataError(f"there are no training rows{hint}")
 
-    def position_behind(self, start: Position, end: Position, next_batch: int) -> Position:
+    def position_behind(self, start: Position, end: Position, window: Window, next_batch: int) -> Position:
         """Return the position from which the lane goes on with batch `next_batch`.
 
         Args:
@@ -232,8 +231,10 @@ class BatchStream(torch.utils.data.IterableDataset):
         num_batches = end.first_batch - start.first_batch
         share_of_window = min(1.0, (next_batch - start.first_batch) / num_batches) if num_batches else 1.0
         epoch = start.pass_index + self._share_of_pass(start, share_of_window)
-        # A used up window is not read again.
-        return replace(start if next_batch < end.first_batch else end, next_batch=next_batch, epoch=epoch)
+        if next_batch >= end.first_batch:  # a used up window is not read again
+            return replace(end, next_batch=next_batch, epoch=epoch)
+        used = window.counts[next_batch - start.first_batch] if window.counts else {}
+        return replace(start, next_batch=next_batch, epoch=epoch, used_in_window=used)
 
     def with_positions(
         self, windows: Iterator[Window], position: Position
@@ -261,24 +262,25 @@ class BatchStream(torch.utils.data.IterableDataset):
             last = f"; the last: {bad_rows[-1]}" if bad_rows else ""
             raise DataError(f"none of the {position.first_row} training rows can be used{last}")
 
-    def _make_window(self, columns: Columns, end_state: Any, pass_index: int, index: int) -> Window:
-        """Encode some rows, and make the batches of window `index` of a pass of them."""
-        generator = np.random.default_rng((self.seed, pass_index, index))
-        encoded = self.encode(columns)
-        features, bad_rows = separate(encoded)
+    def encode_rows(self, columns: Columns, pass_index: int, seed: int) -> tuple[list[Feature], list[BadRow]]:
+        """Encode some rows of a pass, and change them by `augment`; return the features and the bad rows."""
+        features, bad_rows = separate(self.encode(columns))
         if self.augment is not None:
             # By row, so that the noise is the same however the rows fall into windows. The 1 keeps these seeds apart.
             features = [
-                self.augment(feature, np.random.default_rng((self.seed, pass_index, feature["sample_id"], 1)))
+                self.augment(feature, np.random.default_rng((seed, pass_index, feature["sample_id"], 1)))
                 for feature in features
             ]
+        return features, bad_rows
+
+    def cut(self, features: list[Feature], pass_index: int, index: int) -> list[list[Feature]]:
+        """Make the batches of window `index` of a pass of its features."""
+        generator = np.random.default_rng((self.seed, pass_index, index))
         if self.make_batches is not None:
-            batches = self.make_batches(features, generator)
-        elif self.packing and self.batch_tokens is not None:
-            batches = pack(features, self.lengths, self.batch_tokens, generator)
-        else:
-            batches = group(features, self.lengths, self.room, generator)
-        return Window(self.lane, pass_index, batches, len(encoded), bad_rows, end_state)
+            return self.make_batches(features, generator)
+        if self.packing and self.batch_tokens is not None:
+            return pack(features, self.lengths, self.batch_tokens, generator)
+        return group(features, self.lengths, self.room, generator)
 
     def _report_bad_rows(self, bad_rows: list[BadRow], position: Position) -> None:
         """Name some bad rows of the window at `position` in the log.
@@ -299,46 +301,6 @@ class BatchStream(torch.utils.data.IterableDataset):
             if len(bad_rows) > NAMED_BAD_ROWS:
                 logger.warning("skipped: %d more rows of the same %d", len(bad_rows) - NAMED_BAD_ROWS, self.window)
 
-    def _read_windows(self, position: Position) -> Iterator[tuple[Callable[[], Columns], Any]]:
-        """Yield a function that reads its columns, and the stream's state behind it, for each window of a pass.
-
-        A worker calls the functions of its own windows, so it reads no rows of a data set for the others. A stream can
-        only be read from front to back: there every worker reads all rows, and encodes those of its own windows.
-
-        Args:
-            position: the beginning of the first window.
-        """
-        return (
-            self._windows_of_dataset(position) if isinstance(self.rows, Dataset) else self._windows_of_stream(position)
-        )
-
-    def _windows_of_dataset(self, position: Position) -> Iterator[tuple[Callable[[], Columns], None]]:
-        order = self._order(position, len(self.rows))[self.lane :: self.lanes]
-        start = position.first_row
-        for size in self._sizes(position):
-            if start >= len(order):
-                return
-            yield partial(self._read_rows, order[start : start + size]), None
-            start += size
-
-    def _windows_of_stream(self, position: Position) -> Iterator[tuple[Callable[[], Columns], Any]]:
-        """Yield the windows of a stream; each ends with the chunk of rows that fills it, so it may hold some more."""
-        sizes = self._sizes(position)
-        size, next_row, end_state = next(sizes), position.first_row, position.stream_state
-        columns: Columns = {"row": []}
-        for chunk, end_state in self._read_shards(position):
-            num_rows = len(next(iter(chunk.values())))
-            numbers = range(next_row, next_row + num_rows)  # among the rows of this lane
-            columns["row"] += [number * self.lanes + self.lane for number in numbers]
-            next_row += num_rows
-            for name, values in chunk.items():
-                columns.setdefault(name, []).extend(values)
-            if len(columns["row"]) >= size:
-                yield partial(dict, columns), end_state
-                columns, size = {"row": []}, next(sizes)
-        if columns["row"]:
-            yield partial(dict, columns), end_state
-
     def _sizes(self, position: Position) -> Iterator[int]:
         """Yield how many rows the windows of a pass have, from the position on.
 
@@ -349,58 +311,84 @@ class BatchStream(torch.utils.data.IterableDataset):
         is_short = is_first and self.batch_tokens is not None and self.make_batches is None
         return chain([min(FIRST_ROWS, self.window)] if is_short else [], repeat(self.window))
 
-    def _read_rows(self, numbers: np.ndarray) -> Columns:
-        return {**self.rows[numbers], "row": numbers.tolist()}
-
-    def _read_shards(self, position: Position) -> Iterator[tuple[Columns, Any]]:
-        """Yield columns of some rows of this lane at a time, and the state behind them: see `Position.stream_state`.
-
-        The shards are permuted here, as `IterableDataset.shuffle` reads ten of them at once, and a resume would
-        open all of them: https://github.com/huggingface/datasets/blob/5.2.0/src/datasets/iterable_dataset.py
-        """
-        num_shards = self.rows.num_shards
-        order = self._order(position, num_shards)
-        # The lane's own shards with all their rows, or its own rows of all shards.
-        order, stride = (order[self.lane :: self.lanes], 1) if self.has_shards else (order, self.lanes)
-        first_turn, state, *rest = position.stream_state or (0, None)
-        rows_read = rest[0] if rest else position.first_row
-        chunk_size = max(1, min(self.window // CHUNKS_OF_WINDOW, FIRST_ROWS))
-        for turn in range(first_turn, len(order)):
-            shard = self.rows.shard(num_shards, int(order[turn]))
-            try:
-                for columns, next_state in iterate_stream(shard, chunk_size, self.patience, state):
-                    first = (self.lane - rows_read) % stride
-                    rows_read += len(next(iter(columns.values())))
-                    own = {name: values[first::stride] for name, values in columns.items()} if stride > 1 else columns
-                    yield own, (turn, next_state, rows_read)
-            except UNREADABLE as error:
-                raise DataError(f"data: the rows behind row {rows_read} cannot be read: {error}") from error
-            state = None  # the next shard begins at its beginning
-
-    @property
-    def has_shards(self) -> bool:
-        """Whether the lanes of a stream have shards of their own: with about as many rows in each."""
-        return is_divisible(self.rows.num_shards, self.lanes)
-
-    def _order(self, position: Position, count: int) -> np.ndarray:
-        """Return the order of all rows or shards in a pass, (count)."""
-        if self.make_batches is not None:
-            return np.arange(count)
-        return np.random.default_rng((self.order_seed, position.pass_index)).permutation(count)
-
     def room(self, longest: Lengths) -> int:
         """Return how many rows a batch may hold when each side is padded to its longest."""
         return self.batch_rows if self.batch_tokens is None else max(1, self.batch_tokens // max(1, sum(longest)))
 
     def _share_of_pass(self, position: Position, share_of_window: float) -> float:
         """Return how much of a pass is done behind a share of the window at `position`; 0 where its end is unknown."""
-        if not isinstance(self.rows, Dataset):
+        return 0.0
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows that are read from a stream at a time."""
+        return max(1, min(self.window // CHUNKS_OF_WINDOW, FIRST_ROWS))
+
+
+class BatchStream(LaneStream):
+    """Batches of one data set or stream, one pass over its rows after another.
+
+    Args:
+        rows: of all lanes, see `LaneRows`.
+        settings: of every `LaneStream`.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset | IterableDataset,
+        encode: Callable[[Columns], list[Feature | BadRow]],
+        lengths: Callable[[Feature], Lengths],
+        *,
+        seed: int = 0,
+        **settings: Any,
+    ):
+        super().__init__(encode, lengths, seed=seed, **settings)
+        is_text = self.make_batches is not None
+        self.lane_rows = LaneRows(rows, seed, self.lane, self.lanes, is_text, self.patience)
+        self.num_rows = len(rows) if isinstance(rows, Dataset) else None
+
+    def count_batches(self) -> int:
+        """Count the batches of the first pass; reads and encodes every row of the lane once."""
+        begin = Position()
+        windows = (
+            self._make_window(read(), end_state, 0, index)
+            for index, (read, end_state) in enumerate(self._read_windows(begin))
+        )
+        return sum(len(window.batches) for _, _, window in self.with_positions(windows, begin))
+
+    def windows(self, position: Position, worker: int = 0, num_workers: int = 1) -> Generator[Window]:
+        """Yield windows, pass after pass; see `LaneStream.windows`."""
+        turns = cycle(range(num_workers))
+        for pass_index in count(position.pass_index):
+            start = position if pass_index == position.pass_index else Position(pass_index)
+            is_empty = start.first_row == 0
+            for index, (read, end_state) in enumerate(self._read_windows(start), start.window):
+                is_empty = False
+                if next(turns) == worker:
+                    yield self._make_window(read(), end_state, pass_index, index)
+            if is_empty:  # or this would go on for ever
+                hint = "" if self.lanes == 1 else f" for one of data.lanes={self.lanes}; set fewer"
+                raise DataError(f"there are no training rows{hint}")
+
+    def _read_windows(self, position: Position) -> Iterator[Part]:
+        """Yield the rows of each window of a pass, from the one at `position` on.
+
+        A worker calls the functions of its own windows. Of a stream every worker reads all rows, and encodes those of
+        its own windows.
+        """
+        sizes = self._sizes(position)
+        return self.lane_rows.read(
+            position.pass_index, position.first_row, position.stream_state, sizes, self.chunk_rows
+        )
+
+    def _make_window(self, columns: Columns, end_state: Any, pass_index: int, index: int) -> Window:
+        features, bad_rows = self.encode_rows(columns, pass_index, self.seed)
+        batches = self.cut(features, pass_index, index)
+        return Window(self.lane, pass_index, batches, len(columns["row"]), bad_rows, end_state)
+
+    def _share_of_pass(self, position: Position, share_of_window: float) -> float:
+        all_rows = self.lane_rows.num_rows
+        if all_rows is None:
             return 0.0
-        all_rows = len(range(self.lane, len(self.rows), self.lanes))
         num_rows = min(next(self._sizes(position)), all_rows - position.first_row)
         return (position.first_row + share_of_window * num_rows) / max(1, all_rows)
-
-
-def is_divisible(num_shards: int, lanes: int) -> bool:
-    """Tell whether shards can be dealt out to lanes as they are: all get as many, or nearly so."""
-    return num_shards % lanes == 0 or num_shards >= FAIR_SHARDS * lanes

@@ -17,15 +17,50 @@ A lane that ends a pass begins its next one at once, so lanes may be in differen
 another anything.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from itertools import count
 from math import gcd
+from sys import maxsize
 from typing import Any
 
-from pipeline.data.batch_stream import BatchStream, Position, Window
+from pipeline.data.batch_stream import NOTHING, BatchStream, LaneStream, Position, Window, add_counts
 
 Placed = tuple[Position, Position, Window]  # a window between the positions of its beginning and its end
+
+
+@dataclass(frozen=True)
+class CorpusProgress:
+    """What was trained on of one corpus of a mixture, over all passes.
+
+    Attributes:
+        rows, tokens: those on all sides of the rows; `bad_rows` are in neither.
+        bad_in_pass: bad rows of the passes that the lanes are in.
+        pass_index: the pass that the slowest lane is in.
+    """
+
+    rows: int = 0
+    tokens: int = 0
+    bad_rows: int = 0
+    bad_in_pass: int = 0
+    pass_index: int = 0
+
+    @classmethod
+    def of_lane(cls, position: Position, name: str) -> "CorpusProgress":
+        used = add_counts(position.used, position.used_in_window)
+        place = (position.stream_state or {}).get("corpora", {}).get(name, {})
+        rows, tokens, bad_rows = used.get(name, NOTHING)
+        return cls(rows, tokens, bad_rows, place.get("bad_in_pass", 0), place.get("pass_index", 0))
+
+    @classmethod
+    def together(cls, parts: Sequence["CorpusProgress"]) -> "CorpusProgress":
+        return cls(
+            rows=sum(part.rows for part in parts),
+            tokens=sum(part.tokens for part in parts),
+            bad_rows=sum(part.bad_rows for part in parts),
+            bad_in_pass=sum(part.bad_in_pass for part in parts),
+            pass_index=min(part.pass_index for part in parts),
+        )
 
 
 @dataclass(frozen=True)
@@ -33,31 +68,58 @@ class Progress:
     """How far the lanes of a rank, or of all ranks, have come.
 
     Attributes:
-        epoch: passes done, of the slowest lane.
+        epoch: passes done, of the slowest lane; of a mixture 0.
         pass_index: the pass that the slowest lane is in.
         skipped_rows: bad rows, over all passes.
         skipped_in_pass: bad rows of the passes that the lanes are in.
+        corpora: of a mixture, by name.
     """
 
     epoch: float = 0.0
     pass_index: int = 0
     skipped_rows: int = 0
     skipped_in_pass: int = 0
+    corpora: Mapping[str, CorpusProgress] = field(default_factory=dict)
 
     @classmethod
-    def of_positions(cls, positions: Sequence[Position]) -> "Progress":
+    def of_positions(
+        cls, positions: Sequence[Position], counted: Sequence[Position], names: Collection[str] = ()
+    ) -> "Progress":
+        """Return the progress of lanes.
+
+        Args:
+            counted: those of the positions whose rows are counted here.
+            names: of the corpora of a mixture.
+        """
+        nothing = CorpusProgress(pass_index=maxsize)
         return cls(
             epoch=min(position.epoch for position in positions),
             pass_index=min(position.pass_index for position in positions),
-            skipped_rows=sum(position.skipped_before + position.skipped_in_window for position in positions),
-            skipped_in_pass=sum(position.skipped_in_pass + position.skipped_in_window for position in positions),
+            skipped_rows=sum(position.skipped_before + position.skipped_in_window for position in counted),
+            skipped_in_pass=sum(position.skipped_in_pass + position.skipped_in_window for position in counted),
+            corpora={
+                name: CorpusProgress.together([nothing, *(CorpusProgress.of_lane(here, name) for here in counted)])
+                for name in names
+            },
         )
 
+    def as_numbers(self) -> list[float]:
+        """Return all of it, as it is told to the other ranks; see `of_all`."""
+        of_corpora = [number for corpus in self.corpora.values() for number in astuple(corpus)]
+        return [self.epoch, self.pass_index, self.skipped_rows, self.skipped_in_pass, *of_corpora]
+
     @classmethod
-    def of_all(cls, ranks: Sequence[Sequence[float]]) -> "Progress":
-        """Return the progress of all ranks from that of each, as numbers in the order of the attributes."""
-        epochs, passes, skipped_rows, skipped_in_pass = zip(*ranks, strict=True)
-        return cls(min(epochs), int(min(passes)), int(sum(skipped_rows)), int(sum(skipped_in_pass)))
+    def of_all(cls, ranks: Sequence[Sequence[float]], names: Collection[str] = ()) -> "Progress":
+        """Return the progress of all ranks from the numbers of each."""
+        epochs, passes, skipped_rows, skipped_in_pass, *_ = zip(*ranks, strict=True)
+        width = len(fields(CorpusProgress))
+        corpora = {
+            name: CorpusProgress.together(
+                [CorpusProgress(*map(int, numbers[start : start + width])) for numbers in ranks]
+            )
+            for start, name in zip(count(4, width), names, strict=False)
+        }
+        return cls(min(epochs), int(min(passes)), int(sum(skipped_rows)), int(sum(skipped_in_pass)), corpora)
 
 
 @dataclass(frozen=True)
@@ -97,6 +159,11 @@ class Deal:
         """Return how many batches of a lane all ranks together have used when each has taken so many turns."""
         return max(0, -(-(self.begin + turns * self.world_size - lane) // self.lanes))
 
+    def tells(self, lane: int, turns: int) -> bool:
+        """Whether this rank took the last batch of a lane, and so knows best how far it is; before any, the first."""
+        last = (self.used(lane, turns) - 1) * self.lanes + lane - self.begin
+        return last % self.world_size == self.rank if last >= 0 else self.rank < gcd(self.lanes, self.world_size)
+
 
 class Lanes:
     """The batches of one rank, and the positions of its lanes.
@@ -107,7 +174,7 @@ class Lanes:
         rank, world_size: of the processes that train together.
     """
 
-    def __init__(self, make_stream: Callable[[int], BatchStream], lanes: int = 1, rank: int = 0, world_size: int = 1):
+    def __init__(self, make_stream: Callable[[int], LaneStream], lanes: int = 1, rank: int = 0, world_size: int = 1):
         self.make_stream = make_stream
         self._begin(Deal(lanes, rank, world_size), dict.fromkeys(range(lanes), Position()))
 
@@ -120,7 +187,7 @@ class Lanes:
         self.current: dict[int, Placed] = {}
 
     @property
-    def first(self) -> BatchStream:
+    def first(self) -> LaneStream:
         """The stream of one lane, for what is the same in all of them."""
         return next(iter(self.streams.values()))
 
@@ -141,14 +208,20 @@ class Lanes:
         self._begin(deal, dict(enumerate(positions)))
 
     def progress(self) -> Progress:
-        """Tell how far this rank's lanes are; bad rows of a lane are counted by one of its ranks."""
-        progress = Progress.of_positions([*self.positions.values()])
-        is_first = self.deal.rank < gcd(self.deal.lanes, self.deal.world_size)
-        return progress if is_first else replace(progress, skipped_rows=0, skipped_in_pass=0)
+        """Tell how far this rank's lanes are; what is counted of a lane is told by one of its ranks."""
+        positions = self.positions
+        own = [here for lane, here in positions.items() if self.deal.tells(lane, self.turns)]
+        return Progress.of_positions([*positions.values()], own, self.corpora)
+
+    @property
+    def corpora(self) -> Collection[str]:
+        """The names of the corpora of a mixture."""
+        return self.first.sizes
 
     def count_batches(self) -> int:
         """Count the batches of this rank's longest lane in its first pass; reads and encodes every row once."""
-        return max(stream.count_batches() for stream in self.streams.values())
+        streams = [stream for stream in self.streams.values() if isinstance(stream, BatchStream)]
+        return max(stream.count_batches() for stream in streams)
 
     def restart(self) -> None:
         """Begin to read anew, behind the last step."""
@@ -174,9 +247,13 @@ class Lanes:
         """Return the workers that prepare a lane, its windows in turn; one of them where there are lanes enough."""
         own = self.deal.own
         place = own.index(lane)
-        if len(own) >= num_workers:
+        if len(own) >= num_workers or not self.first.shares_windows:
             return [place % num_workers]
         return [worker for worker in range(num_workers) if worker % len(own) == place]
+
+    def count_useful(self, num_workers: int) -> int:
+        """Count the workers that have something to prepare."""
+        return len({worker for lane in self.streams for worker in self.workers_of(lane, num_workers)})
 
     def batches(self, windows: dict[int, Iterator[Window]]) -> Iterator[Any]:
         """Yield this rank's batches without end.
@@ -198,8 +275,7 @@ class Lanes:
         stream, used = self.streams[lane], self.deal.used(lane, self.turns)
         if lane not in self.current:
             return replace(stream.position, next_batch=used)
-        start, end, _ = self.current[lane]
-        return stream.position_behind(start, end, used)
+        return stream.position_behind(*self.current[lane], used)
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -220,9 +296,22 @@ def positions_of(state: dict[str, Any]) -> list[Position]:
     return [Position.from_dict(position) for position in state["lanes"]]
 
 
-def begin_other_data(state: dict[str, Any]) -> dict[str, Any]:
-    """Return where to go on when the rows are others than before: all lanes at the beginning of the same pass."""
+def begin_other_data(state: dict[str, Any], corpora: Collection[str] | None = None) -> dict[str, Any]:
+    """Return where to go on when some rows are others than before.
+
+    All lanes begin the same next pass; of a mixture, the others of its corpora go on where the window in use began, so
+    some of its rows may be read twice.
+
+    Args:
+        corpora: of a mixture that goes on as one, the names of those whose rows are others.
+    """
     positions = positions_of(state)
     pass_index = 1 + max(position.pass_index for position in positions)
-    lanes = [asdict(position.begin_other_data(pass_index)) for position in positions]
+    lanes = []
+    for position in positions:
+        other = position.begin_other_data(pass_index)
+        if corpora is not None and isinstance(position.stream_state, dict):
+            kept = {name: at for name, at in position.stream_state["corpora"].items() if name not in corpora}
+            other = replace(other, stream_state={**position.stream_state, "corpora": kept}, window=position.window + 1)
+        lanes.append(asdict(other))
     return {"next_batch": state["next_batch"], "lanes": lanes}

@@ -96,17 +96,17 @@ def separate(encoded: Iterable[Feature | BadRow]) -> tuple[list[Feature], list[B
     return features, bad_rows
 
 
-def find_excess_length(name: str, ids: list[int], bound: int | None, positions: int | None = None) -> str | None:
+def find_excess_length(name: str, length: int, bound: int | None, positions: int | None = None) -> str | None:
     """Say that the field `name` has more tokens than are allowed or possible; None where it has not.
 
     Args:
         bound: `data.max_{name}_length`.
         positions: of the model.
     """
-    if bound is not None and len(ids) > bound:
-        return f"{name} has {len(ids)} tokens, where data.max_{name}_length={bound}"
-    if positions is not None and len(ids) > positions:
-        return f"{name} has {len(ids)} tokens, and the model has positions for {positions}"
+    if bound is not None and length > bound:
+        return f"{name} has {length} tokens, where data.max_{name}_length={bound}"
+    if positions is not None and length > positions:
+        return f"{name} has {length} tokens, and the model has positions for {positions}"
     return None
 
 

@@ -20,7 +20,6 @@ import datasets
 from datasets import Dataset
 
 from pipeline.config import DataConfig
-from pipeline.data.batch_stream import is_divisible
 from pipeline.data.fingerprints import fingerprint_files
 from pipeline.data.hub_reading import (
     NOT_REACHED,
@@ -31,11 +30,13 @@ from pipeline.data.hub_reading import (
     iterate_rows,
     retry_seconds,
 )
+from pipeline.data.lane_rows import is_divisible
 from pipeline.data.readers import READERS
 from pipeline.data.readers.base import Reader, Rows, SplitRequest, SplitSpec
 from pipeline.data.readers.columns import find_class_names, get_column, get_value, name_classes, top_column
 from pipeline.data.readers.generated import GENERATED
 from pipeline.data.rows import PLACE, PROBLEM, Columns
+from pipeline.data_config import ColumnNames, Constant
 from pipeline.errors import ConfigError, DataError, RunError
 
 FIRST_ROWS = 100  # are looked at before anything starts
@@ -44,13 +45,13 @@ SHOWN_FILES = 10  # of a folder, in a message
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
-def open_split(data: DataConfig, split: str, columns: dict[str, str], lanes: int = 1) -> Rows:
+def open_split(data: DataConfig, split: str, columns: ColumnNames, lanes: int = 1) -> Rows:
     """Open one split.
 
     Args:
         data: where the rows are.
         split: the value of data.train, data.validation or data.test.
-        columns: agreed name -> name in the data, where dots reach into nested columns.
+        columns: agreed name -> name in the data, where dots reach into nested columns; or what is the same in all rows.
         lanes: that will share a stream; it has shards for each of them, where its reader can make them.
 
     Returns:
@@ -66,17 +67,39 @@ def open_split(data: DataConfig, split: str, columns: dict[str, str], lanes: int
     if reserved := {PLACE, PROBLEM} & set(columns):
         raise ConfigError(f"data: a column cannot be called {min(reserved)}; rename it")
     place = f"data.path: {data.path} ({split})"
+    named = {name: column for name, column in columns.items() if isinstance(column, str)}
+    constants = {name: column.value for name, column in columns.items() if isinstance(column, Constant)}
     with _errors_explained(data, place):
-        request = replace(make_request(data, split, columns), lanes=lanes)
+        request = replace(make_request(data, split, named), lanes=lanes)
         reader = find_reader(request)
         _check_left_out(request, reader.files(request))
         rows = reader.read(request)
         if reader.names_places:
-            return _check_problems(rows, list(iterate_rows(rows.take(FIRST_ROWS), request.patience)), place)
-        picked = _pick_columns(rows, columns, place, request.patience)
+            first_rows = list(iterate_rows(rows.take(FIRST_ROWS), request.patience))
+            return _add_constants(_check_problems(rows, first_rows, place), constants)
+        picked = _pick_columns(rows, named, constants, place, request.patience)
         if isinstance(picked, Dataset) or is_divisible(picked.num_shards, lanes):
             return picked
         return picked.reshard()  # Parquet's groups of rows in place of its files
+
+
+def _add_constants(rows: Rows, constants: dict[str, str]) -> Rows:
+    """Add columns that are the same in all rows."""
+    if not constants:
+        return rows
+    # Of a data set whose lines are parsed when they are asked for.
+    parse = rows.format["format_kwargs"].get("transform", dict) if isinstance(rows, Dataset) else dict
+
+    def add(batch: Columns) -> Columns:
+        parsed = parse(batch)
+        return {**parsed, **_repeat(constants, parsed)}
+
+    return rows.with_transform(add) if isinstance(rows, Dataset) else rows.map(add, batched=True)
+
+
+def _repeat(constants: dict[str, str], batch: Columns) -> Columns:
+    num_rows = len(next(iter(batch.values())))
+    return {name: [value] * num_rows for name, value in constants.items()}
 
 
 def _explain(error: BaseException, data: DataConfig, place: str) -> BaseException:
@@ -95,30 +118,24 @@ def _explain(error: BaseException, data: DataConfig, place: str) -> BaseExceptio
     return DataError(f"{place}: {in_short(error)}") if isinstance(error, UNREADABLE) else error
 
 
-def fingerprint_splits(data: DataConfig, revision: str | None, columns: dict[str, str]) -> dict[str, str]:
-    """Return a hash for each split that a run reads: of its rows' source, and of how they are read.
+def fingerprint_split(data: DataConfig, split: str, columns: ColumnNames) -> str:
+    """Return a hash of the source of a split's rows, and of how they are read.
+
+    A data set of the Hub is known by its revision, which should be a commit.
 
     Args:
-        revision: the commit at which a data set of the Hub is read, which stands for its content.
-        columns: as for `open_split`.
-
-    Returns:
-        "train", "validation" and "test", as far as there are such -> hash.
+        split, columns: as for `open_split`.
 
     Raises:
         ConfigError, DataError: as `open_split`.
     """
-    names = {"train": data.train, "validation": data.validation, "test": data.test}
-    return {key: _fingerprint(data, revision, name, columns) for key, name in names.items() if name is not None}
-
-
-def _fingerprint(data: DataConfig, revision: str | None, split: str, columns: dict[str, str]) -> str:
+    named = {name: column for name, column in columns.items() if isinstance(column, str)}
     with _errors_explained(data, f"data.path: {data.path} ({split})"):
-        request = make_request(data, split, columns)
+        request = make_request(data, split, named)
         if request.path in GENERATED:
             content = request.path
         elif is_on_hub(request.path):
-            content = f"{request.path}@{revision}"
+            content = f"{request.path}@{request.revision}"
         else:
             content = fingerprint_files(find_reader(request).files(request))
     source = [content, str(request.split), columns, request.options, request.subset]
@@ -252,7 +269,7 @@ def _check_problems(rows: Rows, first_rows: list[dict[str, Any]], place: str) ->
     return rows
 
 
-def _pick_columns(rows: Rows, columns: dict[str, str], place: str, patience: float) -> Rows:
+def _pick_columns(rows: Rows, columns: dict[str, str], constants: dict[str, str], place: str, patience: float) -> Rows:
     """Give rows exactly the agreed columns; others are never decoded, where they are known before the first row."""
     features = rows.features or {}
     try:
@@ -267,7 +284,8 @@ def _pick_columns(rows: Rows, columns: dict[str, str], place: str, patience: flo
     classes = {agreed: find_class_names(features, name) for agreed, name in columns.items()}
 
     def pick(batch: Columns) -> Columns:
-        return {agreed: name_classes(get_column(batch, name), classes[agreed]) for agreed, name in columns.items()}
+        picked = {agreed: name_classes(get_column(batch, name), classes[agreed]) for agreed, name in columns.items()}
+        return {**picked, **_repeat(constants, batch)}
 
     selected = rows.select_columns(needed) if needed else rows
     if isinstance(selected, Dataset):

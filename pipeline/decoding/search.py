@@ -14,28 +14,38 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.cache_utils import EncoderDecoderCache
-from transformers.generation import GenerationMode
+from transformers.generation import GenerateBeamEncoderDecoderOutput, GenerationMode
 from transformers.modeling_outputs import BaseModelOutput
 
 NEVER = -1.0e9  # as a score; finite, as in `generate`
 
 
-def search_of(model: PreTrainedModel, generation: GenerationConfig) -> Callable | None:
-    """Return a search that gives the tokens of `model.generate` under `generation`; None where only that one can."""
-    generation = copy.deepcopy(generation)
-    generation.update(**model.generation_config.to_dict(), defaults_only=True)  # as `generate` fills what is unset
+def search_of(model: PreTrainedModel, generation: GenerationConfig | None) -> Callable | None:
+    """Return a search that gives what `model.generate` does under `generation`; None where only that one can.
+
+    Of beams it gives the scores as well, where `return_dict_in_generate` asks for more than tokens.
+    """
+    generation = complete(generation, model)
+    mode = generation.get_generation_mode()
     is_plain = (
         getattr(model, "shares_source", False)
         and generation.use_cache is not False
         and generation.cache_implementation is None
-        and (generation.num_return_sequences or 1) == 1
-        and not generation.return_dict_in_generate
+        and (mode is GenerationMode.BEAM_SEARCH or not generation.return_dict_in_generate)
+        and not any((generation.output_attentions, generation.output_hidden_states, generation.output_logits))
         # These look at the source by the number of the row.
         and (generation.encoder_repetition_penalty or 1.0) == 1.0
         and not generation.encoder_no_repeat_ngram_size
     )
     searches = {GenerationMode.GREEDY_SEARCH: greedy_search, GenerationMode.BEAM_SEARCH: beam_search}
-    return searches.get(generation.get_generation_mode()) if is_plain else None
+    return searches.get(mode) if is_plain else None
+
+
+def complete(generation: GenerationConfig | None, model: PreTrainedModel) -> GenerationConfig:
+    """Return a generation config in which what was unset is as the model has it, as `generate` fills it."""
+    generation = copy.deepcopy(generation or model.generation_config)
+    generation.update(**model.generation_config.to_dict(), defaults_only=True)
+    return generation
 
 
 def greedy_search(
@@ -74,15 +84,16 @@ def beam_search(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     **model_kwargs,
-) -> Tensor:
-    """Find the best finished sequence of K beams: decoder inputs (B * K, 1) to (B, L).
+) -> Tensor | GenerateBeamEncoderDecoderOutput:
+    """Find the N = `num_return_sequences` best finished sequences of K beams: decoder inputs (B * K, 1) to (B * N, L).
 
     Scores are sums of log-probabilities, of finished sequences divided by length ** length_penalty.
     """
-    beams = generation_config.num_beams
+    beams, wanted = generation_config.num_beams, generation_config.num_return_sequences
     beginning = input_ids.shape[1]
     running = input_ids.unflatten(0, (-1, beams))  # (B, K, L)
-    answers = [input_ids[0]] * len(running)
+    answers = [input_ids[0]] * (len(running) * wanted)
+    best_scores = torch.full((len(running), wanted), NEVER, device=input_ids.device)
     rows = torch.arange(len(running), device=input_ids.device)
     scores = torch.full(running.shape[:2], NEVER, device=input_ids.device)
     finished = Finished(running, torch.full_like(scores, NEVER), torch.zeros_like(scores, dtype=torch.bool))
@@ -104,8 +115,10 @@ def beam_search(
             going_on &= ~finished.is_there.all(1)
         remaining_rows = going_on.nonzero().squeeze(1)
         if len(remaining_rows) < len(rows):
-            for row, ids in zip(rows[~going_on].tolist(), finished.ids[~going_on, 0], strict=True):
-                answers[row] = ids
+            done = finished[~going_on]
+            best_scores[rows[~going_on]] = done.scores[:, :wanted]
+            for row, ids in zip(rows[~going_on].tolist(), done.ids[:, :wanted], strict=True):
+                answers[row * wanted : (row + 1) * wanted] = ids
             past_key_values.cross_attention_cache.batch_select_indices(remaining_rows)
             rows, source, attention_mask, running, scores, may_improve = (
                 tensor[remaining_rows] for tensor in (rows, source, attention_mask, running, scores, may_improve)
@@ -115,7 +128,10 @@ def beam_search(
             (remaining_rows[:, None] * beams + origin[remaining_rows]).flatten()
         )
         new_ids = running[..., -1:].flatten(0, 1)
-    return _stack(answers, generation_config)
+    sequences = _stack(answers, generation_config)
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    return GenerateBeamEncoderDecoderOutput(sequences=sequences, sequences_scores=best_scores.flatten())
 
 
 class Finished:

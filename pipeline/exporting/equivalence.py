@@ -22,9 +22,9 @@ from transformers.utils import ModelOutput
 
 from pipeline.config import SacrebleuConfig
 from pipeline.data.rows import Feature
-from pipeline.decoding.search import search_of
 from pipeline.exporting.rows import ComparedRows
 from pipeline.inference.batches import batches_by_length
+from pipeline.inference.hypotheses import cut_answer
 from pipeline.inference.metrics import Reference, alike, answers
 from pipeline.setup.generation_setup import changed_generation
 from pipeline.tasks.base import Batch, Task, tokenize
@@ -92,13 +92,15 @@ def compare(model: PreTrainedModel, engine: Any, task: Task, rows: ComparedRows,
 def find_other_tokens(task: Task, tokenizer: PreTrainedTokenizerBase, features: Sequence[Feature]) -> str | None:
     """Say which text another tokenizer reads or writes otherwise than that of the task; None where it does not."""
     assert task.tokenizer is not None
-    encoded = tokenize(tokenizer, [row["source"] for row in features])
+    encoded = [tokenize(side, [row["source"] for row in features]) for side in (task.tokenizer, tokenizer)]
     decoded = [
         side.batch_decode([row["labels"] for row in features], skip_special_tokens=True)
         for side in (task.tokenizer, tokenizer)
     ]
-    for row, ids, ours, theirs in zip(features, encoded, *decoded, strict=True):
-        if row["input_ids"] != ids or ours != theirs:
+    if tokenizer.get_added_vocab() != task.tokenizer.get_added_vocab():
+        return "its tokenizer has other special tokens"
+    for row, ids, their_ids, ours, theirs in zip(features, *encoded, *decoded, strict=True):
+        if ids != their_ids or ours != theirs:
             return f"its tokenizer reads {row['source']!r}, or writes {ours!r}, otherwise"
     return None
 
@@ -211,9 +213,9 @@ def _search(model: PreTrainedModel, engine: Any, task: Task, features: Sequence[
         numbers = [sample["sample_id"] for sample in samples]
         for side in SIDES if turn % 2 else reversed(SIDES):  # neither is always the first
             begin = time.perf_counter()
-            ids = _generate(sides[side], batch, generations[side])
+            ids = _generate(task, sides[side], batch, generations[side])
             seconds[side] += time.perf_counter() - begin
-            found[side] |= zip(numbers, [_answer(row, generations["model"]) for row in ids], strict=True)
+            found[side] |= zip(numbers, [cut_answer(row, generations["model"]) for row in ids], strict=True)
         for place, number in enumerate(numbers):
             pair = {side: found[side][number] for side in SIDES}
             if pair["model"] != pair["export"]:
@@ -228,35 +230,21 @@ def _search(model: PreTrainedModel, engine: Any, task: Task, features: Sequence[
     return Search(answers, sorted(differences, key=lambda difference: -difference.distance), rates)
 
 
-def _generate(stands_in: Any, batch: Batch, generation: GenerationConfig) -> list[list[int]]:
+def _generate(task: Task, stands_in: Any, batch: Batch, generation: GenerationConfig) -> list[list[int]]:
     """Return what is generated for each row, without the start token or the prompt."""
-    ids = stands_in.generate(
-        batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        generation_config=generation,
-        custom_generate=search_of(stands_in, generation),
-    )
-    prompt = 1 if stands_in.config.is_encoder_decoder else batch["input_ids"].shape[1]
-    return ids[:, prompt:].tolist()
-
-
-def _answer(ids: list[int], generation: GenerationConfig) -> list[int]:
-    """Return what stands before the padding, with its end token."""
-    eos = generation.eos_token_id
-    ends = eos if isinstance(eos, list) else [eos]
-    for place, token in enumerate(ids):
-        if token in ends:
-            return ids[: place + 1]
-    length = len(ids)
-    while length and ids[length - 1] == generation.pad_token_id:
-        length -= 1
-    return ids[:length]
+    ids = task.generate(stands_in, batch, generation)
+    assert isinstance(ids, Tensor)
+    return ids[:, task.prompt_length(stands_in, batch) :].tolist()
 
 
 def _explain(model: PreTrainedModel, task: Task, source: Batch, pair: dict[str, list[int]], row: int) -> Difference:
     """Ask the model what it thinks of both answers to a source (1, S)."""
     assert task.tokenizer is not None
     ours, theirs = pair["model"], pair["export"]
+    if model.config.is_encoder_decoder:
+        start = torch.tensor([[model.generation_config.decoder_start_token_id]], device=model.device)
+        source = {"decoder_input_ids": start, **source}
+        source["decoder_input_ids"] = source["decoder_input_ids"][:, : task.prompt_length(model, source)]
     logs = {side: _log_probabilities(model, source, pair[side]) for side in SIDES}  # (L, V)
     shared = min(len(ours), len(theirs))
     position = next((place for place in range(shared) if ours[place] != theirs[place]), shared)
@@ -270,11 +258,15 @@ def _explain(model: PreTrainedModel, task: Task, source: Batch, pair: dict[str, 
 
 
 def _log_probabilities(model: PreTrainedModel, source: Batch, ids: list[int]) -> Tensor:
-    """Return log-probabilities (L, V) of the tokens at each place of one answer, in float64."""
+    """Return log-probabilities (L, V) of the tokens at each place of one answer, in float64.
+
+    Args:
+        source: (1, S), with what the decoder reads before the answer.
+    """
     read = torch.tensor([ids[:-1]], dtype=torch.long, device=model.device)
     if model.config.is_encoder_decoder:
-        start = torch.tensor([[model.generation_config.decoder_start_token_id]], device=model.device)
-        logits = model(**source, decoder_input_ids=torch.cat([start, read], 1)).logits[0]
+        start = source["decoder_input_ids"]
+        logits = model(**source | {"decoder_input_ids": torch.cat([start, read], 1)}).logits[0, start.shape[1] - 1 :]
     else:
         prompt = source["input_ids"]
         logits = model(input_ids=torch.cat([prompt, read], 1)).logits[0, prompt.shape[1] - 1 :]

@@ -184,7 +184,8 @@ def export(
     model, task = load_trained(checkpoint)
     _check_model(checkpoint, model, name)
     config = _find_config(checkpoint, task)
-    positions = count_positions(getattr(model, "generation_config", None), None if config is None else config.data)
+    generation, num_told = getattr(model, "generation_config", None), task.languages.num_told
+    positions = count_positions(generation, None if config is None else config.data, num_told)
     compared = choose_rows(task, config, None if rows is None else Path(rows), num_rows, positions)
     bounds = EXACT if quantization is None and model.dtype == torch.float32 else REDUCED
     with _staging(target) as staging:

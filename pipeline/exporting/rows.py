@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.config import Config, DataConfig, EvaluationConfig, SacrebleuConfig, make_section
 from pipeline.data.hub_reading import retry_seconds
 from pipeline.data.splits import Rows, open_split
+from pipeline.data_config import ColumnNames, Constant
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.metrics import load_metrics
 from pipeline.tasks.base import Feature, Task
@@ -54,38 +55,50 @@ def choose_rows(
             is not installed.
         DataError: for a row that cannot be used, or no rows at all.
     """
-    opened = _open_validation(task, config) if file is None else _open_file(task, config, file)
-    data = opened.data
-    encoded = encode_rows(task, opened.rows, opened.origin, data.on_bad_row, retry_seconds(data), num_rows)
+    sets = _open_validation(task, config) if file is None else [_open_file(task, config, file)]
+    of_each = None if num_rows is None else -(-num_rows // len(sets))
+    encoded = [row for opened in sets for row in _encode(task, opened, of_each)]
+    encoded = [{**row, "sample_id": number} for number, row in enumerate(encoded)]
+    origin = ", ".join(opened.origin for opened in sets)
     is_bounded = isinstance(task, SequenceToSequence)
     features = [row for row in encoded if not is_bounded or len(row["input_ids"]) <= positions]
     if not features:
-        raise DataError(f"{opened.origin}: all sources have more than {positions} tokens; give others: --rows FILE")
+        raise DataError(f"{origin}: all sources have more than {positions} tokens; give others: --rows FILE")
     if left_out := len(encoded) - len(features):
-        logger.info("%s: %d sources have more than %d tokens, and are left out", opened.origin, left_out, positions)
+        logger.info("%s: %d sources have more than %d tokens, and are left out", origin, left_out, positions)
     bleu = SacrebleuConfig() if config is None else config.evaluation.sacrebleu
     load_metrics(EvaluationConfig(metrics=["sacrebleu"], sacrebleu=bleu))  # or its tokenizer is not installed
-    return ComparedRows(task.to_evaluation(features), opened.origin, left_out, "target" in opened.columns, bleu)
+    has_references = all("target" in opened.columns for opened in sets)
+    return ComparedRows(task.to_evaluation(features), origin, left_out, has_references, bleu)
 
 
 @dataclass(frozen=True)
 class _Opened:
     rows: Rows
-    columns: dict[str, str]
+    columns: ColumnNames
     data: DataConfig
     origin: str
 
 
-def _open_validation(task: Task, config: Config | None) -> _Opened:
+def _encode(task: Task, opened: _Opened, num_rows: int | None) -> list[Feature]:
+    data = opened.data
+    return encode_rows(task, opened.rows, opened.origin, data.on_bad_row, retry_seconds(data), num_rows)
+
+
+def _open_validation(task: Task, config: Config | None) -> list[_Opened]:
     if config is None:
         raise ConfigError("there is no run.yaml in the checkpoint, nor beside it; give rows to compare on: --rows FILE")
-    data, split, columns = config.data, config.data.validation, task.columns(config)
-    if split is None:
+    sets = config.data.held_out("validation").values()
+    if not sets:
         raise ConfigError("data.validation is not set in run.yaml; give rows to compare on: --rows FILE")
-    try:
-        return _Opened(open_split(data, split, columns), columns, data, f"{data.path} ({split})")
-    except (ConfigError, DataError) as error:
-        raise type(error)(f"{error}; or give other rows to compare on: --rows FILE") from error
+    opened = []
+    for data in sets:
+        split, columns = str(data.validation), task.columns(config.with_data(data))
+        try:
+            opened.append(_Opened(open_split(data, split, columns), columns, data, f"{data.path} ({split})"))
+        except (ConfigError, DataError) as error:
+            raise type(error)(f"{error}; or give other rows to compare on: --rows FILE") from error
+    return opened
 
 
 def _open_file(task: Task, config: Config | None, file: Path) -> _Opened:
@@ -93,9 +106,10 @@ def _open_file(task: Task, config: Config | None, file: Path) -> _Opened:
         raise ConfigError(f"--rows {file}: no such file")
     place: dict[str, Any] = {"path": str(file), "subset": None, "revision": None, "options": {}, "streaming": False}
     data = make_section("data", DataConfig, **place) if config is None else config.data.model_copy(update=place)
-    columns = {name: name for name in task.required_columns} if config is None else task.columns(config)
+    columns: ColumnNames = {name: name for name in task.required_columns} if config is None else task.columns(config)
     if file.suffix == PLAIN_TEXT:
-        columns = {name: "text" for name in columns if name == "source"}
+        constants = {name: column for name, column in columns.items() if isinstance(column, Constant)}
+        columns = {"source": "text", **constants}
     try:
         return _Opened(open_split(data, FILE_SPLIT, columns), columns, data, file.name)
     except DataError as error:

@@ -77,6 +77,8 @@ def make_stock(config: Seq2SeqTransformerConfig, positions: int = POSITIONS) -> 
             decoder_start_token_id=config.decoder_start_token_id,
             forced_eos_token_id=None,
             max_position_embeddings=positions,
+            # As in the model's own config: transformers keeps what it does not know.
+            **({"languages": config.languages, "target_lang_in": config.target_lang_in} if config.languages else {}),
         )
     )
 
@@ -117,7 +119,7 @@ def to_stock(model: Seq2SeqTransformerForConditionalGeneration, positions: int =
     return converted
 
 
-def count_positions(generation: GenerationConfig | None, data: DataConfig | None = None) -> int:
+def count_positions(generation: GenerationConfig | None, data: DataConfig | None = None, num_told: int = 0) -> int:
     """Return how many positions a stock model needs, whose table of them ends: those of the longest text it may see.
 
     There are some hundreds at least, as this project's own model reads longer texts than it was trained on, too.
@@ -125,13 +127,14 @@ def count_positions(generation: GenerationConfig | None, data: DataConfig | None
     Args:
         generation: the model's own, where it generates; its answers begin with a start token.
         data: the section of the config that the model was trained with, where it is known.
+        num_told: tokens that the decoder is given behind its start token.
     """
     lengths = [POSITIONS]
     if data is not None:
         lengths += [data.max_source_length, data.max_target_length]
     if generation is not None:
         new_tokens = generation.max_new_tokens
-        lengths.append(generation.max_length or 0 if new_tokens is None else new_tokens + 1)
+        lengths.append(generation.max_length or 0 if new_tokens is None else new_tokens + 1 + num_told)
     return max(lengths)
 
 

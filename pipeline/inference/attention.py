@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.data.rows import BadRow
 from pipeline.errors import ConfigError, RunError
-from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
+from pipeline.models.modeling_seq2seq import IGNORED, Seq2SeqTransformerForConditionalGeneration
 from pipeline.models.transformer_layers import sinusoidal_positions
 from pipeline.tasks.base import Batch, Task
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
@@ -79,7 +79,7 @@ class Trace:
     source_text: str
     target_text: str
     source: EmbeddedSequence  # x_1 .. x_n </s>
-    decoder_input: EmbeddedSequence  # <s> y_1 .. y_m
+    decoder_input: EmbeddedSequence  # <s> y_1 .. y_m, with the language behind <s> where the decoder is told it
     target_tokens: list[str]  # y_1 .. y_m </s>
     target_ids: list[int]
     encoder_attentions: list[Attention]
@@ -102,10 +102,20 @@ class Trace:
 
 
 @torch.no_grad()
-def trace(model: PreTrainedModel, task: Task, source: str, target: str) -> Trace:
+def trace(
+    model: PreTrainedModel,
+    task: Task,
+    source: str,
+    target: str,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
+) -> Trace:
     """Run the pair through the model: in parallel, step by step under teacher forcing, and greedily without it.
 
     A copy of the model does so, in float32 and with the eager kernel, the only one that returns its weights.
+
+    Args:
+        source_lang, target_lang: where the model is told languages; its default ones if left out.
 
     Raises:
         ConfigError: when the model is not an encoder-decoder of this project, or source or target is not a text,
@@ -119,7 +129,8 @@ def trace(model: PreTrainedModel, task: Task, source: str, target: str) -> Trace
             "modules by name"
         )
     tokenizer = task.tokenizer
-    feature = task.encode({"source": [source], "target": [target], "row": [0]})[0]
+    columns = {"source": [source], "target": [target], "row": [0]}
+    feature = task.encode(task.with_languages(columns, source_lang, target_lang))[0]
     if isinstance(feature, BadRow):
         raise ConfigError(f"{feature.reason}: give a source and a target to trace")
     if (longest := max(task.lengths(feature))) > MAX_TOKENS:
@@ -130,8 +141,10 @@ def trace(model: PreTrainedModel, task: Task, source: str, target: str) -> Trace
     with record_projections(model) as records:
         outputs = model(**batch, output_attentions=True)
     heads = model.config.attention_heads
-    decoder_input_ids = model.prepare_decoder_input_ids_from_labels(batch["labels"])
-    ids = generate_greedily(model, batch)
+    decoder_input_ids = batch.get("decoder_input_ids")
+    if decoder_input_ids is None:
+        decoder_input_ids = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    ids = generate_greedily(model, task, batch)
     result = Trace(
         model_name=model.name_or_path or type(model).__name__,
         num_parameters=model.num_parameters(),
@@ -170,6 +183,17 @@ def trace(model: PreTrainedModel, task: Task, source: str, target: str) -> Trace
     return result
 
 
+@contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model attend by the eager kernel, the only one that returns its weights."""
+    kernel = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(kernel)
+
+
 def forced_steps(
     model: Seq2SeqTransformerForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
@@ -182,6 +206,8 @@ def forced_steps(
     """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     for position, token_id in enumerate(batch["labels"][0].tolist()):
+        if token_id == IGNORED:  # the language, which is told
+            continue
         prefix = decoder_input_ids[:, : position + 1]  # (1, t)
         logits = model(**inputs, decoder_input_ids=prefix, use_cache=False).logits[0, -1]  # (V)
         log_probabilities = logits.cpu().log_softmax(-1)
@@ -198,13 +224,16 @@ def forced_steps(
         )
 
 
-def generate_greedily(model: Seq2SeqTransformerForConditionalGeneration, batch: Batch) -> list[int]:
+def generate_greedily(
+    model: Seq2SeqTransformerForConditionalGeneration, task: SequenceToSequence, batch: Batch
+) -> list[int]:
     """Return the ids that the model says by itself, the most probable at each step, without the start token."""
     generation = copy.deepcopy(model.generation_config)
     generation.update(do_sample=False, num_beams=1, num_return_sequences=1, return_dict_in_generate=False)
     generation.update(max_length=None, max_new_tokens=2 * batch["labels"].shape[1] + 10)
-    ids = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=generation)
-    return ids[0, 1:].tolist()
+    ids = task.generate(model, batch, generation)
+    assert isinstance(ids, Tensor)
+    return ids[0, task.prompt_length(model, batch) :].tolist()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import pyarrow
@@ -15,21 +16,23 @@ from pipeline.errors import DataError, nearest
 from pipeline.inference.batches import batches_by_length
 from pipeline.inference.metrics import Metric, Reference, alike, answers, load_metric, perplexity
 from pipeline.tasks.base import Feature, Task
-from pipeline.tasks.encoding import encode_rows
+from pipeline.tasks.encoding import SET, encode_rows
 
-Result = tuple[dict[str, float], str | None]  # of one sample: its numbers, and its prediction
+Result = tuple[dict[str, Any], str | None]  # of one sample: its numbers, and its prediction
 
 
 @dataclass(frozen=True)
 class Prediction:
     """One sample's part of an evaluation; `prediction` is None where nothing was generated.
 
-    `reference` is as in the data: a text, or a list of texts, each of which is right.
+    `reference` is as in the data: a text, or a list of texts, each of which is right. `corpus` is the narrowest of
+    `groups_of` that the sample is in, where there are any.
     """
 
     source: str
     reference: Reference
     prediction: str | None
+    corpus: str | None = None
 
     @property
     def is_right(self) -> bool:
@@ -43,10 +46,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by name (numbers, and the signatures that explain them), and one prediction a sample, in data order."""
+    """Scores by name (numbers, and the signatures that explain them); of each sample, in data order, its prediction.
+
+    `sums` are what `task.score` returned for each sample.
+    """
 
     scores: dict[str, float | str]
     predictions: list[Prediction]
+    sums: list[dict[str, Any]]
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -115,7 +122,8 @@ def evaluate_features(
         metrics: scores of predictions; without any, none are made.
 
     Returns:
-        means over all items of what `task.scores` names, and what the metrics give.
+        means over all items of what `task.scores` names, and what the metrics give; likewise for each of `groups_of`,
+        with its name before those of the scores. Of several sets, the scores without a name are the means of theirs.
     """
     state = PartialState()
     results: dict[int, Result] = {}
@@ -134,18 +142,76 @@ def _summarise(
     task: Task, features: Sequence[Feature], results: dict[int, Result], metrics: Sequence[Metric]
 ) -> Evaluation:
     ordered = [results[feature["sample_id"]] for feature in features]
-    items = sum(numbers["items"] for numbers, _ in ordered)
-    given = ordered[0][0].keys()  # an engine may not give all
-    means = {name: sum(numbers[name] for numbers, _ in ordered) / items for name in task.scores if name in given}
+    corpora = {member: group for group, members in groups_of(features).items() for member in members}
+    predictions = [
+        Prediction(feature["source"], feature["target"], prediction, corpora.get(number))
+        for number, (feature, (_, prediction)) in enumerate(zip(features, ordered, strict=True))
+    ]
+    numbers = [numbers for numbers, _ in ordered]
+    whole = [*range(len(features))]
+    if not any(SET in feature for feature in features):
+        scores = _score(task, whole, numbers, predictions, metrics)
+        return Evaluation(scores | _score_groups(task, features, numbers, predictions, metrics), predictions, numbers)
+    of_groups = _score_groups(task, features, numbers, predictions, metrics)
+    sets = [*dict.fromkeys(feature[SET] for feature in features)]
+    means: dict[str, float | str] = {}
+    for name, value in _score(task, whole, numbers, predictions, metrics).items():
+        means[name] = value if isinstance(value, str) else fmean(float(of_groups[f"{group}_{name}"]) for group in sets)
+    return Evaluation(means | of_groups, predictions, numbers)
+
+
+def groups_of(features: Sequence[Feature]) -> dict[str, list[int]]:
+    """Return the parts of some features that have scores of their own: name -> the numbers of its features.
+
+    They are the held-out sets that have a name, and the language pairs of each where it has several.
+    """
+    sets: dict[str, list[int]] = {}
+    for number, feature in enumerate(features):
+        sets.setdefault(feature.get(SET, ""), []).append(number)
+    groups: dict[str, list[int]] = {}
+    for name, numbers in sets.items():
+        pairs: dict[str, list[int]] = {}
+        for number in numbers:
+            languages = [features[number].get(side) for side in ("source_lang", "target_lang")]
+            pairs.setdefault("-".join(filter(None, languages)), []).append(number)
+        if name:
+            groups[name] = numbers
+        if len(pairs) > 1:
+            groups |= {f"{name}_{pair}" if name else pair: members for pair, members in pairs.items() if pair}
+    return groups
+
+
+def _score_groups(
+    task: Task,
+    features: Sequence[Feature],
+    numbers: Sequence[dict[str, Any]],
+    predictions: Sequence[Prediction],
+    metrics: Sequence[Metric],
+) -> dict[str, float | str]:
+    return {
+        f"{group}_{name}": value
+        for group, members in groups_of(features).items()
+        for name, value in _score(task, members, numbers, predictions, metrics).items()
+        if not isinstance(value, str)  # a signature, which is the same for all
+    }
+
+
+def _score(
+    task: Task,
+    members: Sequence[int],
+    numbers: Sequence[dict[str, Any]],
+    predictions: Sequence[Prediction],
+    metrics: Sequence[Metric],
+) -> dict[str, float | str]:
+    """Return the means over all items of some samples, and what the metrics say of their predictions."""
+    items = sum(numbers[member]["items"] for member in members)
+    given = numbers[members[0]].keys()  # an engine may not give all
+    means = {name: sum(numbers[member][name] for member in members) / items for name in task.scores if name in given}
     if "perplexity" in task.scores and "loss" in means:
         means["perplexity"] = perplexity(means["loss"])
     scores: dict[str, float | str] = {name: means[name] for name in task.scores if name in means}
-    predictions = [
-        Prediction(feature["source"], feature["target"], prediction)
-        for feature, (_, prediction) in zip(features, ordered, strict=True)
-    ]
-    texts = [prediction.prediction or "" for prediction in predictions]
-    references = alike([prediction.reference for prediction in predictions])
+    texts = [predictions[member].prediction or "" for member in members]
+    references = alike([predictions[member].reference for member in members])
     for metric in metrics:
         scores |= metric(texts, references)
-    return Evaluation(scores, predictions)
+    return scores

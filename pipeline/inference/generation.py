@@ -20,14 +20,21 @@ def generate(
     texts: Sequence[str],
     generation: GenerationConfig | None = None,
     batch_size: int = 128,
+    *,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
 ) -> list[str]:
     """Generate one text for each, by the model's own generation config unless another is given.
 
     Several processes share the texts; each must call this, and gets all answers. An empty or blank text is answered by
     an empty one where there is nothing to read in it.
 
+    Args:
+        source_lang, target_lang: of all texts, where the model is told languages; its default ones if left out.
+
     Raises:
-        ConfigError: for a blank prompt that a text is to go on from, or a task without texts.
+        ConfigError: for a blank prompt that a text is to go on from, a task without texts, or a language that the model
+            does not know, or must be told.
         DataError: for a text that is longer than the model has positions for.
     """
     if not task.text_columns:
@@ -36,7 +43,8 @@ def generate(
         if not text.strip() and not task.answers_empty:
             raise ConfigError(f"prompt {number} is empty: give a word at least to go on from")
     numbers = [number for number, text in enumerate(texts) if text.strip()]
-    encoded = task.encode({"source": [texts[number] for number in numbers], "row": numbers})
+    columns = {"source": [texts[number] for number in numbers], "row": numbers}
+    encoded = task.encode(task.with_languages(columns, source_lang, target_lang))
     for number, row in zip(numbers, encoded, strict=True):
         if isinstance(row, BadRow):
             raise DataError(f"text {number + 1}: {row.reason}; shorten it")

@@ -23,6 +23,10 @@ class Seq2SeqTransformerConfig(PreTrainedConfig):
         attention_dropout: on attention weights.
         activation_dropout: inside the feed-forward block.
         tie_word_embeddings: source embedding, target embedding and output projection are one matrix (section 3.4).
+        languages: target languages of which the model is told one: code -> id of its token, such as {"de": 8000}; none
+            where it has learned one language only, and needs no telling. A run takes them from its data.
+        target_lang_in: where that token stands: in front of the "source", or first in the "decoder", behind the start
+            token (Johnson et al. 2017, https://aclanthology.org/Q17-1024).
         label_smoothing: share of the target probability spread over the vocabulary while training (section 5.4). A run
             takes it from `training.label_smoothing_factor`.
 
@@ -51,6 +55,8 @@ class Seq2SeqTransformerConfig(PreTrainedConfig):
     activation_dropout: float | int = 0.0
     tie_word_embeddings: bool = True
     label_smoothing: float | int = 0.0
+    languages: dict[str, int] | None = None
+    target_lang_in: str | None = None
     is_encoder_decoder: bool = True
     use_cache: bool = True
     pad_token_id: int = 0
@@ -72,12 +78,20 @@ class Seq2SeqTransformerConfig(PreTrainedConfig):
         for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 0 and below 1")
+        self._check_languages()
         super().__post_init__(**kwargs)
         # Read by `transformers.pipeline`; a new dict each time, as it changes what it finds.
         if self.is_encoder_decoder:
             self.custom_pipelines = {
                 "translation": {"impl": "translation_pipeline.TranslationPipeline", "pt": ["AutoModelForSeq2SeqLM"]}
             }
+
+    def _check_languages(self) -> None:
+        for code, token_id in (self.languages or {}).items():
+            if not 0 <= token_id < self.vocab_size:
+                raise ValueError(f"languages: the token {token_id} of {code} is not below vocab_size={self.vocab_size}")
+        if self.languages and self.target_lang_in not in ("source", "decoder"):
+            raise ValueError(f"target_lang_in={self.target_lang_in!r}: it must be source or decoder")
 
 
 Seq2SeqTransformerConfig.register_for_auto_class()

@@ -12,12 +12,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Template
-from transformers import PreTrainedModel, TrainerState
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerState
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import is_on_hub
+from pipeline.data_config import HELD_OUT_SPLITS, language_codes
 from pipeline.languages import hub_code, known_code
 from pipeline.tasks.base import Task
+from pipeline.tasks.row_languages import target_tag
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 USE_TEMPLATE = Path(__file__).with_name("use.md.jinja")
@@ -37,12 +39,16 @@ class Loading:
         has_code: whether that class is code beside the weights.
         has_pipeline: whether the code of its pipeline is.
         is_converted: whether it is transformers' own class, with weights of ours, for transformers 4 and 5.
+        languages: that it is told to translate into, where it has tags for them.
+        target_lang_in: where such a tag stands: "source" or "decoder".
     """
 
     model_class: str
     has_code: bool = False
     has_pipeline: bool = False
     is_converted: bool = False
+    languages: tuple[str, ...] = ()
+    target_lang_in: str | None = None
 
 
 def render_card(
@@ -65,10 +71,16 @@ def render_card(
     name = _one_line(config.hub.model_id or Path(config.training["output_dir"]).name)
     base = config.model.get("from")
     has_code = getattr(type(model), "_auto_class", None) is not None
-    loading = Loading(type(model).__name__, has_code, has_pipeline=has_code and bool(task.card.pipeline_use))
+    loading = Loading(
+        type(model).__name__,
+        has_code,
+        has_pipeline=has_code and bool(task.card.pipeline_use),
+        languages=tags_of(model.config),
+        target_lang_in=getattr(model.config, "target_lang_in", None),
+    )
     steps = f"{state.global_step:,}" + (f" of {state.max_steps:,}" if state.global_step < state.max_steps else "")
     card = ModelCard.from_template(
-        _metadata(config, task.card.pipeline_tag, name, scores),
+        _metadata(config, task.card.pipeline_tag, name, scores, tags_of(model.config)),
         template_path=str(TEMPLATE),
         name=escape(name),
         model=task.card.model,
@@ -77,7 +89,7 @@ def render_card(
         base=base and _as_code(base),
         steps=steps,
         data={key: _as_code(str(value)) for key, value in config.data.model_dump().items() if value is not None},
-        learned=_fill_in(task.card.data, config),
+        corpora=_describe_corpora(config, task, scores.get("training", {}).get("corpora", {})),
         scores=_score_rows(scores),
         remarks=task.remarks(scores),
         use=render_use(task, loading, name, example),
@@ -97,16 +109,35 @@ def render_use(task: Task | type[Task], loading: Loading, name: str, example: st
         name: of the model on the Hub.
         example: a source text, which the section's first line keeps for the next time.
     """
-    strings = {"name": _in_string(name), "example": _in_string(example)}
+    strings = {"name": _in_string(name), "example": _in_string(example)} | _tell_language(loading)
     trust = ", trust_remote_code=True"
     return Template(USE_TEMPLATE.read_text(encoding="utf-8")).render(
         vars(loading),
         example=_in_comment(example),
+        tags=", ".join(_as_code(code) for code in loading.languages),
         auto_class=task.auto_class.__name__,
         use=task.card.use.format(**strings, trust=trust if loading.has_code else ""),
         pipeline_use=task.card.pipeline_use.format(**strings, trust=trust),
         pipeline_call=_as_code(f'pipeline("translation", model="{strings["name"]}")'),
     )
+
+
+def tags_of(model: PreTrainedConfig) -> tuple[str, ...]:
+    """Return the languages that a model of ours, or its stock form, is told to translate into."""
+    return tuple(getattr(model, "languages", None) or ())
+
+
+def _tell_language(loading: Loading) -> dict[str, str]:
+    """Return the parts of the code of use that say what to translate into: the first language, as an example."""
+    parts = dict.fromkeys(("mark", "tokenizer_option", "generate_option", "pipeline_option"), "")
+    if not loading.languages:
+        return parts
+    code = _in_string(loading.languages[0])
+    parts["pipeline_option"] = f', tgt_lang="{code}"'
+    if loading.target_lang_in == "decoder":
+        return parts | {"generate_option": f', forced_bos_token_id=model.config.languages["{code}"]'}
+    # Only so is a tag that is written in a text the tag.
+    return parts | {"mark": target_tag(code), "tokenizer_option": ", split_special_tokens=False"}
 
 
 def says_use(card: str) -> bool:
@@ -138,9 +169,12 @@ def _fill_in(text: str, config: Config) -> str:
     return text.format(**values)
 
 
-def _metadata(config: Config, pipeline_tag: str, name: str, scores: dict[str, dict[str, Any]]) -> ModelCardData:
+def _metadata(
+    config: Config, pipeline_tag: str, name: str, scores: dict[str, dict[str, Any]], told: Sequence[str]
+) -> ModelCardData:
     base = config.model.get("from")
-    languages = _languages(config, pipeline_tag)
+    languages = _languages(config, pipeline_tag, told)
+    paths = [corpus.path for corpus in config.data.corpora.values()]
     codes = [*dict.fromkeys(map(hub_code, languages))]
     # From a language to itself, for which the Hub has no filter: https://github.com/huggingface/huggingface.js/pull/1590
     is_rewriting = pipeline_tag == "translation" and len(codes) == 1
@@ -150,7 +184,7 @@ def _metadata(config: Config, pipeline_tag: str, name: str, scores: dict[str, di
         library_name="transformers",
         license=config.hub.license,
         base_model=base if base and not Path(base).exists() else None,
-        datasets=[config.data.path] if is_on_hub(config.data.path) else None,
+        datasets=[*dict.fromkeys(path for path in paths if is_on_hub(path))] or None,
         pipeline_tag=None if is_rewriting else pipeline_tag,
         tags=["teacher-forcing", config.task],
         model_name=name,
@@ -158,15 +192,21 @@ def _metadata(config: Config, pipeline_tag: str, name: str, scores: dict[str, di
     )
 
 
-def _languages(config: Config, pipeline_tag: str) -> list[str]:
-    """Return what `hub.language` says, or else what the config shows of both sides of a translation."""
+def _languages(config: Config, pipeline_tag: str, told: Sequence[str]) -> list[str]:
+    """Return what `hub.language` says, or else what the config shows of both sides of a translation.
+
+    Args:
+        told: target languages that the model has tags for; those in a column are not in the config.
+    """
     if config.hub.language is not None:
         return config.hub.language
     if pipeline_tag != "translation":
         return []
     data = config.data
-    if data.source_lang or data.target_lang:
-        return [code for tag in (data.source_lang, data.target_lang) if tag and (code := known_code(tag))]
+    keys = [key for rows, _ in data.places.values() for key in (rows.source_lang, rows.target_lang)]
+    tags = [*(code for key in keys for code in language_codes(key)), *told]
+    if tags:
+        return [*dict.fromkeys(code for tag in tags if (code := known_code(tag)))]
     columns = (known_code(name.split(".")[-1]) for name in (data.source, data.target))
     codes = [code for code in columns if code]
     return codes if len({*codes}) == 2 else []  # one alone may be another word, such as id
@@ -177,24 +217,39 @@ def _score_rows(scores: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]
         (escape(split), escape(metric), f"{value:.4f}" if isinstance(value, float) else escape(str(value)))
         for split, values in scores.items()
         for metric, value in values.items()
+        if not isinstance(value, dict)
     ]
 
 
+def _describe_corpora(config: Config, task: Task, counts: dict[str, dict[str, float]]) -> list[dict[str, str]]:
+    """Return what the card says of each corpus: what it is, and of a mixture also how much of it was trained on."""
+    corpora = []
+    for name, data in config.data.corpora.items():
+        revision = f", at revision {_as_code(data.revision)}" if data.revision else ""
+        learned = _fill_in(task.card.data, config.with_data(data))
+        what = f"{_as_code(data.path)}, split {_as_code(data.train)}, {learned}{revision}"
+        corpora.append(
+            {"name": escape(name), "what": what} | {key: f"{n:,}" for key, n in counts.get(name, {}).items()}
+        )
+    return corpora
+
+
 def _evaluation_results(config: Config, pipeline_tag: str, scores: dict[str, dict[str, Any]]) -> list[EvalResult]:
+    """Return the scores as results on data sets; of several sets those of each, as their mean is of none."""
     return [
         EvalResult(
             task_type=pipeline_tag,
-            dataset_type=config.data.path,
-            dataset_name=config.data.path,
+            dataset_type=data.path,
+            dataset_name=f"{data.path} ({name})" if name else data.path,
             dataset_split=split,
-            dataset_revision=config.data.revision,
-            metric_type=metric,
+            dataset_revision=data.revision,
+            metric_type=metric.removeprefix(f"{name}_"),
             metric_value=value,
         )
-        for split, values in scores.items()
-        if split != "training"  # counters, not scores
-        for metric, value in values.items()
-        if not isinstance(value, str)
+        for split in HELD_OUT_SPLITS
+        for name, data in config.data.held_out(split).items()
+        for metric, value in scores.get(split, {}).items()
+        if not isinstance(value, str) and (not name or metric.startswith(f"{name}_"))
     ]
 
 

@@ -168,7 +168,8 @@ def _write_stock(folder: Path, workspace: Path) -> None:
     """Convert the model in a folder, and compare what was written with it."""
     model, task = load_trained(folder, torch.device("cpu"))  # a GPU may be full of what is trained
     assert task.tokenizer is not None  # of a model for texts
-    stock.write(model, task, workspace, stock.count_positions(model.generation_config, _data_of(folder)))
+    num_told = task.languages.num_told
+    stock.write(model, task, workspace, stock.count_positions(model.generation_config, _data_of(folder), num_told))
     converted = AutoModelForSeq2SeqLM.from_pretrained(workspace, trust_remote_code=False, use_safetensors=True)
     difference = _compare_logits(model.float(), converted.float().eval())
     tokenizer = AutoTokenizer.from_pretrained(workspace, trust_remote_code=False)
@@ -215,7 +216,10 @@ def _loading(config: Path, is_converted: bool) -> Loading:
     settings: dict[str, Any] = json.loads(config.read_bytes())
     has_code, has_pipeline = "auto_map" in settings, "custom_pipelines" in settings
     architectures = settings.get("architectures") or [settings.get("model_type", "model")]
-    return Loading(str(architectures[0]), has_code, has_pipeline, is_converted)
+    languages = tuple(settings.get("languages") or ())
+    return Loading(
+        str(architectures[0]), has_code, has_pipeline, is_converted, languages, settings.get("target_lang_in")
+    )
 
 
 def _data_of(folder: Path) -> DataConfig | None:

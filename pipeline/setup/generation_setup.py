@@ -15,8 +15,7 @@ from pipeline.config import Config, check_generation
 from pipeline.errors import ConfigError
 from pipeline.library_settings import GenerationSettings
 from pipeline.setup.model_factory import is_own
-from pipeline.setup.tokenizer_setup import has_languages
-from pipeline.tasks.base import Feature, Task, tokenize
+from pipeline.tasks.base import Batch, Feature, Task, tokenize
 from pipeline.tasks.trained_model import check_token_ids
 
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
@@ -148,25 +147,22 @@ def _bounds_of_training(
 ) -> dict[str, Any]:
     """Return start, forced tokens, end and padding as training has them.
 
-    With the tokenizers of mBART-50, mBART and T5, targets and what the decoder reads in training are
+    With the tokenizers of mBART-50, mBART and T5, what the decoder reads in training is
 
-        labels  `fr_XX a b </s>`    decoder  `</s> fr_XX a b`    start `</s>`, then `fr_XX` is forced
-        labels  `a b </s> fr_XX`    decoder  `fr_XX a b </s>`    start `fr_XX`
-        labels  `a b </s>`          decoder  `<pad> a b`         start `<pad>`
+        `</s> fr_XX a b`    start `</s>`, then `fr_XX` is forced
+        `fr_XX a b`         start `fr_XX`
+        `<pad> a b`         start `<pad>`
+
+    Where there are several target languages, none is forced here: `Task.begin_answers` does so for each row.
 
     Raises:
         ConfigError: for a setting of `generation` that says something else, or targets without an end.
     """
-    feature = task.encode({"source": [f"{PROBE} b"], "target": [PROBE], "row": [0]})[0]
-    assert isinstance(feature, dict)
-    labels = feature["labels"]
-    first = labels[0] if labels and tokenize(tokenizer, [""], is_target=True)[0][:1] == labels[:1] else None
-    forced = first if settings.get("forced_bos_token_id") is not None or has_languages(tokenizer) else None
+    feature = _probe(task)
     bounds = {
-        "decoder_start_token_id": _start_of_training(model, task, feature),
-        "forced_bos_token_id": forced,
+        **_beginning(settings, model, task, tokenizer, feature),
         "pad_token_id": tokenizer.pad_token_id,
-        **_ends(settings, given, labels, tokenizer),
+        **_ends(settings, given, feature["labels"], tokenizer),
     }
     for name, value in bounds.items():
         if given.get(name) is not None and given[name] != value:
@@ -177,7 +173,45 @@ def _bounds_of_training(
     return bounds
 
 
-def _start_of_training(model: PreTrainedModel, task: Task, feature: Feature) -> int:
+def _probe(task: Task) -> Feature:
+    """Return a pair as training has it, in the model's default languages, or else its first ones."""
+    languages = task.languages
+    source_lang = languages.default_source or next(iter(languages.sources), None)
+    target_lang = languages.default_target or next(iter(languages.targets), None)
+    columns = {"source": [f"{PROBE} b"], "target": [PROBE], "row": [0]}
+    feature = task.encode(task.with_languages(columns, source_lang, target_lang))[0]
+    assert isinstance(feature, dict)
+    return feature
+
+
+def _beginning(
+    settings: dict[str, Any],
+    model: PreTrainedModel,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    feature: Feature,
+) -> dict[str, int | None]:
+    """Return the start, and what is forced behind it."""
+    labels, told = feature["labels"], feature.get("decoder_start")
+    batch = task.collate([feature])
+    if told is None:
+        first = labels[0] if labels and tokenize(tokenizer, [""], is_target=True)[0][:1] == labels[:1] else None
+        forced = first if settings.get("forced_bos_token_id") is not None else None
+        return {"decoder_start_token_id": _start_of_training(model, batch), "forced_bos_token_id": forced}
+    if not is_own(model):
+        # Without our help its decoder must read the same of what the tokenizer makes of a target.
+        del batch["decoder_input_ids"]
+        batch["labels"] = torch.tensor([[*told[1:], *labels] if len(told) > 1 else [*labels, *told]])
+        if (start := _start_of_training(model, batch)) != told[0]:
+            seen, expected = tokenizer.convert_ids_to_tokens([start, told[0]])
+            raise ConfigError(f"model.from: {type(model).__name__} begins targets with {seen!r}, and not {expected!r}")
+    if task.languages.default_target is None:
+        start = told[0] if len(told) > 1 else model.config.decoder_start_token_id  # or it is another in each row
+        return {"decoder_start_token_id": start, "forced_bos_token_id": None}
+    return {"decoder_start_token_id": told[0], "forced_bos_token_id": told[1] if len(told) > 1 else None}
+
+
+def _start_of_training(model: PreTrainedModel, batch: Batch) -> int:
     """Return the first token that the decoder reads in training, for a model of others by asking it.
 
     Some shift the labels behind a start token, some turn their last token to the front, and only `forward` tells.
@@ -194,13 +228,13 @@ def _start_of_training(model: PreTrainedModel, task: Task, feature: Feature) -> 
     problem = "its decoder does not read the labels"
     try:
         with torch.no_grad():
-            model.eval()(**{name: tensor.to(model.device) for name, tensor in task.collate([feature]).items()})
+            model.eval()(**{name: tensor.to(model.device) for name, tensor in batch.items()})
     except ValueError as error:  # such as a start token that its config does not have
         problem = str(error)
     finally:
         hook.remove()
         model.train(was_training)
-    if not read or read[0][1:] != feature["labels"][:-1]:
+    if not read or read[0][1:] != batch["labels"][0, :-1].tolist():
         raise ConfigError(f"model.from: {type(model).__name__} cannot be trained on pairs here: {problem}")
     return read[0][0]
 

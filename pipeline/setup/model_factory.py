@@ -17,6 +17,7 @@ from pipeline.data.hub_reading import download_model
 from pipeline.data.word_vectors import load_embeddings
 from pipeline.errors import ConfigError, explain_path, nearest
 from pipeline.memory import total_memory
+from pipeline.setup.tokenizer_setup import model_languages
 from pipeline.tasks.registry import MODELS, get_model, get_task
 from pipeline.tasks.trained_model import (
     MAX_LAYERS,
@@ -152,6 +153,10 @@ def _make_model(
     fitting = {} if tokenizer is None else _fit(tokenizer, settings)
     if "label_smoothing" in known:
         fitting["label_smoothing"] = config.label_smoothing
+    if tokenizer is not None and (languages := model_languages(config, tokenizer)):
+        if "languages" not in known:
+            raise ConfigError(f"data.target_lang: model.type={config.model['type']} has no languages; leave it out")
+        fitting |= {"languages": languages, "target_lang_in": config.data.target_lang_in}
     try:
         model_config = spec.config(**fitting | settings)
         _check_memory(config, spec.model, model_config)

@@ -23,9 +23,22 @@ from transformers.utils import ModelOutput
 from pipeline.config import Config, DataConfig, Section
 from pipeline.data.rows import BadRow, Columns, Feature
 from pipeline.data.splits import Rows
+from pipeline.data_config import ColumnNames
+from pipeline.decoding.search import search_of
+from pipeline.errors import ConfigError
+from pipeline.tasks.row_languages import Languages, choose_from
 
 Batch = dict[str, Tensor]
 Better: TypeAlias = Literal["higher", "lower"]  # which value of a score is the better one
+
+
+@dataclass(frozen=True)
+class RowScore:
+    """The log-probability of what a row asks for, in nats, summed over its items; its number is that in the split."""
+
+    row: int
+    log_probability: float
+    items: int
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,9 @@ class CardText:
 
     The texts are filled in by `str.format`, so a brace in code is written twice. `data` and `limits` may name keys of
     the section `data` and of the task's own, such as `{source}`. `use` and `pipeline_use` have `{name}`, the model's
-    name on the Hub; `{example}`, a source text; and `{trust}`, an argument where the model has its own code.
+    name on the Hub; `{example}`, a source text; and `{trust}`, an argument where the model has its own code. Where a
+    model is told into which language to translate, `{mark}` stands in front of the source, and `{tokenizer_option}`,
+    `{generate_option}` and `{pipeline_option}` are further arguments; else they are empty.
 
     Attributes:
         pipeline_tag: the Hub's name of the task, by which models are searched.
@@ -62,12 +77,14 @@ class Task(ABC):
     Attributes:
         tokenizer: None where the data hold no text.
         max_positions: tokens that the model can read at most, as source and as target; None where there is no bound.
+        languages: what the model can be told of the languages of a row.
         settings: keys of the task's own section of a config, which is named after the task.
         auto_class: transformers' class that loads the task's models.
         trains_other_models: whether models of others that `auto_class` loads can be trained as well.
         text_columns: agreed columns whose texts a tokenizer is trained on.
         scores: what every evaluation gives: name -> which value is the better one, "higher" or "lower".
         accuracy: the one among them that is the share of items predicted right, where there is one.
+        has_log_probabilities: whether the loss of a sample is minus the log-probability of its items.
         has_metrics: whether there are predictions to score beyond that.
         default_metrics: `evaluation.metrics` where the config names none.
         answers_empty: whether an empty source has an answer, the empty one.
@@ -84,12 +101,14 @@ class Task(ABC):
     drawn_score: ClassVar[str | None] = "token_accuracy"
     tokenizer: PreTrainedTokenizerBase | None
     max_positions: tuple[int | None, int | None] = (None, None)
+    languages: Languages = Languages()
     settings: ClassVar[type[Section]] = Section
     auto_class: ClassVar[Any]
     trains_other_models: ClassVar[bool] = False
     text_columns: ClassVar[tuple[str, ...]] = ("source", "target")
     scores: ClassVar[dict[str, Better]] = {"loss": "lower", "perplexity": "lower", "token_accuracy": "higher"}
     accuracy: ClassVar[str | None] = "token_accuracy"
+    has_log_probabilities: ClassVar[bool] = False
     has_metrics: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ()
     answers_empty: ClassVar[bool] = True
@@ -121,8 +140,8 @@ class Task(ABC):
         return ("source", "target")
 
     @classmethod
-    def columns(cls, config: Config) -> dict[str, str]:
-        """Return the columns that a row must have: agreed name -> name in the data."""
+    def columns(cls, config: Config) -> ColumnNames:
+        """Return the columns that a row must have: agreed name -> name in the data, or what is the same in all rows."""
         return config.data.columns
 
     @classmethod
@@ -145,6 +164,27 @@ class Task(ABC):
         Args:
             limits: of the length of a training row, `max_source_length` and `max_target_length`; None keeps all.
         """
+
+    def with_languages(
+        self, columns: Columns, source_lang: str | None = None, target_lang: str | None = None
+    ) -> Columns:
+        """Return rows of which all are in one pair of languages; of the model's default ones where they are left out.
+
+        Raises:
+            ConfigError: for a language that the model does not know, or that it must be told.
+        """
+        given = {"source_lang": source_lang, "target_lang": target_lang}
+        named = {name: code for name, code in given.items() if code is not None}
+        known = self.languages.targets
+        if named and not known:
+            raise ConfigError(f"{' and '.join(named)}: this model is not told any language; leave it out")
+        if target_lang is None and known and self.languages.default_target is None:
+            raise ConfigError(
+                f"target_lang is missing; say into which language to translate (--target-lang){choose_from(known)}"
+            )
+        if problem := self.languages.find_problem(named):
+            raise ConfigError(problem)
+        return columns | {name: [code] * len(columns["row"]) for name, code in named.items()}
 
     def to_evaluation(self, features: list[Feature]) -> list[Feature]:
         """Turn the features of a split into what is evaluated, where that is something else."""
@@ -207,9 +247,41 @@ class Task(ABC):
         for the model cannot give is left out as well.
         """
 
+    def score_rows(self, samples: list[Feature], sums: list[dict[str, Any]]) -> list[RowScore]:
+        """Return the log-probabilities of the rows that samples were made of, where `has_log_probabilities`.
+
+        Args:
+            samples: all of a split, as `to_evaluation` gives them.
+            sums: what `score` returned for each of them.
+        """
+        return [
+            RowScore(sample["sample_id"], -numbers["loss"], int(numbers["items"]))
+            for sample, numbers in zip(samples, sums, strict=True)
+        ]
+
+    def generate(
+        self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None
+    ) -> Tensor | ModelOutput:
+        """Return what `model.generate` does for a batch: token ids behind their prompt or start, one row an answer."""
+        return model.generate(
+            batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            generation_config=generation,
+            custom_generate=search_of(model, generation),
+            **self.begin_answers(batch),
+        )
+
+    def prompt_length(self, model: PreTrainedModel, batch: Batch) -> int:
+        """Count the tokens in front of each answer of `generate`: the start and what is told, or the whole prompt."""
+        return max(1, self.languages.num_forced) if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
+
     @abstractmethod
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[Any]:
         """Return the model's own answer to each sample."""
+
+    def begin_answers(self, batch: Batch) -> dict[str, Any]:
+        """Return arguments of `generate` by which each answer begins as the languages of its row want it."""
+        return {}
 
     def perfect_predictions(self, features: list[Feature]) -> list[str]:
         """Return what `predict` would if the model made no mistake: all that a tokenizer can write of the targets."""
@@ -249,14 +321,19 @@ def repeat_to(length: int, ids: list[int]) -> list[int]:
     return (ids * (length // len(ids) + 1))[:length]
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], is_target: bool = False) -> list[list[int]]:
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], is_target: bool = False, is_bare: bool = False
+) -> list[list[int]]:
     """Return the token ids of each text, as `tokenizer(texts)` does, in half the time.
 
     Args:
         is_target: whether the texts are targets; some tokenizers encode those otherwise.
+        is_bare: whether to leave out the special tokens around a text, by which alone targets then differ.
     """
     if not texts:
         return []
+    if is_bare:
+        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     if type(tokenizer) is PreTrainedTokenizerFast:
         tokenizer("")  # sets up the backend: nothing cut, nothing padded, special tokens in a text taken as text
         return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts)]

@@ -1,14 +1,19 @@
 """A whole split as features, for evaluation."""
 
 import logging
+from collections.abc import Mapping
 from itertools import islice
+from typing import Literal
 
 from pipeline.config import Config
 from pipeline.data.hub_reading import iterate_rows, retry_seconds
 from pipeline.data.rows import HOW_TO_FIX, separate
 from pipeline.data.splits import Rows, open_split
+from pipeline.data_config import errors_of
 from pipeline.errors import DataError
 from pipeline.tasks.base import Feature, Task
+
+SET = "set"  # of a feature: the name of the held-out set that it belongs to
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +51,40 @@ def encode_rows(
     return features
 
 
-def encode_opened(config: Config, task: Task, rows: Rows | None, split: str | None) -> list[Feature]:
-    """Encode the rows of a split of a config that is open already; no split has no features."""
-    if rows is None:
-        return []
+def encode_opened(config: Config, task: Task, rows: Rows, split: str) -> list[Feature]:
+    """Encode the rows of a split of a config that is open already."""
     return encode_rows(task, rows, f"data: {split}", config.data.on_bad_row, retry_seconds(config.data))
 
 
-def encode_split(config: Config, task: Task, split: str | None) -> list[Feature]:
-    """Open a split, and encode it as evaluation wants it; no split has no features."""
-    rows = None if split is None else open_split(config.data, split, task.columns(config))
-    return task.to_evaluation(encode_opened(config, task, rows, split))
+def encode_split(config: Config, task: Task, split: Literal["train", "validation", "test"]) -> list[Feature]:
+    """Open all that a split consists of, and encode it as evaluation wants it; no split has no features."""
+    features = {}
+    for place, (rows, name) in config.data.places.items():
+        if place.split(".")[0] in ({"train", "mix"} if split == "train" else {split}):
+            here = config.with_data(rows)
+            with errors_of(place):
+                features[place] = encode_opened(here, task, open_split(rows, name, task.columns(here)), name)
+    return join_sets(task, features, "mix" if split == "train" and config.data.mix is not None else split)
+
+
+def join_sets(task: Task, places: Mapping[str, list[Feature]], split: str) -> list[Feature]:
+    """Return the features of a split as evaluation wants them, those of several sets one after another.
+
+    A feature of a set that has a name then has it as `SET`.
+
+    Args:
+        places: features as they were encoded, by `DataConfig.places`.
+    """
+    joined: list[Feature] = []
+    for place, encoded in places.items():
+        name, _, set_name = place.partition(".")
+        if name != split:
+            continue
+        features = task.to_evaluation(encoded)
+        if set_name:
+            first = len(joined)
+            features = [
+                {**feature, "sample_id": first + number, SET: set_name} for number, feature in enumerate(features)
+            ]
+        joined += features
+    return joined

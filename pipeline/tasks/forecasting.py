@@ -23,6 +23,7 @@ from pipeline import plots
 from pipeline.config import Config, DataConfig, Section, check_distinct
 from pipeline.data.rows import HOW_TO_FIX, PLACE, PROBLEM, BadRow, Columns, Feature, name_places, shorten
 from pipeline.data.splits import Rows
+from pipeline.data_config import ColumnNames
 from pipeline.errors import ConfigError, DataError
 from pipeline.tasks.base import Batch, Better, CardText, Task
 
@@ -92,7 +93,7 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
         return tuple(self.series)
 
     @classmethod
-    def columns(cls, config: Config) -> dict[str, str]:
+    def columns(cls, config: Config) -> ColumnNames:
         settings = config.task_settings
         return {name: name for name in settings.series} | ({} if settings.time is None else {TIME: settings.time})
 

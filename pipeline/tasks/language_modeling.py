@@ -23,9 +23,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pipeline.config import Config, DataConfig, Section
 from pipeline.data.rows import BadRow, Columns, Feature, encode_rows, find_text_problem
+from pipeline.data_config import ColumnNames
 from pipeline.models.modeling_lstm import LSTMState
 from pipeline.models.modeling_seq2seq import IGNORED
-from pipeline.tasks.base import Batch, CardText, Task, tokenize
+from pipeline.tasks.base import Batch, CardText, RowScore, Task, tokenize
 
 HELD_OUT_STREAMS = 16  # into which the text of an evaluation is cut, so that it takes no step for every token
 HELD_OUT_CHUNK = 256  # tokens of each that are scored at a time
@@ -74,6 +75,7 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
     auto_class: ClassVar[Any] = AutoModelForCausalLM
     text_columns: ClassVar[tuple[str, ...]] = ("source",)
     eos_position: ClassVar[str] = "start"
+    has_log_probabilities: ClassVar[bool] = True
     has_metrics: ClassVar[bool] = False
     answers_empty: ClassVar[bool] = False
     has_independent_rows: ClassVar[bool] = False
@@ -89,7 +91,7 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
         return ("source",)
 
     @classmethod
-    def columns(cls, config: Config) -> dict[str, str]:
+    def columns(cls, config: Config) -> ColumnNames:
         return {"source": config.data.source}
 
     def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | BadRow]:
@@ -124,6 +126,9 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
         if not features:
             return []
         inputs, labels = self._streams(features, HELD_OUT_STREAMS)
+        # A token belongs to the text of the one before it: the `</s>` that begins a text ends that before it.
+        rows = np.repeat([row["sample_id"] for row in features], [len(row["input_ids"]) for row in features])
+        rows.resize(inputs.shape)
         return [
             {
                 "sample_id": stream,
@@ -131,6 +136,7 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
                 "target": "",
                 "input_ids": inputs[stream],
                 "labels": labels[stream],
+                "rows": rows[stream],
             }
             for stream in range(HELD_OUT_STREAMS)
         ]
@@ -194,30 +200,48 @@ print(tokenizer.decode(ids[0], skip_special_tokens=True))""",
         self.carried = LSTMState(hidden, cell)
 
     def losses(self, outputs: CausalLMOutputWithPast, batch: Batch) -> Tensor:
-        losses = nn.functional.cross_entropy(
+        return self._token_losses(outputs, batch).sum(-1)
+
+    def _token_losses(self, outputs: CausalLMOutputWithPast, batch: Batch) -> Tensor:
+        return nn.functional.cross_entropy(
             outputs.logits.float().transpose(1, 2), batch["labels"], ignore_index=IGNORED, reduction="none"
         )
-        return losses.sum(-1)
 
     def count_items(self, outputs: CausalLMOutputWithPast, batch: Batch) -> tuple[Tensor, Tensor]:
         labels = batch["labels"]
         return labels.ne(IGNORED).sum(-1), outputs.logits.argmax(-1).eq(labels).sum(-1)
 
-    def score(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, float]]:
-        """Score chunk by chunk, carrying the state on: each token is predicted from all before it in its stream."""
+    def score(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, Any]]:
+        """Score chunk by chunk, carrying the state on: each token is predicted from all before it in its stream.
+
+        Beside the sums there are "token_losses", which belong to several rows of the data.
+        """
         rows, length = batch["input_ids"].shape
         sums = torch.zeros(3, rows, dtype=torch.float64)
+        token_losses = []
         state = None
         for start in range(0, length, HELD_OUT_CHUNK):
             chunk = {name: tensor[:, start : start + HELD_OUT_CHUNK] for name, tensor in batch.items()}
             outputs = model(input_ids=chunk["input_ids"], past_key_values=state, use_cache=True)
             state = outputs.past_key_values
-            sums += torch.stack(
-                [numbers.double().cpu() for numbers in (self.losses(outputs, chunk), *self.count_items(outputs, chunk))]
-            )
-        return [{"loss": loss, "items": items, "token_accuracy": right} for loss, items, right in sums.T.tolist()]
+            losses = self._token_losses(outputs, chunk)
+            token_losses.append(losses.cpu())
+            counts = self.count_items(outputs, chunk)
+            sums += torch.stack([numbers.double().cpu() for numbers in (losses.sum(-1), *counts)])
+        return [
+            {"loss": loss, "items": items, "token_accuracy": right, "token_losses": losses}
+            for (loss, items, right), losses in zip(sums.T.tolist(), torch.cat(token_losses, 1).numpy(), strict=True)
+        ]
+
+    def score_rows(self, samples: list[Feature], sums: list[dict[str, Any]]) -> list[RowScore]:
+        """Return the log-probability of each text and its end, after the texts before it in its stream."""
+        is_label = np.concatenate([sample["labels"] for sample in samples]) != IGNORED
+        rows = np.concatenate([sample["rows"] for sample in samples])[is_label]
+        losses = np.concatenate([numbers["token_losses"] for numbers in sums])[is_label]
+        numbers, index = np.unique(rows, return_inverse=True)
+        totals, counts = np.bincount(index, losses), np.bincount(index)
+        return [RowScore(*row) for row in zip(numbers.tolist(), (-totals).tolist(), counts.tolist(), strict=True)]
 
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[str]:
         """Return each prompt with its continuation."""
-        ids = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=generation)
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return self.tokenizer.batch_decode(self.generate(model, batch, generation), skip_special_tokens=True)

@@ -1,7 +1,7 @@
 """Text to text: reversal, translation, summarisation, and whatever else is a pair of sequences."""
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import chain, zip_longest
 from typing import Any, ClassVar
 
@@ -27,14 +27,24 @@ from pipeline.data.rows import (
     find_text_problem,
     first_text,
 )
-from pipeline.decoding.search import search_of
+from pipeline.data_config import ColumnNames
 from pipeline.errors import ConfigError
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.transformer_layers import BLOCK
 from pipeline.tasks.base import Batch, CardText, Task, repeat_to, sums_by_sample, tokenize
+from pipeline.tasks.row_languages import (
+    Languages,
+    SourceMarks,
+    TargetMarks,
+    has_languages,
+    languages_of_model,
+    languages_of_tokenizer,
+)
 
 # Sinusoids that grow with the text, though `max_position_embeddings` stands in the config.
 ENDLESS_POSITIONS = ("fsmt", "m2m_100", "nllb-moe", "pegasus_x", "seamless_m4t", "seamless_m4t_v2")
+MARKS = {"source_lang", "target_lang", "source_tag"}  # columns
+UNMARKED = SourceMarks((), ())
 POSITIONS_BEHIND_PADDING = ("camembert", "prophetnet", "roberta", "xlm-roberta")
 
 
@@ -56,19 +66,22 @@ class SequenceToSequence(Task):
 
 tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
 model = AutoModelForSeq2SeqLM.from_pretrained("{name}"{trust})
-ids = model.generate(**tokenizer(["{example}"], padding=True, return_tensors="pt"))
+inputs = tokenizer(["{mark}{example}"], padding=True, return_tensors="pt"{tokenizer_option})
+ids = model.generate(**inputs{generate_option})
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))""",
         limits="Sources in training had up to {max_source_length} tokens, and targets up to {max_target_length}.",
         pipeline_use="""from transformers import pipeline
 
 translate = pipeline("translation", model="{name}"{trust})
-print(translate("{example}"))""",
+print(translate("{example}"{pipeline_option}))""",
     )
     can_pack: ClassVar[bool] = True
+    has_log_probabilities: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
 
     tokenizer: PreTrainedTokenizerBase
     max_positions: tuple[int | None, int | None] = (None, None)
+    languages: Languages = field(default_factory=Languages)
 
     @classmethod
     def from_model(
@@ -80,49 +93,89 @@ print(translate("{example}"))""",
             length = getattr(config.data, name) if config else 0
             if bound is not None and length > bound:
                 raise ConfigError(f"data.{name}: {length} is more than the {bound} positions of model.from")
-        return cls(tokenizer, positions)
+        own = languages_of_model(model)
+        is_marked = has_languages(tokenizer) and not own.targets
+        return cls(tokenizer, positions, languages_of_tokenizer(tokenizer, model) if is_marked else own)
+
+    @classmethod
+    def columns(cls, config: Config) -> ColumnNames:
+        return {**config.data.columns, **config.data.marks}
 
     def encode(self, columns: Columns, limits: DataConfig | None = None) -> list[Feature | BadRow]:
         """Encode texts as ids, each ending in `</s>`.
 
         Without a target column, as for prediction, any text goes, and labels are empty. A text that is longer than the
         model has positions for is a bad row, with or without limits.
+
+        A row's `source_lang`, `target_lang` and `source_tag` become tokens, put in as ids: a text in which they are
+        written stays text. Where the target's language is told to the decoder, features have `decoder_start`, what it
+        reads before the target. For the target tag 9 and the source tag 8, `<s>` 1 and `</s>` 2,
+
+            data.target_lang_in: source     input_ids [9, 8, 5, 6, 2]    labels [7, 2]
+            data.target_lang_in: decoder    input_ids [8, 5, 6, 2]       labels [7, 2]    decoder_start [1, 9]
         """
         find_fault = partial(self._find_excess_length, limits)
         return encode_rows(columns, self._find_problem, self._make_features, find_fault)
 
     def _find_problem(self, row: dict[str, Any]) -> str | None:
+        if problem := self.languages.find_problem(row) or self._find_tag_problem(row.get("source_tag")):
+            return problem
         if "target" not in row:
             return None
         return find_text_problem("source", row["source"]) or _find_target_problem(row["target"])
 
+    def _find_tag_problem(self, tag: str | None) -> str | None:
+        if tag is None or tag in self._special_tokens:
+            return None
+        return f"source_tag is {tag}, which is not a special token of the tokenizer"
+
+    @cached_property
+    def _special_tokens(self) -> frozenset[str]:
+        return frozenset(self.tokenizer.all_special_tokens)
+
     def _make_features(self, columns: Columns) -> list[Feature]:
         sources, targets = columns["source"], columns.get("target")
-        inputs = tokenize(self.tokenizer, sources)
+        is_bare = self.languages.replace_special_tokens
+        inputs = tokenize(self.tokenizer, sources, is_bare=is_bare)
         learned = [first_text(target) for target in targets or []]
-        labels = [[] for _ in sources] if targets is None else tokenize(self.tokenizer, learned, is_target=True)
+        labels = tokenize(self.tokenizer, learned, is_target=True, is_bare=is_bare) or [[] for _ in sources]
         rows = zip(columns["row"], sources, targets or [""] * len(sources), inputs, labels, strict=True)
-        return [
+        features: list[Feature] = [
             {"sample_id": row, "source": source, "target": target, "input_ids": input_ids, "labels": target_ids}
             for row, source, target, input_ids, target_ids in rows
         ]
+        if not self.languages.targets and not MARKS & columns.keys():
+            return features
+        marks = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return [self._mark(feature, row) for feature, row in zip(features, marks, strict=True)]
+
+    def _mark(self, feature: Feature, row: dict[str, Any]) -> Feature:
+        """Return a feature with the tokens that its languages and its tag are."""
+        codes = self.languages.of(row)
+        source = self.languages.sources.get(codes.get("source_lang", ""), UNMARKED)
+        target = self.languages.targets.get(codes.get("target_lang", ""), TargetMarks())
+        tag = row.get("source_tag")
+        tags = [] if tag is None else [self.tokenizer.convert_tokens_to_ids(tag)]
+        input_ids = [*target.in_source, *tags, *source.before, *feature["input_ids"], *source.after]
+        labels = [*feature["labels"], *target.after] if "target" in row else []
+        start = {"decoder_start": [*target.in_decoder]} if target.in_decoder else {}
+        return {**feature, "input_ids": input_ids, "labels": labels, **start, **codes}
 
     def _find_excess_length(self, limits: DataConfig | None, feature: Feature) -> str | None:
-        for name, ids, positions in zip(
-            ("source", "target"), (feature["input_ids"], feature["labels"]), self.max_positions, strict=True
-        ):
+        sides = zip(("source", "target"), self.lengths(feature), self.max_positions, strict=True)
+        for name, length, positions in sides:
             bound = None if limits is None else getattr(limits, f"max_{name}_length")
-            if fault := find_excess_length(name, ids, bound, positions):
+            if fault := find_excess_length(name, length, bound, positions):
                 return fault
         return None
 
     def lengths(self, feature: Feature) -> tuple[int, int]:
-        return len(feature["input_ids"]), len(feature["labels"])
+        return len(feature["input_ids"]), len(feature["labels"]) + _num_told(feature)
 
     def stretch(self, feature: Feature, limits: DataConfig) -> Feature:
         return feature | {
             "input_ids": repeat_to(limits.max_source_length, feature["input_ids"]),
-            "labels": repeat_to(limits.max_target_length, feature["labels"]),
+            "labels": repeat_to(limits.max_target_length - _num_told(feature), feature["labels"]),
         }
 
     def collate(self, features: list[Feature]) -> Batch:
@@ -133,13 +186,22 @@ print(translate("{example}"))""",
             input_ids      [[7, 8, 2], [7, 2, 0]]
             attention_mask [[1, 1, 1], [1, 1, 0]]
             labels         [[9, 2, -100], [8, 9, 2]]
+
+        and, where the decoder is told the target's language, 5 and 6, behind `<s>` 1,
+
+            decoder_input_ids [[1, 5, 9, 0], [1, 6, 8, 9]]
+            labels            [[-100, 9, 2, -100], [-100, 8, 9, 2]]
         """
         inputs = [feature["input_ids"] for feature in features]
-        return {
+        batch = {
             "input_ids": _pad(inputs, self.tokenizer.pad_token_id),  # (B, S)
             "attention_mask": _pad([[1] * len(ids) for ids in inputs], 0),  # (B, S)
-            "labels": _pad([feature["labels"] for feature in features], IGNORED),  # (B, T)
+            "labels": _pad([_labels(feature) for feature in features], IGNORED),  # (B, T)
         }
+        if self.languages.num_forced:
+            read = [_decoder_inputs(feature) for feature in features]
+            batch["decoder_input_ids"] = _pad(read, self.tokenizer.pad_token_id)  # (B, T)
+        return batch
 
     def pack(self, features: list[Feature]) -> Batch:
         """Join all sources in one row and all targets in another, with the number of each place's pair.
@@ -151,13 +213,17 @@ print(translate("{example}"))""",
             labels         [[9, 2, 8, 9, 2]]
             target_rows    [[0, 0, 1, 1, 1]]
         """
-        inputs, labels = ([feature[name] for feature in features] for name in ("input_ids", "labels"))
-        return {
+        inputs, labels = [feature["input_ids"] for feature in features], [_labels(feature) for feature in features]
+        batch = {
             "input_ids": _chain(inputs, self.tokenizer.pad_token_id),  # (1, S)
             "source_rows": _chain([[row] * len(ids) for row, ids in enumerate(inputs)], len(inputs)),  # (1, S)
             "labels": _chain(labels, IGNORED),  # (1, T)
             "target_rows": _chain([[row] * len(ids) for row, ids in enumerate(labels)], len(labels)),  # (1, T)
         }
+        if self.languages.num_forced:
+            read = [_decoder_inputs(feature) for feature in features]
+            batch["decoder_input_ids"] = _chain(read, self.tokenizer.pad_token_id)  # (1, T)
+        return batch
 
     def loss(
         self, outputs: Seq2SeqLMOutput, labels: Tensor, num_items_in_batch: Tensor | int, label_smoothing: float = 0.0
@@ -192,27 +258,49 @@ print(translate("{example}"))""",
 
     def score(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, float]]:
         outputs = model(**batch)
-        if (losses := outputs.get("losses")) is not None:  # (B), of a runtime that gives no logits
-            counts = batch["labels"].ne(IGNORED).sum(-1)
-            return [
-                {"items": items, "loss": loss} for items, loss in zip(counts.tolist(), losses.tolist(), strict=True)
-            ]
+        if (losses := outputs.get("losses")) is not None:  # (B, T), of a runtime that gives no logits
+            sums = zip(batch["labels"].ne(IGNORED).sum(-1).tolist(), losses.sum(-1).tolist(), strict=True)
+            return [{"items": items, "loss": loss} for items, loss in sums]
         return sums_by_sample(self.losses(outputs, batch), *self.count_items(outputs, batch), "token_accuracy")
 
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig) -> list[str]:
-        ids = model.generate(
-            batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            generation_config=generation,
-            custom_generate=search_of(model, generation),
-        )
-        return self._decode(ids)
+        return self._decode(self.generate(model, batch, generation))
+
+    def begin_answers(self, batch: Batch) -> dict[str, Any]:
+        """Return arguments of `generate` that begin each answer with what the decoder is told of its language.
+
+        So rows of many target languages are one batch, and no step is spent on a token that is known.
+        """
+        if "decoder_input_ids" not in batch:
+            return {}
+        start = batch["decoder_input_ids"][:, : self.languages.num_forced]  # (B, 1 or 2)
+        if start.shape[1] > 1:
+            return {"decoder_input_ids": start}
+        return {"decoder_start_token_id": start.squeeze(1)}  # another in each row
 
     def perfect_predictions(self, features: list[Feature]) -> list[str]:
         return self._decode([feature["labels"] for feature in features])
 
     def _decode(self, ids: Tensor | list[list[int]]) -> list[str]:
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def _num_told(feature: Feature) -> int:
+    """Count the places of the target whose token the decoder is told, so that they carry no loss."""
+    return max(0, len(feature.get("decoder_start", ())) - 1)
+
+
+def _labels(feature: Feature) -> list[int]:
+    """Return the labels of a row, those of what the decoder is told being ignored."""
+    labels = feature["labels"]
+    if "decoder_start" not in feature:
+        return labels
+    return [IGNORED] * _num_told(feature) + (labels or [IGNORED])  # as long as what is read, also without a target
+
+
+def _decoder_inputs(feature: Feature) -> list[int]:
+    """Return what the decoder reads: what it is told, and the labels up to the last."""
+    return feature["decoder_start"] + feature["labels"][:-1]
 
 
 def _find_target_problem(target: object) -> str | None:

@@ -72,6 +72,7 @@ print(classify("{example}"))""",
     settings: ClassVar[type[Section]] = TextClassificationSettings
     auto_class: ClassVar[Any] = AutoModelForSequenceClassification
     trains_other_models: ClassVar[bool] = True
+    has_log_probabilities: ClassVar[bool] = True
     default_metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
     text_columns: ClassVar[tuple[str, ...]] = ("source",)
     scores: ClassVar[dict[str, Better]] = {"loss": "lower", "accuracy": "higher"}
@@ -91,7 +92,7 @@ print(classify("{example}"))""",
             ConfigError: for fewer than two, or a stream, which would have to be read to its end.
         """
         labels = config.task_settings.labels
-        if labels is None and config.data.streaming:
+        if labels is None and any(corpus.streaming for corpus in config.data.corpora.values()):
             raise ConfigError(
                 "text_classification.labels: name the classes, as a stream is not read to its end to find them"
             )
@@ -139,7 +140,9 @@ print(classify("{example}"))""",
         ]
 
     def _find_excess_length(self, limits: DataConfig | None, feature: Feature) -> str | None:
-        return None if limits is None else find_excess_length("source", feature["input_ids"], limits.max_source_length)
+        if limits is None:
+            return None
+        return find_excess_length("source", len(feature["input_ids"]), limits.max_source_length)
 
     def _number(self, target: object) -> int | None:
         """Return the number of the class with this name, or else with this number, which some data sets store."""

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
         name = model_config.attribute_map.get("hidden_size", "hidden_size")  # of the size that the paper calls d_model
         d_model = config.model.get(name, getattr(model_config, name))
         values |= noam(d_model, int(warmup_steps), values.get("learning_rate", 1.0))
+    if values.get("max_steps", -1) <= 0 and config.data.mix is not None:
+        raise ConfigError("training.max_steps: corpora of a mix have passes of their own; give the number of steps")
     if values.get("max_steps", -1) <= 0 and config.data.streaming:
         raise ConfigError("training.max_steps: a streamed data set has no length; give the number of steps")
     values.pop("label_smoothing_factor", None)  # the model's own, so that evaluation stays unsmoothed
@@ -106,9 +108,17 @@ def _best_score(config: Config) -> dict[str, Any]:
 
 
 def _known_scores(config: Config) -> dict[str, Better]:
-    """Return the scores of the task and of this project's metrics, with which value is better."""
+    """Return the scores of the task and of this project's metrics, with which value is better; of each set as well."""
     metrics = {name: METRICS[name].better for name in config.evaluation.metrics if name in METRICS}
-    return get_task(config.task).scores | metrics
+    known = get_task(config.task).scores | metrics
+    sets = config.data.held_out("validation")
+    known |= {f"{group}_{name}": better for group in sets if group for name, better in known.items()}
+    best = str(config.training.get("metric_for_best_model", "")).removeprefix("eval_")
+    has_pairs = any(isinstance(mark, str) for rows in sets.values() for mark in rows.marks.values())
+    behind = next((name for name in known if best.endswith(f"_{name}")), None)
+    if has_pairs and behind is not None and best not in known:  # of a language pair, which the data say
+        known[best] = known[behind]
+    return known
 
 
 def _with_mode(args: Seq2SeqTrainingArguments) -> dict[str, Any]:
@@ -153,6 +163,7 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
         if name not in get_available_reporting_integrations():
             raise ConfigError(f"training.report_to: {name} is not installed; pip install {name}, or leave it out")
     _check_average(evaluation.average_checkpoints or 0, args)
+    _check_mix(config, args)
     if config.data.packing and not task.can_pack:
         raise ConfigError(f"data.packing: {config.task} cannot pack its rows; leave it out")
     if config.data.packing and not config.data.batch_tokens:
@@ -169,6 +180,18 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
             "training.load_best_model_at_end, training.save_strategy: the best checkpoint is found by evaluations; set "
             "training.eval_strategy to steps or epoch"
         )
+
+
+def _check_mix(config: Config, args: Seq2SeqTrainingArguments) -> None:
+    """Refuse what a mixture has not: an order of its rows, and passes as a whole."""
+    task = get_task(config.task)
+    if config.data.mix is None:
+        return
+    if not (task.has_independent_rows and task.text_columns):
+        raise ConfigError(f"data.mix: the rows of {config.task} belong together; give one corpus, as data.path")
+    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if getattr(args, name) == "epoch":
+            raise ConfigError(f"training.{name}: each corpus of a mix has passes of its own; set it to steps")
 
 
 def _check_machine(args: Seq2SeqTrainingArguments) -> None:
@@ -189,6 +212,21 @@ def check_best_score(config: Config, args: Seq2SeqTrainingArguments, metrics: Se
     names = [*known, *score_names(metrics)]
     if best not in names:
         raise ConfigError(f"training.metric_for_best_model: {best!r} is not scored{nearest(best, names)}")
+
+
+def check_best_group(args: Seq2SeqTrainingArguments, groups: Collection[str]) -> None:
+    """Check that the score to watch is of a set or language pair that there is, where it is of one.
+
+    Args:
+        groups: of validation, see `evaluation.groups_of`.
+
+    Raises:
+        ConfigError: naming those that there are.
+    """
+    name = args.metric_for_best_model or ""
+    group, _, _ = name.removeprefix("eval_").rpartition("_")
+    if "-" in group and not any(name.removeprefix("eval_").startswith(f"{known}_") for known in groups):
+        raise ConfigError(f"training.metric_for_best_model: no rows are of {group!r}{nearest(group, groups)}")
 
 
 def _check_average(count: int, args: Seq2SeqTrainingArguments) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.data_config import HELD_OUT_SPLITS
 from pipeline.errors import ConfigError
 from pipeline.training.checkpoints import Phase
 
@@ -38,6 +39,7 @@ FREE = (
 # Applied from the resume point on, with --accept-changes.
 APPLIED = (
     _keys("data", "path subset revision train validation test source target options")  # changed data
+    | _keys("data", "mix weights temperature stages")
     | _keys("generation", "*")
     | _keys("evaluation", "*")
     | _keys("model", "dropout attention_dropout activation_dropout classifier_dropout embedding_dropout head_dropout")
@@ -59,7 +61,8 @@ REFUSED = (
     {"task"}
     | _keys(
         "data",
-        "source_lang target_lang streaming max_source_length max_target_length batch_tokens packing shuffle_window",
+        "source_lang target_lang source_tag target_lang_in streaming max_source_length max_target_length batch_tokens "
+        "packing shuffle_window",
     )
     | _keys("tokenizer", "*")
     | _keys("augmentation", "*")
@@ -71,20 +74,18 @@ REFUSED = (
 LENGTHS = {"training.max_steps", "training.num_train_epochs"}
 # Their learning rate does not depend on where a training ends, so a training may be made longer or shorter.
 ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt", "noam", "reduce_lr_on_plateau", "greedy")
-CONTENT = "the content of data.{split}"  # in the place of a key, where files hold something else
-HELD_OUT = {CONTENT.format(split=split) for split in ("validation", "test")}
-OF_TRAINING_DATA = _keys("data", "path subset revision train source target options")
+CONTENT = "the content of data."  # and a place, in that of a key, where files hold something else
+HELD_OUT = tuple(f"{CONTENT}{split}" for split in HELD_OUT_SPLITS)  # of one set, or the beginning of several
+OF_TRAINING_DATA = _keys("data", "path subset revision train source target options mix")
 # What is used when a run has made all of its steps; `evaluation.*` and `generation.*` are as well.
 USED_AT_THE_END = (
     LENGTHS
-    | HELD_OUT
     | _keys("training", "load_best_model_at_end per_device_eval_batch_size use_cpu use_cache")
-    | _keys("data", "path subset revision train validation test source target options")
+    | _keys("data", "path subset revision train validation test source target options mix weights temperature stages")
 )
 # What the score of the best checkpoint so far depends on; those of `generation.*` do as well.
 OF_SCORES = (
-    HELD_OUT
-    | _keys("data", "path subset revision validation source target options")
+    _keys("data", "path subset revision validation source target options")
     | _keys("evaluation", "metrics sacrebleu num_beams max_rows")
     | _keys("training", "metric_for_best_model greater_is_better")
 )
@@ -112,12 +113,30 @@ def need_consent(changes: Collection[str], before: Config, now: Config) -> list[
 
 
 def changed_content(before: Mapping[str, str] | None, now: Mapping[str, str]) -> dict[str, list[Any]]:
-    """Return which splits hold other data than before, as `differences` does; none where that is not known."""
+    """Return which data are others than before, as `differences` does; none where that is not known.
+
+    Args:
+        before, now: fingerprints by `DataConfig.places`.
+    """
     return {
-        CONTENT.format(split=split): [fingerprint[:12], now[split][:12]]
-        for split, fingerprint in (before or {}).items()
-        if split in now and now[split] != fingerprint
+        f"{CONTENT}{place}": [fingerprint[:12], now[place][:12]]
+        for place, fingerprint in (before or {}).items()
+        if place in now and now[place] != fingerprint
     }
+
+
+def other_training_data(
+    before: Mapping[str, str] | None, now: Mapping[str, str], changes: Collection[str]
+) -> set[str] | None:
+    """Return the places of the rows to train on that are others than before, or new; None where none are.
+
+    Args:
+        before, now: fingerprints by `DataConfig.places`; where they are not known, the changed keys tell.
+    """
+    places = {place for place in now if not place.startswith(HELD_OUT_SPLITS)}
+    if before is None:
+        return places if OF_TRAINING_DATA & {*changes} else None
+    return {place for place in places if before.get(place) != now[place]} or None
 
 
 def refuse_unused(changes: Collection[str], steps_made: int, max_steps: int) -> None:
@@ -132,7 +151,9 @@ def refuse_unused(changes: Collection[str], steps_made: int, max_steps: int) -> 
             "num_train_epochs ask for; raise them, or name an earlier checkpoint by training.resume_from_checkpoint"
         )
     unused = [
-        key for key in changes if key not in USED_AT_THE_END and not key.startswith(("evaluation.", "generation."))
+        key
+        for key in changes
+        if key not in USED_AT_THE_END and not key.startswith(("evaluation.", "generation.", *HELD_OUT))
     ]
     if max_steps == steps_made and unused:
         raise ConfigError(
@@ -141,15 +162,9 @@ def refuse_unused(changes: Collection[str], steps_made: int, max_steps: int) -> 
         )
 
 
-def change_training_data(changes: Collection[str], is_known: bool) -> bool:
-    """Tell whether the rows to train on are others; where their fingerprints are not known, by the keys."""
-    keys = {CONTENT.format(split="train")} if is_known else OF_TRAINING_DATA
-    return any(key in keys for key in changes)
-
-
 def change_scores(changes: Collection[str]) -> bool:
     """Tell whether scores from now on mean something else than those before."""
-    return any(key in OF_SCORES or key.startswith("generation.") for key in changes)
+    return any(key in OF_SCORES or key.startswith(("generation.", *HELD_OUT)) for key in changes)
 
 
 def describe_phases(phases: Collection[Phase]) -> list[str]:

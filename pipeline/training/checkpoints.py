@@ -23,7 +23,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +66,14 @@ class RunState:
     Attributes:
         data: where the lanes of the training rows are, see `pipeline.data.lanes`; None at the beginning.
         skipped_steps: how many steps were not finite so far.
-        revision: the commit of a data set of the Hub; None for other data.
-        fingerprints: of the data: split -> hash; None in checkpoints of version 0.1.0.
+        revisions: the commits of data sets of the Hub, by `DataConfig.places`.
+        fingerprints: of the data, by the same; None in checkpoints of version 0.1.0.
         phases: of the run so far.
     """
 
     data: dict[str, Any] | None = None
     skipped_steps: int = 0
-    revision: str | None = None
+    revisions: dict[str, str] = field(default_factory=dict)
     fingerprints: dict[str, str] | None = None
     phases: Sequence[Phase] = (Phase(1, {}),)
 
@@ -246,6 +246,9 @@ def read_run_state(checkpoint: Path) -> RunState:
     data = values["data"]
     if data is not None and "lanes" not in data:  # of an earlier version, which had one
         values["data"] = {"next_batch": data["next_batch"], "lanes": [data]}
+    if "revision" in values:  # of an earlier version, which had one data set
+        revision = values.pop("revision")
+        values["revisions"] = {} if revision is None else {"train": revision}
     phases = values.pop("phases", None)
     return RunState(**values) if phases is None else RunState(**values, phases=[Phase(**phase) for phase in phases])
 

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from transformers import GenerationConfig, ProgressCallback, TrainerCallback, Tr
 from transformers.trainer_callback import DefaultFlowCallback
 
 from pipeline.data.batch_loader import BatchLoader
-from pipeline.data.lanes import Progress, merge_states, positions_of
+from pipeline.data.lanes import CorpusProgress, Progress, merge_states, positions_of
 from pipeline.errors import DataError, RunError, Stopped
 from pipeline.inference.evaluation import Evaluation, evaluate_features
 from pipeline.inference.metrics import Metric
@@ -98,7 +98,8 @@ class TeacherForcingTrainer(TrainerInternals):
         if resume_from_checkpoint:
             if self.start.data is not None:
                 self.loader.lanes.load_state_dict(self.start.data)
-                self.progress = Progress.of_positions(positions_of(self.start.data))
+                positions = positions_of(self.start.data)
+                self.progress = Progress.of_positions(positions, positions, self.loader.lanes.corpora)
             self.guard.skipped_steps = self.start.skipped_steps
             self._take_up_carried(Path(resume_from_checkpoint))
         self._last_log = time.perf_counter()
@@ -157,7 +158,8 @@ class TeacherForcingTrainer(TrainerInternals):
         arguments = self.task.with_state(inputs)
         if self.compute_loss_func is not None and hasattr(self.model, "prepare_decoder_input_ids_from_labels"):
             # Trainer gives the labels to the function only, and the model makes its decoder's inputs of labels.
-            arguments["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+            read = self.model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+            arguments.setdefault("decoder_input_ids", read)  # a task may have put the target's language there
         loss, outputs = super().compute_loss(model, arguments, True, num_items_in_batch)
         self.task.keep_state(outputs)
         with torch.no_grad():
@@ -173,11 +175,17 @@ class TeacherForcingTrainer(TrainerInternals):
     def before_optimizer_step(self, model: nn.Module, grad_norm: float) -> None:
         # fp16 finds its loss scale by gradients that overflow, and its scaler skips those steps itself.
         norm = 0.0 if self.accelerator.scaler is not None else grad_norm
-        facts = self.guard.check_step(model, norm, self.state.global_step + 1, astuple(self.loader.lanes.progress()))
-        self.progress = Progress.of_all(facts.tolist())
+        lanes = self.loader.lanes
+        facts = self.guard.check_step(model, norm, self.state.global_step + 1, lanes.progress().as_numbers())
+        self.progress = Progress.of_all(facts.tolist(), lanes.corpora)
+        self._check_bad_rows()
+
+    def _check_bad_rows(self) -> None:
         bound = self.loader.stream.max_bad_rows
-        if bound is not None and self.progress.skipped_in_pass > bound:
-            raise DataError(f"{self.progress.skipped_in_pass} bad rows in one pass, where data.max_bad_rows={bound}")
+        passes = {f" over data.mix.{name}": corpus.bad_in_pass for name, corpus in self.progress.corpora.items()}
+        for which, num_bad in (passes or {"": self.progress.skipped_in_pass}).items():
+            if bound is not None and num_bad > bound:
+                raise DataError(f"{num_bad} bad rows in one pass{which}, where data.max_bad_rows={bound}")
 
     # Logs and evaluation
 
@@ -193,6 +201,11 @@ class TeacherForcingTrainer(TrainerInternals):
             self._last_log += seconds
             self._counts.zero_()
             logs["loss"] = self.guard.take_mean_loss(logs["loss"])
+            logs |= {
+                f"corpora/{corpus}/{name}": number
+                for corpus, numbers in self.corpora.items()
+                for name, number in numbers.items()
+            }
         self.state.epoch = self.progress.epoch
         super().log(logs | {name: count for name, count in self.skipped.items() if count}, start_time)
 
@@ -200,6 +213,19 @@ class TeacherForcingTrainer(TrainerInternals):
     def skipped(self) -> dict[str, int]:
         """What was left out so far: bad rows, over all passes, and steps that were not finite."""
         return {"skipped_rows": self.progress.skipped_rows, "skipped_steps": self.guard.skipped_steps}
+
+    @property
+    def corpora(self) -> dict[str, dict[str, float]]:
+        """What was trained on so far of each corpus of a mixture: rows, tokens on all sides, passes and bad rows."""
+        return {
+            name: {
+                "rows": corpus.rows,
+                "tokens": corpus.tokens,
+                "passes": _count_passes(corpus, self.loader.stream.sizes[name]),
+                "bad_rows": corpus.bad_rows,
+            }
+            for name, corpus in self.progress.corpora.items()
+        }
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
         """Score the validation features; see `pipeline.inference.evaluation.evaluate_features`."""
@@ -298,6 +324,11 @@ class TeacherForcingTrainer(TrainerInternals):
                 f"evaluation.average_checkpoints: {self.args.output_dir} has {len(newest)} of {count}; save more often"
             )
         self.model.load_state_dict(checkpoints.average(newest), strict=False)  # tied weights are there by one name
+
+
+def _count_passes(corpus: CorpusProgress, size: int | None) -> float:
+    """Return the passes over a corpus, with the fraction of the present one where its size is known."""
+    return corpus.pass_index if size is None else round((corpus.rows + corpus.bad_rows) / size, 4)
 
 
 class PassEnd(TrainerCallback):

@@ -42,6 +42,18 @@ def test_score_gives_the_runs_own_numbers(command, finished_folder, tmp_path):
     assert done.returncode == 2 and done.stderr == f"error: --predictions {file}: No such file or directory\n"
 
 
+def test_rows_have_log_probabilities_in_data_order(command, finished_folder, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    done = command("score", finished_folder, "evaluation.metrics=[]", "--batch-size", 3, "--per-row", file)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["row"] for row in rows] == list(range(8)) and rows[0].keys() == {"row", "log_probability", "items"}
+    mean = -sum(row["log_probability"] for row in rows) / sum(row["items"] for row in rows)
+    assert json.loads(done.stdout)["loss"] == pytest.approx(mean)
+    done = command("score", finished_folder, "--per-row", tmp_path)
+    assert done.returncode == 2 and done.stderr == f"error: --per-row {tmp_path}: Is a directory\n"
+
+
 def test_metrics_that_a_checkpoint_names_are_not_run_unasked(command, finished_folder, tmp_path):
     code = tmp_path / "own" / "own.py"
     code.parent.mkdir()

@@ -55,7 +55,7 @@ def test_every_row_once_a_pass(kind, lanes):
             if position.pass_index in rows:
                 rows[position.pass_index] += [feature["value"] for feature in batch]
     assert sorted(rows[0]) == sorted(rows[1]) == list(range(100))
-    assert isinstance(streams[0].rows, Dataset) or streams[0].has_shards == (lanes in (2, 4))
+    assert isinstance(streams[0].lane_rows.rows, Dataset) or streams[0].lane_rows.has_shards == (lanes in (2, 4))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_counts_are_sums_over_lanes():
         own = [make_lanes("dataset", 4, rank, ranks, encode=odd, max_bad_rows=None) for rank in range(ranks)]
         for lanes in own:
             take_loaded(BatchLoader(lanes, collate), 12 // ranks)
-        progress = Progress.of_all([[*vars(lanes.progress()).values()] for lanes in own])
+        progress = Progress.of_all([lanes.progress().as_numbers() for lanes in own])
         assert progress.skipped_rows == progress.skipped_in_pass == 50 and progress.pass_index == 0
         assert progress.epoch == pytest.approx(min(lanes.progress().epoch for lanes in own))
     with pytest.raises(DataError, match=r"bad rows in one pass, where data.max_bad_rows=9"):

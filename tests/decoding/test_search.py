@@ -65,6 +65,29 @@ def test_it_is_what_generate_gives_each_alone(model, sources, options):
     assert options.get("max_new_tokens") == 1 or len({len(ids) for ids in alone}) > 1, "lengths differ"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3, "num_return_sequences": 3},
+        {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 2.0, "early_stopping": True},
+        {"num_beams": 4, "num_return_sequences": 4, "no_repeat_ngram_size": 2, "repetition_penalty": 1.3},
+        {"num_beams": 4, "num_return_sequences": 3, "early_stopping": "never", "min_new_tokens": 3},
+    ],
+    ids=str,
+)
+def test_the_best_and_their_scores_are_what_generate_gives_each_alone(model, sources, options):
+    asked = {"return_dict_in_generate": True, "output_scores": True}
+    generation = GenerationConfig(**{**SPECIAL, "max_new_tokens": 9, **options, **asked})
+    search = search_of(model, generation)
+    assert search is beam_search
+    batch = torch.nn.utils.rnn.pad_sequence([source[0] for source in sources], batch_first=True)
+    ours = model.generate(batch, generation_config=generation, custom_generate=search)
+    alone = [model.generate(source, generation_config=generation) for source in sources]
+    expected = [ids for one in alone for ids in one.sequences.tolist()]
+    assert [strip(ids, [2]) for ids in ours.sequences.tolist()] == [strip(ids, [2]) for ids in expected]
+    torch.testing.assert_close(ours.sequences_scores, torch.cat([one.sequences_scores for one in alone]))
+
+
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 def test_beams_share_their_source(model, sources, kernel, monkeypatch):
     """The one copy gives what a copy for each beam gives, with `generate`'s own loop."""
@@ -92,7 +115,8 @@ def test_sampling_several_answers_to_a_source(model, sources):
     "options",
     [
         {"do_sample": True},
-        {"num_beams": 2, "num_return_sequences": 2},
+        {"return_dict_in_generate": True},
+        {"num_beams": 2, "return_dict_in_generate": True, "output_logits": True},
         {"use_cache": False},
         {"encoder_no_repeat_ngram_size": 2},
         {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0},

@@ -31,6 +31,19 @@ def test_loss_weighs_every_token_alike(make_model, task, features):
     assert model.training  # as it was
 
 
+def test_each_row_has_its_log_probability(make_model, task, features):
+    """That of a pair alone, in data order; all together are the loss."""
+    model = make_model(vocab_size=len(task.tokenizer))
+    result = evaluate_features(model, task, features, batch_size=3)
+    rows = task.score_rows(features, result.sums)
+    for feature, row in zip(features, rows, strict=True):
+        alone = evaluate_features(model, task, [feature], batch_size=1).scores["loss"]
+        assert (row.row, row.items) == (feature["sample_id"], len(feature["labels"]))
+        assert row.log_probability == pytest.approx(-alone * row.items)
+    mean = -sum(row.log_probability for row in rows) / sum(row.items for row in rows)
+    assert result.scores["loss"] == pytest.approx(mean)
+
+
 def test_several_references(make_model, task, features):
     """Metrics get lists of texts where one row has a list; the loss and the accuracy are those of the first text."""
     model, seen = make_model(vocab_size=len(task.tokenizer)), []

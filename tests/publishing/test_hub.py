@@ -99,7 +99,7 @@ def test_round_trip(make_config, data_set, tmp_path, caplog):
     first, last = HUB.commits(name)
     assert files_of(first) == set() and files_of(last) == EVERY_FILE
     state = json.loads((folder / "checkpoint-4" / "run_state.json").read_text())
-    assert state["revision"] == pinned != commit
+    assert {*state["revisions"].values()} == {pinned} != {commit}
     text = HUB.blobs()[last["files"]["README.md"]["sha256"]].decode()
     assert f"at revision `{pinned}`" in text and "`apache-2.0`" in text
     card_data = ModelCard(text).data
@@ -136,7 +136,8 @@ def test_a_resumed_run_keeps_the_revision(make_config, data_set, monkeypatch):
         torch.equal(tensor, expected[name])
         for name, tensor in load_file(train(config).output_dir / "model.safetensors").items()
     )
-    assert json.loads((folder / "checkpoint-4" / "run_state.json").read_text())["revision"] == commit
+    revisions = json.loads((folder / "checkpoint-4" / "run_state.json").read_text())["revisions"]
+    assert {*revisions.values()} == {commit}
 
 
 def test_only_named_files_are_published():

@@ -17,6 +17,7 @@ from transformers import (
     PLBartTokenizer,
 )
 
+from pipeline.data_config import DataConfig
 from pipeline.errors import ConfigError
 from pipeline.run import train
 from pipeline.setup.generation_setup import changed_generation, generation_config
@@ -48,13 +49,13 @@ def pieces(tmp_path_factory):
 
 def asked(**generation):
     """What `generation_config` reads of a config."""
-    data = SimpleNamespace(max_target_length=12, source_lang="xx", target_lang="yy")
+    data = DataConfig(path="x", max_target_length=12, source_lang="xx", target_lang="yy")
     return SimpleNamespace(generation=generation, model={"from": "x"}, data=data, task="sequence_to_sequence")
 
 
 def assert_training_continues_what_is_generated(model, tokenizer):
     """Taken as targets, the tokens that a model generates are the ones it finds most probable in training."""
-    task = SequenceToSequence(tokenizer)
+    task = SequenceToSequence.from_model(tokenizer, model.config)
     config = generation_config(asked(), model, task)  # type: ignore[arg-type]
     source = task.encode({"source": ["a b"], "row": [0]})
     batch = task.collate(source)  # type: ignore[arg-type]
@@ -106,10 +107,10 @@ def test_the_language_is_where_training_has_it(pieces, tmp_path, name, family):
     config = asked()
     with pytest.raises(ConfigError, match=r"data.source_lang: the tokenizer knows no 'xx'; choose from .+, .+"):
         _set_languages(config, tokenizer)  # type: ignore[arg-type]
-    config.data.source_lang = config.data.target_lang = None
+    config.data = DataConfig(path="x")
     with pytest.raises(ConfigError, match=r"data.source_lang and data.target_lang: needed, as this tokenizer marks"):
         _set_languages(config, tokenizer)  # type: ignore[arg-type]
-    config.data.source_lang, config.data.target_lang = source, target
+    config.data = DataConfig(path="x", source_lang=source, target_lang=target)
     _set_languages(config, tokenizer)  # type: ignore[arg-type]
     tokenizer.save_pretrained(tmp_path)
     again = type(tokenizer).from_pretrained(tmp_path)
@@ -118,7 +119,8 @@ def test_the_language_is_where_training_has_it(pieces, tmp_path, name, family):
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": 0, "eos_token_id": tokenizer.eos_token_id}
     model = make_model(family, len(tokenizer) + 200, **ids, decoder_start_token_id=tokenizer.eos_token_id)
     assert_training_continues_what_is_generated(model, again)
-    generation = generation_config(asked(), model, SequenceToSequence(again))  # type: ignore[arg-type]
+    task = SequenceToSequence.from_model(again, model.config)
+    generation = generation_config(asked(), model, task)  # type: ignore[arg-type]
     code = again(text_target="")["input_ids"]
     assert {generation.decoder_start_token_id, generation.forced_bos_token_id} & {*code} - {tokenizer.eos_token_id}
 

@@ -26,7 +26,7 @@ def task() -> SequenceToSequence:
 def build(make_config, task):
     def make(rows=ROWS, lanes=1, **changes):
         config = make_config(**changes)
-        return build_loader(config, training_arguments(config), task, Dataset.from_list(rows), lanes)
+        return build_loader(config, training_arguments(config), task, {"": Dataset.from_list(rows)}, lanes)
 
     return make
 

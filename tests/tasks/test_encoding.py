@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from pipeline.errors import DataError
 from pipeline.run import train
-from pipeline.tasks.encoding import encode_opened, encode_rows, encode_split
+from pipeline.tasks.encoding import encode_rows, encode_split
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from tokenizer.training import train as train_tokenizer
 
@@ -40,8 +40,7 @@ def test_a_bad_row_is_an_error_or_is_skipped(task, streaming, caplog):
 
 
 def test_no_split_has_no_features(make_config, task):
-    assert encode_opened(make_config(), task, None, None) == []
-    assert encode_split(make_config(), task, None) == []
+    assert encode_split(make_config(data={"test": None}), task, "test") == []
 
 
 def test_a_split_is_opened_by_its_name(make_config, task):

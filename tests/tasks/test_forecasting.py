@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
+from pipeline import cli
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.evaluation import evaluate
 from pipeline.inference.generation import generate
@@ -29,6 +30,12 @@ def make_config(time=None, **data):
     return parse_config(
         {"task": "forecasting", "data": {"path": "x", **data}, "forecasting": {"series": ["load"], "time": time}}
     )
+
+
+def test_a_forecast_has_no_probability(finished, tmp_path, capsys):
+    assert cli.main(["score", str(finished("forecasting").output_dir), "--per-row", str(tmp_path / "rows")]) == 2
+    assert "error: --per-row: a model for forecasting gives no probability" in capsys.readouterr().err
+    assert not (tmp_path / "rows").exists()
 
 
 def test_forecasting(finished):

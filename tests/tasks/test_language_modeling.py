@@ -14,12 +14,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.data.rows import separate
 from pipeline.errors import ConfigError, RunError
+from pipeline.inference.evaluation import evaluate_features
 from pipeline.inference.generation import generate
+from pipeline.models.configuration_lstm import LSTMConfig
+from pipeline.models.modeling_lstm import LSTMForCausalLM
 from pipeline.run import RunFolder, train
+from pipeline.tasks import language_modeling
 from pipeline.tasks.language_modeling import LanguageModeling
 from pipeline.tasks.trained_model import load_trained
 from tests.conftest import ROOT
 from tests.tasks.conftest import rewind
+from tokenizer.training import train as train_tokenizer
 
 
 def test_a_language_model(finished):
@@ -71,6 +76,28 @@ def test_a_language_model_is_scored_over_the_whole_text(finished):
         for n, (output, size) in enumerate(zip(losses, sizes, strict=True))
     ]
     assert scores["loss"] == pytest.approx(sum(losses).item() / (ids.shape[1] - 1), rel=1e-5)
+
+
+@pytest.mark.parametrize("streams", [1, 3, 16])
+def test_each_text_has_its_log_probability(monkeypatch, streams):
+    """With its end, and after the texts before it in its stream; all together are the loss."""
+    monkeypatch.setattr(language_modeling, "HELD_OUT_STREAMS", streams)
+    monkeypatch.setattr(language_modeling, "HELD_OUT_CHUNK", 4)
+    texts = ["a b c d", "b", "c c a", "d a"]
+    task = LanguageModeling(train_tokenizer(texts, "word", 20, eos_position="start"))
+    torch.manual_seed(0)
+    model = LSTMForCausalLM(LSTMConfig(vocab_size=20, embedding_size=8, hidden_size=8)).eval()
+    features = task.encode({"source": texts, "row": [0, 1, 3, 7]})
+    samples = task.to_evaluation(features)
+    result = evaluate_features(model, task, samples, batch_size=2)
+    rows = task.score_rows(samples, result.sums)
+    assert [(row.row, row.items) for row in rows] == [(0, 5), (1, 2), (3, 4), (7, 3)]
+    assert result.scores["loss"] == pytest.approx(-sum(row.log_probability for row in rows) / 14)
+    if streams == 1:
+        ids = torch.tensor([[*(token_id for feature in features for token_id in feature["input_ids"]), 2]])
+        logs = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+        expected = [part.sum().item() for part in logs.split([5, 2, 4, 3])]
+        assert [row.log_probability for row in rows] == pytest.approx(expected)
 
 
 def test_streams_of_text_are_contiguous(finished):

@@ -123,6 +123,16 @@ def test_losses_and_counts(task):
     torch.testing.assert_close(task.loss(outputs, batch["labels"], 6), expected.sum() / 6)
 
 
+def test_each_text_has_the_log_probability_of_its_class(task):
+    logits = torch.tensor([[2.0, 0.0], [1.0, 3.0]])
+    features = task.encode({"source": ["a", "b"], "target": [task.labels[1]] * 2, "row": [0, 4]})
+    batch = task.collate(features)
+    sums = task.score(lambda **inputs: SequenceClassifierOutput(logits=logits), batch)
+    rows = task.score_rows(features, sums)
+    assert [(row.row, row.items) for row in rows] == [(0, 1), (4, 1)]
+    assert [row.log_probability for row in rows] == pytest.approx(logits.log_softmax(-1)[:, 1].tolist())
+
+
 def test_classification(make_task):
     result = train(make_task("text_classification", text_classification={"labels": ["without", "with"]}))
     folder = result.output_dir

@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.arrow_reader import ReadInstruction
 
-from pipeline.data.batch_stream import is_divisible
 from pipeline.data.fingerprints import fingerprint_files
+from pipeline.data.lane_rows import is_divisible
 from pipeline.data.lines import COMPRESSED, read_lines
 from pipeline.data.readers.base import Rows, SplitRequest
 from pipeline.data.rows import PLACE, Columns

@@ -37,6 +37,7 @@ class Engine(ABC):
         generation_config: how it generates where `generate` is given nothing else; None where it does not generate.
         device: where its inputs and outputs lie.
         max_positions: tokens that it can read at most, as source and as target; None where there is no bound.
+        gives_attentions: whether it tells where it attends to.
     """
 
     config: PreTrainedConfig
@@ -44,6 +45,7 @@ class Engine(ABC):
     device: torch.device
     training = False
     max_positions: tuple[int | None, int | None] = (None, None)
+    gives_attentions = False
 
     def __init__(self, config: PreTrainedConfig, generation: GenerationConfig | None, device: torch.device):
         self.config = config
@@ -68,8 +70,8 @@ class Engine(ABC):
 
         Returns:
             What tasks read of a model's outputs: `logits`, `prediction_outputs`, `past_key_values`. A runtime that
-            tells no more than how probable the labels are gives `losses` (B), the summed cross-entropy of each sample
-            in nats, in place of logits.
+            tells no more than how probable the labels are gives `losses` (B, T) in place of logits: the cross-entropy
+            of each label in nats, 0 where it is ignored.
         """
 
     def generate(
@@ -78,20 +80,23 @@ class Engine(ABC):
         attention_mask: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         custom_generate: None = None,
+        decoder_input_ids: Tensor | None = None,
         **settings: Any,
-    ) -> Tensor:
+    ) -> Tensor | ModelOutput:
         """Generate as `GenerationMixin.generate` does.
 
         Args:
             input_ids: (B, S).
             attention_mask: (B, S), 1 for real tokens and 0 for padding.
             generation_config: in place of the engine's own.
+            decoder_input_ids: (B, P), the start token and what stands behind it in each answer.
             custom_generate: never given, as `search_of` has no search for an engine.
             settings: changes of the generation config.
 
         Returns:
-            Ids (B, L) as the decoder reads them, from its start token on, padded; behind the prompt for a model that
-            has no encoder.
+            Ids (B * N, L) as the decoder reads them, from its start token on, padded; behind the prompt for a model
+            that has no encoder. N is `num_return_sequences`. With `return_dict_in_generate`, `sequences` are these ids,
+            and `sequences_scores` (B * N) the scores of beams.
 
         Raises:
             ConfigError: for a setting that the runtime cannot honour.

@@ -8,8 +8,9 @@ Its greedy search gives the tokens of `generate`. Its beam search is that of `ge
                             CTranslate2 cannot; it ends at `PATIENCE` times as many finished sequences as beams
 
 Where tokens are ruled out, as by `no_repeat_ngram_size`, it shares their probability among the others, as `generate`
-does with `renormalize_logits`; that changes nothing but scores of beams. The start token is no part of what has been
-generated for it, so it may be repeated. A source of nothing but special tokens is answered by nothing.
+does with `renormalize_logits`; that changes nothing but scores of beams, which are refused without this setting. The
+start token is no part of what has been generated for it, so it may be repeated. A source of nothing but special tokens
+is answered by nothing.
 """
 
 import json
@@ -52,6 +53,9 @@ HONOURED = {
 }
 # With beams, it penalises and samples by other numbers than `generate`.
 GREEDY_ONLY = {"do_sample", "repetition_penalty"}
+# Of beams it gives the scores of sequences, but of no answer those of each step.
+BEAMS_ONLY = {"return_dict_in_generate", "output_scores"}
+BANS = {"bad_words_ids", "suppress_tokens", "no_repeat_ngram_size", "min_length", "min_new_tokens"}
 OFF: dict[str, Any] = {  # values that ask for nothing
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
@@ -98,14 +102,22 @@ class CTranslate2Engine(Engine):
         """Score `labels` (B, T) under the sources `input_ids` (B, S), where `attention_mask` (B, S) is not 0.
 
         Returns:
-            `losses` (B), the summed cross-entropy of each sample in nats.
+            `losses` (B, T), the cross-entropy of each label in nats, 0 where it is ignored.
         """
+        labels = batch["labels"]
+        is_real = labels != IGNORED
+        is_told = torch.zeros_like(is_real)
+        if "decoder_input_ids" in batch:  # where a language stands behind the start token
+            is_told = is_real.cumsum(1) == 0
+            labels = torch.where(is_told, batch["decoder_input_ids"].roll(-1, 1), labels)
         sources = self._sources(batch["input_ids"], batch["attention_mask"])
-        targets = [self._to_tokens(row, row != IGNORED) for row in batch["labels"]]
+        targets = [self._to_tokens(*row) for row in zip(labels, is_real | is_told, strict=True)]
         scored = self.translator.score_batch(sources, targets, max_input_length=0)
         # It scores one more end behind the target, which has its own.
-        losses = [-sum(row.log_probs[: len(target)]) for row, target in zip(scored, targets, strict=True)]
-        return ModelOutput(losses=torch.tensor(losses, device=self.device))
+        logs = [log for row, target in zip(scored, targets, strict=True) for log in row.log_probs[: len(target)]]
+        losses = torch.zeros(labels.shape, device=self.device)
+        losses[is_real | is_told] = -torch.tensor(logs, device=self.device)
+        return ModelOutput(losses=losses * is_real)
 
     def generate(
         self,
@@ -113,14 +125,19 @@ class CTranslate2Engine(Engine):
         attention_mask: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         custom_generate: None = None,
+        decoder_input_ids: Tensor | None = None,
         **settings: Any,
-    ) -> Tensor:
+    ) -> Tensor | ModelOutput:
         generation = self._settings(generation_config, settings)
         if attention_mask is None:
             attention_mask = input_ids.ne(self.config.pad_token_id)
         forced = generation.get("forced_bos_token_id")
         prefix = None if forced is None else [[self.tokens[forced]]] * len(input_ids)
-        options = self._options(generation)
+        num_told = 0  # of tokens in the prefix that are no part of the answer
+        if decoder_input_ids is not None:
+            told = decoder_input_ids[:, 1:]
+            prefix, num_told = [self._to_tokens(row, row != IGNORED) for row in told], told.shape[1]
+        options = self._options(generation, num_told)
         translator = self.translator
         if generation["do_sample"]:
             # Each of its threads has a generator of random numbers, which is seeded once, when it is first used.
@@ -136,7 +153,11 @@ class CTranslate2Engine(Engine):
             for hypothesis in result.hypotheses
         ]
         padding = generation.get("pad_token_id", self.config.pad_token_id)
-        return torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding).to(self.device)
+        ids = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=padding).to(self.device)
+        if not generation.get("return_dict_in_generate"):
+            return ids
+        scores = torch.tensor([score for result in results for score in result.scores], device=self.device)
+        return ModelOutput(sequences=ids, sequences_scores=scores)
 
     def _settings(self, generation: GenerationConfig | None, changes: dict[str, Any]) -> dict[str, Any]:
         """Return what is set, or else the engine's own, or else the default, by the names of a generation config.
@@ -158,16 +179,29 @@ class CTranslate2Engine(Engine):
                 f"--engine ctranslate2: generation: it has no {', '.join(refused)}; change it by --set, or "
                 "take --engine torch"
             )
+        bans = sorted(BANS & asked.keys())
+        if bans and asked.get("return_dict_in_generate") and not asked.get("renormalize_logits"):
+            raise ConfigError(
+                f"--engine ctranslate2: scores: those of beams are others beside {', '.join(bans)} than with --engine "
+                "torch; take that, or set renormalize_logits=true, with which they are the same"
+            )
         return DEFAULTS | asked
 
     def _honours(self, name: str, value: Any, num_beams: int) -> bool:
         if name == "decoder_start_token_id":
             return value == self.config.decoder_start_token_id
+        if name in BEAMS_ONLY:
+            return num_beams > 1
         return name in HONOURED and (num_beams == 1 or name not in GREEDY_ONLY)
 
-    def _options(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Return what `translate_batch` takes, from the settings of a generation config."""
-        longest = settings.get("max_new_tokens") or settings.get("max_length", 20) - 1
+    def _options(self, settings: dict[str, Any], num_told: int) -> dict[str, Any]:
+        """Return what `translate_batch` takes, from the settings of a generation config.
+
+        Args:
+            num_told: tokens behind the start that are given, and that it counts among those of the answer.
+        """
+        new_tokens, least = settings.get("max_new_tokens"), settings.get("min_new_tokens", 0)
+        longest = num_told + new_tokens if new_tokens else settings.get("max_length", 20) - 1
         if longest > self.max_positions[1]:
             raise ConfigError(
                 f"--engine ctranslate2: generation: {longest} new tokens are more than the {self.max_positions[1]} "
@@ -190,13 +224,14 @@ class CTranslate2Engine(Engine):
             "length_penalty": settings["length_penalty"],
             "num_hypotheses": settings["num_return_sequences"],
             "max_decoding_length": longest,
-            "min_decoding_length": max(settings.get("min_new_tokens", 0), settings.get("min_length", 0) - 1),
+            "min_decoding_length": max(num_told + least if least else 0, settings.get("min_length", 0) - 1),
             "max_input_length": 0,
             "repetition_penalty": settings["repetition_penalty"],
             "no_repeat_ngram_size": settings["no_repeat_ngram_size"],
             "suppress_sequences": [[self.tokens[number] for number in ids] for ids in banned],
             "end_token": ends,
             "return_end_token": True,
+            "return_scores": bool(settings.get("return_dict_in_generate")),
             **(sampling if settings["do_sample"] else {}),
         }
 

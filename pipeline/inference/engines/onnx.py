@@ -92,7 +92,9 @@ class Graph:
 class OnnxModel(PreTrainedModel):
     """A model without weights: its graphs have them."""
 
-    max_positions = (None, None)  # as in the contract in `base`: these models have no end of positions
+    # As in the contract in `base`: these models have no end of positions.
+    max_positions = (None, None)
+    gives_attentions = False
 
     def __init__(self, config: PreTrainedConfig, generation: GenerationConfig | None, *graphs: Graph):
         # Not the constructor of the class whose place this takes, which makes the layers.

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import chain
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import GenerationConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.evaluation import evaluate
 from pipeline.inference.generation import generate
+from pipeline.inference.hypotheses import Wanted, find_hypotheses
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 
 pytest.importorskip("ctranslate2")
@@ -197,7 +199,41 @@ def test_a_target_without_an_end_is_scored_as_it_is(model, engine):
         "labels": torch.tensor([[7, 8]]),
     }
     with torch.no_grad():
-        assert engine(**batch).losses.item() == pytest.approx(2 * model(**batch).loss.item(), rel=1e-5)
+        assert engine(**batch).losses.sum().item() == pytest.approx(2 * model(**batch).loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 4, "early_stopping": True, "length_penalty": 0.5}], ids=str)
+def test_hypotheses_are_those_of_the_model(model, engine, task, settings):
+    """With their scores and the probabilities of their tokens."""
+    texts = ["a b c d", "h", "a c e", "g f e d c b a h"]
+    features = task.encode({"source": texts, "row": [0, 1, 2, 3]})
+    generation = GenerationConfig(**PLAIN | settings)
+    wanted = Wanted(num_best=3 if settings else 1, scores=True, token_probabilities=True)
+    ours, theirs = (
+        find_hypotheses(one, task, features, task.collate(features), generation, wanted) for one in (model, engine)
+    )
+    for one, other in zip(chain(*ours), chain(*theirs), strict=True):
+        assert (one.text, one.tokens) == (other.text, other.tokens)
+        assert other.score == pytest.approx(one.score, abs=1e-4)
+        assert other.probabilities == pytest.approx(one.probabilities, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Wanted(alignments=True), "alignments: a CTranslate2Engine gives no attentions; .* take --engine torch"),
+        (Wanted(seed=1), "seed: CTranslate2Engine draws by random numbers of its own, .* or take --engine torch"),
+        (Wanted(seed=1, num_best=2), "seed: CTranslate2Engine draws"),
+        (Wanted(scores=True), "scores: those of beams are others beside suppress_tokens .* renormalize_logits=true"),
+    ],
+    ids=str,
+)
+def test_hypotheses_that_it_cannot_give(engine, task, wanted, message):
+    features = task.encode({"source": ["a b c"], "row": [0]})
+    settings = {"do_sample": True} if wanted.seed else {"num_beams": 2, "suppress_tokens": [7]}
+    generation = GenerationConfig(**PLAIN, **settings)
+    with pytest.raises(ConfigError, match=message):
+        find_hypotheses(engine, task, features, task.collate(features), generation, wanted)
 
 
 @pytest.mark.parametrize("name", ["model.bin", "shared_vocabulary.json", "config.json"])

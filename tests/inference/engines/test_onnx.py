@@ -2,6 +2,7 @@
 
 import shutil
 from functools import partial
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers.generation import GenerationMode
 
 from pipeline.decoding.search import search_of
 from pipeline.errors import ConfigError
+from pipeline.inference.hypotheses import Wanted, find_hypotheses
 from pipeline.models.configuration_classifier import TransformerClassifierConfig
 from pipeline.models.configuration_forecaster import TransformerForecasterConfig
 from pipeline.models.configuration_lstm import LSTMConfig
@@ -199,6 +201,25 @@ def test_what_graphs_do_not_take_is_refused(seq2seq, inputs, name):
     inputs = {"input_ids": SOURCES, "decoder_input_ids": SOURCES[:, :2]} | inputs
     with pytest.raises(ConfigError, match=rf"{name}: .*use --engine torch"):
         seq2seq[1](**inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", ["greedy", "beams", "sampling", "sampled beams"])
+def test_hypotheses_are_those_of_the_model(seq2seq, task, settings):
+    """With their scores, the probabilities of their tokens, and a seed of sampling; but no alignments."""
+    model, engine = seq2seq
+    features = task.encode({"source": ["a b c d", "h", "g f e d c b a h"], "row": [0, 1, 2]})
+    generation = GenerationConfig(**model.generation_config.to_dict() | SETTINGS[settings])
+    wanted = Wanted(num_best=1 if settings == "greedy" else 2, scores=True, token_probabilities=True, seed=3)
+    ours, theirs = (
+        find_hypotheses(side, task, features, task.collate(features), generation, wanted) for side in seq2seq
+    )
+    for one, other in zip(chain(*ours), chain(*theirs), strict=True):
+        assert (one.text, one.tokens) == (other.text, other.tokens)
+        assert other.score == pytest.approx(one.score, abs=1e-4)
+        assert other.probabilities == pytest.approx(one.probabilities, abs=1e-4)
+    with pytest.raises(ConfigError, match=r"alignments: a OnnxSeq2Seq gives no attentions; .* take --engine torch"):
+        find_hypotheses(engine, task, features, task.collate(features), generation, Wanted(alignments=True))
 
 
 @pytest.mark.slow
