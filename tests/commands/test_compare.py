@@ -116,3 +116,17 @@ def test_names_of_systems(tmp_path, monkeypatch):
         name_systems(["a", "a/"])
     assert shortest_names(["/r/a/1", "/r/a/2", "/r/b/1"]) == ["a/1", "a/2", "b/1"]
     assert shortest_names(["/a"]) == ["a"] and shortest_names([]) == []
+
+
+def test_sets_of_a_run_are_corpora(command, finished_folder, tmp_path):
+    """The config of a run may name several test sets; `score` says of each row which it is of."""
+    config = finished_folder / "run.yaml"
+    config.write_text(config.read_text().replace("  test: test\n", "  test: {a: test, b: {split: validation}}\n"))
+    (finished_folder / "manifest.json").unlink()
+    file = tmp_path / "predictions.jsonl"
+    assert command("score", finished_folder, "--predictions", file).returncode == 0
+    assert [json.loads(line)["corpus"] for line in file.read_text().splitlines()] == ["a"] * 8 + ["b"] * 8
+    done = command("compare", finished_folder, file, "--metrics", "chrf", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    breakdowns = {breakdown["title"]: breakdown["groups"] for breakdown in json.loads(done.stdout)["breakdowns"]}
+    assert [(group["name"], group["size"]) for group in breakdowns["By corpus"]] == [("a", 8), ("b", 8)]
