@@ -253,7 +253,7 @@ def parse_only(path: str, arguments: list[str], monkeypatch) -> None:
 
 def test_every_block_is_looked_at():
     assert len(RUN) > 20 and len(PARSED) > 8
-    assert {block.language for block in BLOCKS} <= {"bash", "python", "yaml", "mermaid"}
+    assert {block.language for block in BLOCKS} <= {"bash", "python", "yaml", *SHOWN}
     for document in WITH_BLOCKS:
         reasons = [block.reason for block in blocks_of(document) if block.reason]
         assert read(document).count("<!-- not run") == len(reasons), f"{document}: a marker without a block below it"
