@@ -7,6 +7,7 @@ from sacrebleu.significance import PairedTest
 
 from pipeline.commands.compare import name_systems, shortest_names
 from pipeline.errors import ConfigError
+from pipeline.run import train
 
 REFERENCES = [f"the dog number {number} sleeps" for number in range(8)]
 WORSE = [text.replace("dog", "cat") for text in REFERENCES]
@@ -130,3 +131,34 @@ def test_sets_of_a_run_are_corpora(command, finished_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     breakdowns = {breakdown["title"]: breakdown["groups"] for breakdown in json.loads(done.stdout)["breakdowns"]}
     assert [(group["name"], group["size"]) for group in breakdowns["By corpus"]] == [("a", 8), ("b", 8)]
+
+
+def write_rows(folder, rows):
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+@pytest.mark.slow
+def test_a_classifier_is_right_or_wrong_and_others_give_no_texts(command, make_config, tmp_path):
+    write_rows(tmp_path / "reviews", [{"source": f"a film {n}", "target": ("bad", "good")[n % 2]} for n in range(20)])
+    data = {"path": str(tmp_path / "reviews"), "options": {}}
+    model = {"d_model": 16, "attention_heads": 4}
+    folder = train(make_config(task="text_classification", data=data, model=model)).output_dir
+    done = command("compare", folder / "checkpoint-2", folder / "checkpoint-4", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [metric["title"] for metric in result["metrics"]] == ["exact match"] and result["num_rows"] == 20
+    accuracy = json.loads((folder / "metrics.json").read_text())["test"]["accuracy"]
+    assert accuracy in [score["score"] for score in result["metrics"][0]["scores"]]
+
+    write_rows(tmp_path / "load", [{"load": n % 5} for n in range(90)])
+    changes = {
+        "data": {"path": str(tmp_path / "load"), "options": {}},
+        "model": {"d_model": 16, "context_length": 12, "prediction_length": 4, "patch_length": 4, "patch_stride": 2},
+        "forecasting": {"series": ["load"]},
+        "training": {"output_dir": str(tmp_path / "forecaster")},
+    }
+    folder = train(make_config(task="forecasting", **changes)).output_dir
+    done = command("compare", folder)
+    assert done.returncode == 2 and "this model gives no texts to compare; teacher-forcing score" in done.stderr
