@@ -5,7 +5,7 @@ import json
 import os
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.commands.arguments import Parser, name, path
 from pipeline.commands.process import quick_imports
@@ -158,7 +158,7 @@ def _collect_answers(
 
 
 def _predict(
-    folder: Path, split: str, sources: "Texts | None"
+    folder: Path, split: Literal["train", "validation", "test"], sources: "Texts | None"
 ) -> "tuple[Answers, Sequence[str], SacrebleuConfig | None]":
     """Return what a trained model answers to the sources, or to a split of the config that it was trained with.
 

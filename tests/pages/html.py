@@ -10,7 +10,11 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.open, self.seen, self.texts, self.ids, self.links = [], [], [], [], []
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.texts: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
         self.feed(text)
         self.close()
         assert not self.open
