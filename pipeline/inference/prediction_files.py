@@ -1,7 +1,8 @@
 """What systems answered, read from files, and the check that all of them answered the same rows.
 
 A file has one answer a line: as text, or as JSON lines with `prediction` and, where they are known, `source`,
-`reference` and `corpus`. `teacher-forcing score --predictions` writes the latter.
+`reference` and `corpus`. `teacher-forcing score --predictions` writes the latter; what `generate` writes has `source`
+and, as a corpus to train on, the answer as `target`.
 """
 
 import json
@@ -84,7 +85,7 @@ def _holds_prediction(line: str) -> bool:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return isinstance(row, dict) and "prediction" in row
+    return isinstance(row, dict) and not row.keys().isdisjoint(("prediction", "target"))
 
 
 def _parse_row(line: str, place: str) -> dict[str, Any]:
@@ -100,6 +101,8 @@ def _parse_row(line: str, place: str) -> dict[str, Any]:
         raise DataError(
             f"{place}: the line cannot be read as JSON: {error}; write one object a line: {EXAMPLE}"
         ) from error
+    if isinstance(row, dict) and "target" in row:
+        row = {"prediction": row["target"], **row}
     if not isinstance(row, dict) or "prediction" not in row:
         raise DataError(f"{place}: the line has no prediction; write one object a line: {EXAMPLE}")
     fields = {name: row[name] for name in ("source", "reference", "prediction", "corpus") if name in row}

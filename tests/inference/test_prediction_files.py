@@ -50,6 +50,8 @@ def test_json_lines_are_told_by_their_name_or_first_line(write):
         assert (answers.predictions, answers.sources, answers.references, answers.corpora) == expected
     answers = read_answers(write([{"prediction": "x", "corpus": "news", "score": 1}], "p.jsonl"))
     assert (answers.predictions, answers.sources, answers.corpora) == (["x"], None, ["news"])
+    answers = read_answers(write([{"source": "a", "target": "x", "score": -1.5}], "generated"))
+    assert (answers.predictions, answers.sources, answers.references) == (["x"], ["a"], None)
     assert read_answers(write('{"a": 1}\n[2]\n')).predictions == ['{"a": 1}', "[2]"]  # of a system that writes JSON
 
 
