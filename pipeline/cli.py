@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pipeline
-from pipeline.commands import export, generate, plot, publish, score, tokenizer, trace, train
+from pipeline.commands import compare, export, generate, plot, publish, score, tokenizer, trace, train
 from pipeline.commands.arguments import Parser
 from pipeline.commands.report import Report
 from pipeline.commands.texts import check_text
@@ -61,6 +61,7 @@ COMMANDS = {  # in the order of use
     "train": Command("Train", "train the model that a config describes, or go on with its run", train),
     "plot": Command("Train", "draw the curves of runs in one picture", plot),
     "score": Command("Judge", "score a model on a split of its data", score),
+    "compare": Command("Judge", "put systems side by side: scores, significance, examples", compare),
     "trace": Command("Judge", "show a pair on its way through a model, as a page", trace),
     "generate": Command("Use", "answer texts: one line for each", generate),
     "export": Command("Use", "convert a model for another runtime, and prove that it does the same", export),

@@ -33,7 +33,7 @@ FLOORS = [
     {"inference", "setup"},
     {"training"},
     {"exporting"},
-    {"tracing", "publishing", "run_folder"},
+    {"pages", "publishing", "run_folder"},
     {"rehearsal"},
     {"run", "reference"},
     {"commands"},

@@ -82,13 +82,14 @@ def blocks_of(document: str) -> list[Block]:
 
 
 BLOCKS = [block for document in WITH_BLOCKS for block in blocks_of(document)]
+SHOWN = ("mermaid", "text")  # a picture, and what a command prints
 ELSEWHERE = "tests/test_extending.py"  # runs the walk-throughs of pipeline/README.md, each in a new process
-PARSED = [block for block in BLOCKS if block.reason and ELSEWHERE not in block.reason and block.language != "mermaid"]
+PARSED = [block for block in BLOCKS if block.reason and ELSEWHERE not in block.reason and block.language not in SHOWN]
 # Launching processes takes long, and other tests launch them in the same way.
 RUN = [
     pytest.param(block, id=str(block), marks=[pytest.mark.slow] if "torchrun" in block.text else [])
     for block in BLOCKS
-    if not block.reason and block.language != "mermaid"
+    if not block.reason and block.language not in SHOWN
 ]
 
 
@@ -252,7 +253,7 @@ def parse_only(path: str, arguments: list[str], monkeypatch) -> None:
 
 def test_every_block_is_looked_at():
     assert len(RUN) > 20 and len(PARSED) > 8
-    assert {block.language for block in BLOCKS} <= {"bash", "python", "yaml", "mermaid"}
+    assert {block.language for block in BLOCKS} <= {"bash", "python", "yaml", *SHOWN}
     for document in WITH_BLOCKS:
         reasons = [block.reason for block in blocks_of(document) if block.reason]
         assert read(document).count("<!-- not run") == len(reasons), f"{document}: a marker without a block below it"

@@ -27,7 +27,11 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="run metrics that are not built in: code, which the config found beside a checkpoint may name",
     )
-    parser.add_argument("--predictions", type=path, help="write one JSON line a sample: source, reference, prediction")
+    parser.add_argument(
+        "--predictions",
+        type=path,
+        help="write one JSON line a sample: source, reference, prediction, and corpus where there are several",
+    )
     parser.add_argument(
         "--per-row",
         type=path,
@@ -96,7 +100,9 @@ def _open_lines(option: str, path: Path | None) -> Iterator[Callable[[Iterable[A
 
     def write(objects: Iterable[Any]) -> None:
         with explain_path(f"{option} {path}"), stream:
-            stream.writelines(json.dumps(vars(one), ensure_ascii=False) + "\n" for one in objects)
+            for one in objects:
+                fields = {name: value for name, value in vars(one).items() if name != "corpus" or value is not None}
+                print(json.dumps(fields, ensure_ascii=False), file=stream)
 
     with explain_path(f"{option} {path}"):
         stream = path.open("w", encoding="utf-8")

@@ -35,8 +35,8 @@ def run(arguments: Namespace) -> Report:
     check_text(arguments.target, "target")
     with quick_imports():
         from pipeline.inference.attention import trace
+        from pipeline.pages.trace import write_page, write_picture
         from pipeline.tasks.trained_model import load_trained
-        from pipeline.tracing.page import write_page, write_picture
 
     show_logs()
     model, task = load_trained(arguments.checkpoint)

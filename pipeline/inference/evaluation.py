@@ -25,12 +25,14 @@ Result = tuple[dict[str, Any], str | None]  # of one sample: its numbers, and it
 class Prediction:
     """One sample's part of an evaluation; `prediction` is None where nothing was generated.
 
-    `reference` is as in the data: a text, or a list of texts, each of which is right.
+    `reference` is as in the data: a text, or a list of texts, each of which is right. `corpus` is the narrowest of
+    `groups_of` that the sample is in, where there are any.
     """
 
     source: str
     reference: Reference
     prediction: str | None
+    corpus: str | None = None
 
     @property
     def is_right(self) -> bool:
@@ -142,9 +144,10 @@ def _summarise(
     task: Task, features: Sequence[Feature], results: dict[int, Result], metrics: Sequence[Metric]
 ) -> Evaluation:
     ordered = [results[feature["sample_id"]] for feature in features]
+    corpora = {member: group for group, members in groups_of(features).items() for member in members}
     predictions = [
-        Prediction(feature["source"], feature["target"], prediction)
-        for feature, (_, prediction) in zip(features, ordered, strict=True)
+        Prediction(feature["source"], feature["target"], prediction, corpora.get(number))
+        for number, (feature, (_, prediction)) in enumerate(zip(features, ordered, strict=True))
     ]
     numbers = [numbers for numbers, _ in ordered]
     whole = [*range(len(features))]

@@ -8,11 +8,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pipeline.config import EvaluationConfig, SacrebleuConfig
 from pipeline.errors import ConfigError
 from pipeline.tasks.base import Better
+
+if TYPE_CHECKING:
+    from sacrebleu import BLEU
 
 Reference: TypeAlias = str | list[str]
 Scores: TypeAlias = dict[str, float | str]
@@ -32,7 +35,7 @@ def bleu(
     import sacrebleu
 
     metric = sacrebleu.BLEU(tokenize=tokenize, lowercase=lowercase)
-    score = metric.corpus_score(list(predictions), _by_number(references)).score
+    score = metric.corpus_score(list(predictions), by_number(references)).score
     return {"sacrebleu": score, "sacrebleu_signature": str(metric.get_signature())}
 
 
@@ -41,7 +44,7 @@ def chrf(predictions: Sequence[str], references: Sequence[Reference]) -> Scores:
     import sacrebleu
 
     metric = sacrebleu.CHRF()
-    score = metric.corpus_score(list(predictions), _by_number(references)).score
+    score = metric.corpus_score(list(predictions), by_number(references)).score
     return {"chrf": score, "chrf_signature": str(metric.get_signature())}
 
 
@@ -73,7 +76,7 @@ def alike(references: Sequence[Reference]) -> list[Reference]:
     return [answers(reference) for reference in references] if has_lists else [*references]
 
 
-def _by_number(references: Sequence[Reference]) -> list[list[Any]]:
+def by_number(references: Sequence[Reference]) -> list[list[Any]]:
     """Return all first answers, all second ones, and so on, as sacreBLEU takes them: None where a row has fewer."""
     rows = [answers(reference) for reference in references]
     count = max(map(len, rows))
@@ -144,17 +147,26 @@ def load_metric(name: str) -> Metric:
 
 def _configured_bleu(settings: SacrebleuConfig) -> Metric:
     """Return BLEU with a tokenizer, which is made once now: its package may be missing, or its model not be there."""
+    make_bleu(settings)
+    return partial(bleu, tokenize=settings.tokenize, lowercase=settings.lowercase)
+
+
+def make_bleu(settings: SacrebleuConfig, references: list[list[Any]] | None = None) -> "BLEU":
+    """Make sacreBLEU's metric, with references as `by_number` gives them, or none yet.
+
+    Raises:
+        ConfigError: for a tokenizer that is not installed.
+    """
     import sacrebleu
 
     try:
-        sacrebleu.BLEU(tokenize=settings.tokenize)
+        return sacrebleu.BLEU(tokenize=settings.tokenize, lowercase=settings.lowercase, references=references)
     except (RuntimeError, ImportError, OSError) as error:  # of MeCab, of sentencepiece, of a download
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"evaluation.sacrebleu.tokenize: {settings.tokenize} cannot be used: {reason}; install what it needs, or "
             "choose char, which needs nothing"
         ) from error
-    return partial(bleu, tokenize=settings.tokenize, lowercase=settings.lowercase)
 
 
 def score_names(metrics: Sequence[Metric]) -> list[str]:

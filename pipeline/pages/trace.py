@@ -1,7 +1,7 @@
 """Show a trace as one HTML page that needs no network and no other file, and as a picture.
 
-The words and the layout of the page are in `page.html.jinja`, its looks in `page.css`, and the attention maps, which a
-reader picks by layer and head, in `page.js`.
+The words and the layout of the page are in `trace.html.jinja`, its looks in `trace.css`, and the attention maps, which
+a reader picks by layer and head, in `trace.js`.
 """
 
 import json
@@ -9,13 +9,12 @@ from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
 from pipeline.inference.attention import Attention, EmbeddedSequence, Trace
+from pipeline.pages.base import read, render
 from pipeline.plots import draw_attention_and_losses
 
-FOLDER = Path(__file__).parent  # of the template, the style and the script
 COMPONENTS = 4  # of each vector; the page says of how many
 
 # Key in the page's numbers -> title and meaning.
@@ -56,20 +55,13 @@ def write_picture(trace: Trace, path: Path) -> None:
 
 
 def render_page(trace: Trace) -> str:
-    """Return the page as HTML. Texts and tokens are escaped, so that none can be taken for markup."""
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters |= {"two_digits": two_digits, "share": share}
+    """Return the page as HTML."""
     num_layers = {"encoder": trace.encoder_layers, "decoder": trace.decoder_layers, "cross": trace.decoder_layers}
-    return environment.get_template("page.html.jinja").render(
+    return render(
+        "trace",
         trace=trace,
-        style=(FOLDER / "page.css").read_text(encoding="utf-8"),
-        script=(FOLDER / "page.js").read_text(encoding="utf-8"),
+        script=read("trace.js"),
+        share=share,
         numbers=attention_numbers(trace),
         source_rows=embedding_rows(trace.source),
         target_rows=embedding_rows(trace.decoder_input),
@@ -147,11 +139,6 @@ def rounded(matrix: Tensor, digits: int) -> list[list[float]]:
     """Round all numbers of a matrix; whole ones become integers, which are shorter in JSON."""
     values = [[round(number, digits) for number in row] for row in matrix.tolist()]
     return [[int(number) if number == int(number) else number for number in row] for row in values]
-
-
-def two_digits(number: float) -> str:
-    """Format a number with two decimals, a true minus sign, and no sign before zero."""
-    return f"{round(number, 2) + 0.0:.2f}".replace("-", "−")  # -0.0 + 0.0 is 0.0
 
 
 def share(probability: float) -> str:

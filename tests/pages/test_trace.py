@@ -1,18 +1,17 @@
 """The page and the picture of a trace."""
 
 import json
-from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
 
 from pipeline.inference.attention import trace
+from pipeline.pages.trace import ATTENTION_KINDS, render_page, write_picture
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
-from pipeline.tracing.page import ATTENTION_KINDS, render_page, write_picture
 from tests.conftest import colours_of
+from tests.pages.html import Page
 from tokenizer.training import train
 
-VOID = {"meta", "br"}
 HOSTILE = "</script><b>&amp;'\""
 
 
@@ -24,33 +23,10 @@ def traced(make_model):
     return trace(model, SequenceToSequence(tokenizer), "a b <script> d", "d c $b")
 
 
-class Balance(HTMLParser):
-    """Fails where an element is not closed, or an attribute would fetch something."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.seen, self.texts = [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-        for name, value in attrs:
-            assert name not in ("src", "srcset", "action") and (name != "href" or value.startswith("#"))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-
 def test_the_page_stands_alone_and_is_well_formed(traced):
     text = render_page(traced)
-    parser = Balance()
-    parser.feed(text)
-    parser.close()
-    assert not parser.open and parser.seen.count("script") == 2 and parser.seen.count("h1") == 1
+    parser = Page(text)
+    assert parser.seen.count("script") == 2 and parser.seen.count("h1") == 1
     assert "http:" not in text and "https:" not in text and "url(" not in text and "@import" not in text
     assert "&lt;script&gt;" in text
     numbers = json.loads(next(data for data in parser.texts if data.startswith('{"encoder"')))
@@ -71,10 +47,8 @@ def test_no_text_is_taken_for_markup(make_model):
     traced = trace(model, SequenceToSequence(tokenizer), f"a {HOSTILE}", f"{HOSTILE} a")
     assert HOSTILE in traced.source.tokens
     text = render_page(traced)
-    parser = Balance()
-    parser.feed(text)
-    parser.close()
-    assert not parser.open and parser.seen.count("script") == 2 and "b" not in parser.seen
+    parser = Page(text)
+    assert parser.seen.count("script") == 2 and "b" not in parser.seen
     assert parser.texts.count(HOSTILE) >= 2  # read back as it was
     numbers = json.loads(next(data for data in parser.texts if data.startswith('{"encoder"')))
     assert numbers["encoder"]["rows"][1] == HOSTILE
