@@ -126,7 +126,7 @@ def test_every_tokenizer_of_sacrebleu_can_be_chosen():
     ],
 )
 def test_a_tokenizer_that_is_not_there_is_an_error_now(monkeypatch, tokenize, error):
-    def make(tokenize):
+    def make(**settings):
         raise error
 
     monkeypatch.setattr(sacrebleu, "BLEU", make)
