@@ -18,7 +18,7 @@ from pipeline.data.hub_reading import is_on_hub, iterate_rows, resolve_commit, r
 from pipeline.data.lines import COMPRESSED, bounded_lines, read_lines
 from pipeline.data.readers.text_lines import has_suffix
 from pipeline.data.rows import PLACE, PROBLEM, find_text_problem
-from pipeline.data.splits import fingerprint_splits, open_split
+from pipeline.data.splits import fingerprint_split, open_split
 from pipeline.errors import explain_path
 
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")  # other files hold one text a line
@@ -114,14 +114,13 @@ def split_rows(data: DataConfig, split: str, column: str) -> Corpus:
         commit = resolve_commit(data.path, data.revision, data.hub_patience)
     data = data.model_copy(update={"revision": commit, "streaming": "[" not in split})
     name = data.path if is_on_hub(data.path) else Path(data.path).name
-    alone = data.model_copy(update={"train": split, "validation": None, "test": None})
     facts = {
         "name": name,
         "split": split,
         "subset": data.subset,
         "column": column,
         "revision": commit,
-        "content": fingerprint_splits(alone, commit, columns)["train"],
+        "content": fingerprint_split(data, split, columns),
     }
     rows = open_split(data, split, columns)
 
