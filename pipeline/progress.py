@@ -54,6 +54,6 @@ class LogHandler(logging.Handler):
         # tqdm knows its own bars only, not those of other processes and of libraries in Rust.
         erase = "\r\x1b[2K" if sys.stderr.isatty() else ""
         try:
-            tqdm.write(erase + self.format(record), file=sys.stderr)
+            tqdm.write(erase + self.format(record).rstrip("\n"), file=sys.stderr)
         except Exception:  # as every handler of the standard library does
             self.handleError(record)

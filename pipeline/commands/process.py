@@ -29,12 +29,12 @@ def quick_imports() -> Iterator[None]:
 
 
 def show_logs(level: int = logging.WARNING) -> None:
-    """Write log lines, ours and those of libraries, above the progress bars; only the main process warns.
+    """Write log lines and warnings, ours and those of libraries, above the progress bars.
 
     Args:
-        level: of the lines of ours to write.
+        level: of the lines of ours that the main process writes; the others write errors.
     """
-    import huggingface_hub.utils
+    from huggingface_hub import utils as hub
     from transformers.utils import logging as transformers_logging
 
     logging.basicConfig(format="%(message)s", handlers=[LogHandler()])
@@ -42,5 +42,8 @@ def show_logs(level: int = logging.WARNING) -> None:
     for library in ("transformers", "datasets", "huggingface_hub"):  # which write by handlers of their own
         logging.getLogger(library).handlers.clear()
         logging.getLogger(library).propagate = True
+    logging.captureWarnings(True)
+    downloads_are_shown = not hub.are_progress_bars_disabled()
     transformers_logging.disable_progress_bar()  # of loading and saving, and those of downloads with them
-    huggingface_hub.utils.enable_progress_bars()
+    if downloads_are_shown:
+        hub.enable_progress_bars()

@@ -16,3 +16,25 @@ def test_imports_are_quick():
         "1",
         "True",
     ]
+
+
+SHOW = """
+import logging, os, warnings
+from pipeline.commands.process import quick_imports, show_logs
+with quick_imports():
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging as transformers_logging
+show_logs(logging.INFO)
+logging.getLogger("pipeline.x").info("ours")
+transformers_logging.get_logger("transformers.x").warning("theirs")
+warnings.warn("both")
+print(hub.are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled())
+print(os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"])
+"""
+
+
+def test_all_lines_go_one_way():
+    """Each is written once, and the bars of libraries are hidden where they would be written into a file."""
+    done = subprocess.run([sys.executable, "-c", SHOW], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[:-1] == ["ours", "theirs"] and done.stderr.endswith(": UserWarning: both\n")
+    assert done.stdout.splitlines() == ["False False", "1"]

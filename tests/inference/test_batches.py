@@ -32,9 +32,12 @@ def test_every_sample_once_the_longest_first(make_model, task, features, batch_s
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_terminal_shows_how_many_rows_are_done(make_model, task, features, ranks, monkeypatch):
     bars = []
-    monkeypatch.setattr(
-        batches, "progress_bar", lambda *words, **options: bars.append(bar(*words, **options)) or bars[0]
-    )
+
+    def kept_bar(*words, **options):
+        bars.append(bar(*words, **options))
+        return bars[-1]
+
+    monkeypatch.setattr(batches, "progress_bar", kept_bar)
     with redirect_stderr(Terminal()) as terminal:
         done = [bars[0].n for _ in batches_by_length(make_model(), task, features, 3, 0, ranks, "evaluating")]
     assert "evaluating:   0%" in terminal.getvalue() and f"0/{len(features)} [" in terminal.getvalue()
