@@ -112,7 +112,12 @@ def test_a_damaged_part_is_made_again(output, damage):
     part = output.parts / "000002.jsonl"
     part.write_bytes(damage(part.read_bytes()))
     asked: list[Text] = []
-    write(output, resume=True, answer=lambda texts: answer([asked.append(text) or text for text in texts]))
+
+    def ask(texts):
+        asked.extend(texts)
+        return answer(texts)
+
+    write(output, resume=True, answer=ask)
     assert [text.number for text in asked] == [8, 9, 10, 11] and output.path.read_bytes() == LINES
 
 
@@ -129,9 +134,14 @@ def test_other_texts_do_not_go_on_though_nothing_tells_them_apart_before(output)
 
 def test_processes_share_the_windows(output):
     output.begin(False)
-    asked: dict[int, list] = {0: [], 1: []}
+    asked: dict[int, list[Text]] = {0: [], 1: []}
     for rank in (1, 0):
-        count = output.fill(TEXTS, 4, lambda t, r=rank: asked[r].extend(t) or answer(t), lambda t: None, rank, 2)
+
+        def ask(texts, own=asked[rank]):
+            own.extend(texts)
+            return answer(texts)
+
+        count = output.fill(TEXTS, 4, ask, lambda texts: None, rank, 2)
     assert [text.number // 4 for text in asked[1]] == [1] * 4 + [3] * 4 + [5] * 3 and len(asked[0]) == 12
     output.join(count, "text", Wanted())
     assert output.path.read_bytes() == LINES
