@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.arguments import Parser, add_engine, add_languages, name, path, positive, seed
-from pipeline.commands.process import quick_imports, show_logs
+from pipeline.commands.process import join_processes, quick_imports, show_logs
 from pipeline.commands.texts import check_text
 from pipeline.errors import ConfigError
 from pipeline.progress import is_main, progress_bar
@@ -89,12 +89,11 @@ def run(arguments: Namespace) -> None:
     _check_texts(arguments)
     _check_answers(arguments)
     with quick_imports():
-        from accelerate import PartialState
-
         from pipeline.inference.engines.base import load_engine
         from pipeline.training.ranks import lost_peers_explained
 
     show_logs()
+    state = join_processes()
     corpus = _open_corpus(arguments)
     if arguments.push_to_hub and is_main():
         from pipeline.publishing.corpora import prepare
@@ -103,7 +102,6 @@ def run(arguments: Namespace) -> None:
     model, task = load_engine(arguments.engine, arguments.checkpoint)
     _set_generation(arguments, model)
     settings = _settings(arguments, task)
-    state = PartialState()
     work = _Work(model, task, settings, corpus.count)
     with lost_peers_explained(), _values_explained(arguments), work.bar:
         if arguments.output is None:

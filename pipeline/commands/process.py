@@ -6,8 +6,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from pipeline.progress import LogHandler, is_main, is_shown
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 @contextmanager
@@ -47,3 +51,16 @@ def show_logs(level: int = logging.WARNING) -> None:
     transformers_logging.disable_progress_bar()  # of loading and saving, and those of downloads with them
     if downloads_are_shown:
         hub.enable_progress_bars()
+
+
+def join_processes() -> "PartialState":
+    """Join the processes that a launcher started, before the first use of accelerate.
+
+    On a machine without an accelerator `PartialState()` stays alone, unless it is told to use the CPU.
+    https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/state.py (_prepare_backend)
+    """
+    import torch
+    from accelerate import PartialState
+
+    is_one_of_many = os.environ.get("WORLD_SIZE", "1") != "1"
+    return PartialState(cpu=is_one_of_many and torch.accelerator.current_accelerator(check_available=True) is None)

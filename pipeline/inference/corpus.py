@@ -15,7 +15,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from pipeline.data.corpus import Text
-from pipeline.data.rows import BadRow, Columns, Feature
+from pipeline.data.rows import BadRow, Columns, Feature, separate
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.batches import batches_by_length
 from pipeline.inference.hypotheses import Hypothesis, Wanted, find_hypotheses
@@ -226,7 +226,7 @@ def _encode(
         elif problem := _find_problem(task, row, bound, refused=is_overlong and settings.overlong == "refuse"):
             problems[text.number] = problem
         else:
-            samples[text.number] = [row]
+            samples[text.number] = separate([row])[0]
     numbered = [(number, index) for number, parts in sentences.items() for index in range(len(parts))]
     ids = [number + (index << PIECE) for number, index in numbered]
     contents = [sentences[number][index] for number, index in numbered]
@@ -234,7 +234,7 @@ def _encode(
         if problem := _find_problem(task, row, bound, refused=False):
             problems.setdefault(number, f"sentence {index + 1}: {problem}")
         else:
-            samples[number].append(row)
+            samples[number] += separate([row])[0]
     return {number: pieces for number, pieces in samples.items() if number not in problems}, problems
 
 

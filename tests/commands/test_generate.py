@@ -187,3 +187,25 @@ def test_killed_twenty_times_it_writes_the_same_bytes(finished_folder, tmp_path)
     process = start(output)
     assert process.wait(300) == 0 and output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not parts.exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_parts_and_end_together(finished_folder, tmp_path):
+    texts = tmp_path / "texts"
+    texts.write_text("".join(f"{n % 8 + 1} {n % 7 + 1} 5\n" for n in range(100)))
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+
+    def call(output: str, *launcher: str) -> subprocess.CompletedProcess:
+        words = ["-m", "pipeline.cli", "generate", finished_folder, "--file", texts, "--batch-size", "1"]
+        words = [sys.executable, *launcher, *words, "--output", tmp_path / output]
+        return subprocess.run([*map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+    assert call("one.jsonl").returncode == 0
+    done = call("two.jsonl", *launcher)
+    assert done.returncode == 0 and "100 texts\n" in done.stderr
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    with texts.open("ab") as stream:
+        stream.write(b"\xff\n")  # in the window of the first process; the second waits for it
+    done = call("bad.jsonl", *launcher)
+    assert done.returncode != 0 and "texts:101: invalid UTF-8" in done.stderr
+    assert not (tmp_path / "bad.jsonl").exists() and (tmp_path / "bad.jsonl.parts" / "000005.jsonl").exists()

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from pipeline.inference.hypotheses import Hypothesis, Wanted
 from pipeline.inference.parts import Output
 
 TEXTS = [Text(number, f"text {number}", f"a {number}" if number % 7 else "") for number in range(23)]
-FACTS = {"model": {"name": "m", "weights": "1"}, "settings": {"batch_size": 2}}
+FACTS: dict[str, dict[str, Any]] = {"model": {"name": "m", "weights": "1"}, "settings": {"batch_size": 2}}
 LINES = b"".join(f"A {number}\n".encode() if number % 7 else b"\n" for number in range(23))
 
 
@@ -70,7 +71,8 @@ def test_another_model_or_setting_does_not_go_on(output, tmp_path):
 
 def test_killed_at_any_write_it_goes_on_with_the_same_bytes(output, monkeypatch):
     """Three kills: at the first part, in the middle, and while joining. What is written is not answered again."""
-    replace, asked = os.replace, []
+    replace = os.replace
+    asked: list[int] = []
 
     def ask(texts):
         asked.extend(text.number for text in texts)
@@ -109,8 +111,13 @@ def test_a_damaged_part_is_made_again(output, damage):
     output.fill(TEXTS, 4, answer, lambda texts: None)
     part = output.parts / "000002.jsonl"
     part.write_bytes(damage(part.read_bytes()))
-    asked = []
-    write(output, resume=True, answer=lambda texts: asked.extend(texts) or answer(texts))
+    asked: list[Text] = []
+
+    def ask(texts):
+        asked.extend(texts)
+        return answer(texts)
+
+    write(output, resume=True, answer=ask)
     assert [text.number for text in asked] == [8, 9, 10, 11] and output.path.read_bytes() == LINES
 
 
@@ -127,9 +134,14 @@ def test_other_texts_do_not_go_on_though_nothing_tells_them_apart_before(output)
 
 def test_processes_share_the_windows(output):
     output.begin(False)
-    asked: dict[int, list] = {0: [], 1: []}
+    asked: dict[int, list[Text]] = {0: [], 1: []}
     for rank in (1, 0):
-        count = output.fill(TEXTS, 4, lambda t, r=rank: asked[r].extend(t) or answer(t), lambda t: None, rank, 2)
+
+        def ask(texts, own=asked[rank]):
+            own.extend(texts)
+            return answer(texts)
+
+        count = output.fill(TEXTS, 4, ask, lambda texts: None, rank, 2)
     assert [text.number // 4 for text in asked[1]] == [1] * 4 + [3] * 4 + [5] * 3 and len(asked[0]) == 12
     output.join(count, "text", Wanted())
     assert output.path.read_bytes() == LINES

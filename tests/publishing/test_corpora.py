@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -10,7 +11,7 @@ from pipeline.inference.hypotheses import Hypothesis, Wanted
 from pipeline.inference.parts import Output
 from pipeline.publishing.corpora import prepare, publish, render_card
 
-FACTS = {
+FACTS: dict[str, dict[str, Any]] = {
     "model": {"name": "me/en-fr", "revision": "abc", "weights": "123"},
     "data": {"name": "me/texts", "split": "train", "column": "t.en", "revision": "def"},
     "settings": {
