@@ -18,6 +18,7 @@ from pipeline.exporting.export import EXPORTS, export
 from pipeline.inference.engines.base import load_engine
 from pipeline.inference.evaluation import evaluate
 from pipeline.inference.generation import generate
+from pipeline.inference.hypotheses import Wanted, find_hypotheses
 from pipeline.models.modeling_seq2seq import IGNORED, shift_right
 from pipeline.run import train
 from pipeline.setup.tokenizer_setup import prepare_tokenizer
@@ -161,6 +162,26 @@ def test_answers_of_many_languages_come_from_one_batch(make_task):
     assert task.tokenizer.batch_decode(forced, skip_special_tokens=True) == generate(
         model, task, texts, target_lang="fr"
     )
+
+
+def test_the_tokens_of_hypotheses_begin_behind_the_tag(make_task):
+    """Each with its probability there."""
+    model, task = make_task(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.normal_(std=3.0)
+    model.generation_config.num_beams = 2
+    features, _ = separate(task.encode({"source": ["a b", "c"], "target_lang": ["de", "fr"], "row": [0, 1]}))
+    batch = task.collate(features)
+    wanted = Wanted(num_best=2, scores=True, token_probabilities=True)
+    found = find_hypotheses(model, task, features, batch, model.generation_config, wanted)
+    assert [row[0].text for row in found] == task.predict(model, batch, model.generation_config)
+    best = found[1][0]
+    assert best.tokens is not None and best.probabilities is not None and len(best.tokens) == len(best.probabilities)
+    read = torch.tensor([[1, model.config.languages["fr"]]])
+    with torch.no_grad():
+        logits = model(batch["input_ids"][1:, :2], decoder_input_ids=read).logits[0, -1]
+    first = task.tokenizer.convert_tokens_to_ids(best.tokens[0])
+    assert best.probabilities[0] == pytest.approx(logits.softmax(-1)[first].item(), rel=1e-4)
 
 
 def test_tags_in_a_text_are_text(make_config):
