@@ -37,7 +37,7 @@ def test_each_row_has_its_log_probability(make_model, task, features):
     result = evaluate_features(model, task, features, batch_size=3)
     rows = task.score_rows(features, result.sums)
     for feature, row in zip(features, rows, strict=True):
-        alone = evaluate_features(model, task, [feature], batch_size=1).scores["loss"]
+        alone = evaluate_features(model, task, [feature], batch_size=1).numbers["loss"]
         assert (row.row, row.items) == (feature["sample_id"], len(feature["labels"]))
         assert row.log_probability == pytest.approx(-alone * row.items)
     mean = -sum(row.log_probability for row in rows) / sum(row.items for row in rows)

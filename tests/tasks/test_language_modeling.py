@@ -87,7 +87,7 @@ def test_each_text_has_its_log_probability(monkeypatch, streams):
     task = LanguageModeling(train_tokenizer(texts, "word", 20, eos_position="start"))
     torch.manual_seed(0)
     model = LSTMForCausalLM(LSTMConfig(vocab_size=20, embedding_size=8, hidden_size=8)).eval()
-    features = task.encode({"source": texts, "row": [0, 1, 3, 7]})
+    features, _ = separate(task.encode({"source": texts, "row": [0, 1, 3, 7]}))
     samples = task.to_evaluation(features)
     result = evaluate_features(model, task, samples, batch_size=2)
     rows = task.score_rows(samples, result.sums)

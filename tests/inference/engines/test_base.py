@@ -37,7 +37,15 @@ class FakeEngine(Engine):
     def __call__(self, **batch):
         return ModelOutput(losses=batch["labels"].ne(-100) * torch.tensor(8.0).log())
 
-    def generate(self, input_ids, attention_mask=None, generation_config=None, custom_generate=None, **settings):
+    def generate(
+        self,
+        input_ids,
+        attention_mask=None,
+        generation_config=None,
+        custom_generate=None,
+        decoder_input_ids=None,
+        **settings,
+    ):
         assert custom_generate is None and attention_mask is not None
         start = torch.full_like(input_ids[:, :1], self.config.decoder_start_token_id)
         return torch.cat([start, input_ids[:, : generation_config.max_new_tokens]], 1)
