@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands.arguments import Parser, add_engine, add_json, path, positive
-from pipeline.commands.process import quick_imports, show_logs
+from pipeline.commands.process import join_processes, quick_imports, show_logs
 from pipeline.commands.report import Report
 from pipeline.errors import ConfigError, explain_path
 from pipeline.progress import is_main
@@ -54,6 +54,7 @@ def run(arguments: Namespace) -> Report:
         from pipeline.training.checkpoints import find_config
 
     show_logs()
+    join_processes()
     config = load_config(arguments.config or find_config(arguments.checkpoint), arguments.overrides)
     if arguments.split != "train" and not config.data.held_out(arguments.split):
         raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
