@@ -236,6 +236,7 @@ def _evaluation_results(config: Config, pipeline_tag: str, scores: dict[str, dic
             task_type=pipeline_tag,
             dataset_type=data.path,
             dataset_name=f"{data.path} ({name})" if name else data.path,
+            dataset_config=name or None,  # or the results of two sets from one path would be taken for one's
             dataset_split=split,
             dataset_revision=data.revision,
             metric_type=metric.removeprefix(f"{name}_"),
