@@ -35,6 +35,7 @@ CALLABLES = [
     (GenerationMixin, "_expand_inputs_for_generation", "expand_size is_encoder_decoder input_ids model_kwargs"),
     (GenerationMixin, "_supports_default_dynamic_cache", ""),
     (PreTrainedModel, "_init_weights", "module"),
+    (transformers.NllbTokenizer, "_build_translation_inputs", "raw_inputs return_tensors src_lang tgt_lang extra_kwargs"),
     (PreTrainedModel, "_resize_token_embeddings", "new_num_tokens pad_to_multiple_of mean_resizing"),
     (PreTrainedModel, "_get_resized_embeddings", "old_embeddings new_num_tokens pad_to_multiple_of mean_resizing"),
     (PreTrainedModel, "mark_tied_weights_as_initialized", "loading_info"),

@@ -452,7 +452,7 @@ def test_a_mix_in_a_run(mixed, tmp_path):
     assert "name: me/test_a_mix_in_a_run (hub)" in card and "name: me/test_a_mix_in_a_run\n" not in card
 
 
-@pytest.mark.parametrize("step", [3, 4, 6])
+@pytest.mark.parametrize("step", [4, 6])
 def test_a_mix_goes_on_bit_for_bit(mixed, tmp_path, step):
     """The first stage ends after 32 rows, which are four steps."""
     make, _ = mixed

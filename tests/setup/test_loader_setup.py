@@ -91,7 +91,7 @@ def test_a_run_keeps_its_lanes(make_config, monkeypatch):
 
 
 def test_lanes_share_the_rows(build, caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="pipeline"):
         assert len(build(lanes=4).lanes.streams) == 4
     assert "4 lanes, each with every 4th row" in caplog.text
     with pytest.raises(ConfigError, match=r"data.lanes: 17 lanes need as many training rows, and there are 16"):
