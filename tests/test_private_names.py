@@ -17,7 +17,7 @@ from accelerate.utils.constants import FSDP_MODEL_NAME
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from torch.autograd import forward_ad
 from torch.nn.modules import module
-from transformers import AutoModelForSeq2SeqLM, MarianConfig, Pipeline, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, MarianConfig, NllbTokenizer, Pipeline, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.generation import GenerationMixin
 from transformers.utils.output_capturing import OutputRecorder, recursively_install_hooks
@@ -35,7 +35,7 @@ CALLABLES = [
     (GenerationMixin, "_expand_inputs_for_generation", "expand_size is_encoder_decoder input_ids model_kwargs"),
     (GenerationMixin, "_supports_default_dynamic_cache", ""),
     (PreTrainedModel, "_init_weights", "module"),
-    (transformers.NllbTokenizer, "_build_translation_inputs", "raw_inputs return_tensors src_lang tgt_lang extra_kwargs"),
+    (NllbTokenizer, "_build_translation_inputs", "raw_inputs return_tensors src_lang tgt_lang extra_kwargs"),
     (PreTrainedModel, "_resize_token_embeddings", "new_num_tokens pad_to_multiple_of mean_resizing"),
     (PreTrainedModel, "_get_resized_embeddings", "old_embeddings new_num_tokens pad_to_multiple_of mean_resizing"),
     (PreTrainedModel, "mark_tied_weights_as_initialized", "loading_info"),
