@@ -264,7 +264,7 @@ def build_trainer(
         for place, features in held_out.items()
     }
     shown = join_sets(task, first, "validation")
-    check_best_group(args, groups_of(shown))
+    check_best_group(config, args, groups_of(shown))
     if "from" not in config.model and task.tokenizer is not None:
         # What a pretrained model's tokenizer keeps is for those who trained it to judge.
         check_tokenizer(config, task.tokenizer, [feature["source"] for feature in shown[:CHECKED_TEXTS]])

@@ -504,6 +504,18 @@ def test_a_mix_that_cannot_be(mixed, no_step, changes, message):
         train(mixed[0](**changes))
 
 
+def test_the_score_of_a_language_pair_is_watched(make_config, tmp_path, no_step):
+    """Pairs are known when the rows are read, and a wrong one is then named."""
+    rows = [{"source": "a b", "target": "b a", "lang": lang} for lang in ("de", "fr")] * 4
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"path": str(tmp_path), "options": {}, "test": None, "target_lang": {"column": "lang"}, "source_lang": "en"}
+    with pytest.raises(ConfigError, match=r"'en-es_loss' is not scored; did you mean"):
+        train(make_config(data=data, training={"metric_for_best_model": "en-es_loss"}))
+    with pytest.raises(AssertionError, match="the training was started"):
+        train(make_config(data=data, training={"metric_for_best_model": "en-fr_loss"}))
+
+
 def test_a_mix_of_a_running_text(make_config, no_step):
     with pytest.raises(ConfigError, match=r"data.mix: the rows of language_modeling belong together; give one corpus"):
         train(make_config("language_modeling", data={"mix": {"a": {}}, "options": {}}, evaluation={"metrics": []}))

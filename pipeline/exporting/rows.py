@@ -88,14 +88,14 @@ def _encode(task: Task, opened: _Opened, num_rows: int | None) -> list[Feature]:
 def _open_validation(task: Task, config: Config | None) -> list[_Opened]:
     if config is None:
         raise ConfigError("there is no run.yaml in the checkpoint, nor beside it; give rows to compare on: --rows FILE")
-    sets = config.data.held_out("validation").values()
+    sets = config.data.held_out("validation")
     if not sets:
         raise ConfigError("data.validation is not set in run.yaml; give rows to compare on: --rows FILE")
     opened = []
-    for data in sets:
+    for name, data in sets.items():
         split, columns = str(data.validation), task.columns(config.with_data(data))
         try:
-            opened.append(_Opened(open_split(data, split, columns), columns, data, f"{data.path} ({split})"))
+            opened.append(_Opened(open_split(data, split, columns), columns, data, f"{data.path} ({name or split})"))
         except (ConfigError, DataError) as error:
             raise type(error)(f"{error}; or give other rows to compare on: --rows FILE") from error
     return opened

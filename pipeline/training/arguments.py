@@ -109,8 +109,7 @@ def _best_score(config: Config) -> dict[str, Any]:
 
 def _known_scores(config: Config) -> dict[str, Better]:
     """Return the scores of the task and of this project's metrics, with which value is better; of each set as well."""
-    metrics = {name: METRICS[name].better for name in config.evaluation.metrics if name in METRICS}
-    known = get_task(config.task).scores | metrics
+    known = _plain_scores(config)
     sets = config.data.held_out("validation")
     known |= {f"{group}_{name}": better for group in sets if group for name, better in known.items()}
     best = str(config.training.get("metric_for_best_model", "")).removeprefix("eval_")
@@ -119,6 +118,11 @@ def _known_scores(config: Config) -> dict[str, Better]:
     if has_pairs and behind is not None and best not in known:  # of a language pair, which the data say
         known[best] = known[behind]
     return known
+
+
+def _plain_scores(config: Config) -> dict[str, Better]:
+    metrics = {name: METRICS[name].better for name in config.evaluation.metrics if name in METRICS}
+    return get_task(config.task).scores | metrics
 
 
 def _with_mode(args: Seq2SeqTrainingArguments) -> dict[str, Any]:
@@ -214,19 +218,20 @@ def check_best_score(config: Config, args: Seq2SeqTrainingArguments, metrics: Se
         raise ConfigError(f"training.metric_for_best_model: {best!r} is not scored{nearest(best, names)}")
 
 
-def check_best_group(args: Seq2SeqTrainingArguments, groups: Collection[str]) -> None:
+def check_best_group(config: Config, args: Seq2SeqTrainingArguments, groups: Collection[str]) -> None:
     """Check that the score to watch is of a set or language pair that there is, where it is of one.
 
     Args:
         groups: of validation, see `evaluation.groups_of`.
 
     Raises:
-        ConfigError: naming those that there are.
+        ConfigError: with the name that is nearest.
     """
-    name = args.metric_for_best_model or ""
-    group, _, _ = name.removeprefix("eval_").rpartition("_")
-    if "-" in group and not any(name.removeprefix("eval_").startswith(f"{known}_") for known in groups):
-        raise ConfigError(f"training.metric_for_best_model: no rows are of {group!r}{nearest(group, groups)}")
+    best = (args.metric_for_best_model or "").removeprefix("eval_")
+    plain = _plain_scores(config)
+    given = [*plain, *(f"{group}_{name}" for group in groups for name in plain)]
+    if best in _known_scores(config) and best not in given:
+        raise ConfigError(f"training.metric_for_best_model: {best!r} is not scored{nearest(best, given)}")
 
 
 def _check_average(count: int, args: Seq2SeqTrainingArguments) -> None:

@@ -5,9 +5,10 @@ import torch
 from transformers import GenerationConfig
 
 from pipeline.errors import DataError
-from pipeline.inference.evaluation import evaluate, evaluate_features
+from pipeline.inference.evaluation import evaluate, evaluate_features, groups_of
 from pipeline.inference.generation import generate
 from pipeline.inference.metrics import exact_match
+from pipeline.tasks.encoding import SET
 from tests.inference.conftest import TEXTS
 
 
@@ -80,3 +81,35 @@ def test_predictions_come_back_in_order(make_model, task, features):
     one_by_one = [generate(model, task, [text], generation)[0] for text in TEXTS]
     assert [answer.prediction for answer in result.predictions] == one_by_one
     assert result.scores["exact_match"] == sum(answer.is_right for answer in result.predictions) / len(TEXTS)
+
+
+def test_parts_that_have_scores_of_their_own():
+    """Sets that have a name, and the language pairs of a set where it has several."""
+    rows = [
+        ("news", "en", "de"),
+        ("news", "en", "fr"),
+        ("talks", "en", "de"),
+        ("news", "en", "de"),
+        ("talks", "en", "de"),
+    ]
+    features = [{SET: name, "source_lang": source, "target_lang": target} for name, source, target in rows]
+    assert groups_of(features) == {"news": [0, 1, 3], "news_en-de": [0, 3], "news_en-fr": [1], "talks": [2, 4]}
+    assert groups_of([{}, {}]) == groups_of([{"target_lang": "de"}] * 2) == {}
+    assert groups_of([{"target_lang": "de"}, {"target_lang": "fr"}]) == {"de": [0], "fr": [1]}
+
+
+def test_scores_of_sets_and_pairs(make_model, task, features):
+    """Those of a part are what it has by itself; the mean of the sets stands for all."""
+    model = make_model()
+    parts = [
+        {**feature, SET: "ab"[number % 2], "target_lang": "xy"[number // 2 % 2]}
+        for number, feature in enumerate(features)
+    ]
+    result = evaluate_features(model, task, parts, batch_size=3, metrics=[exact_match])
+    for name, members in groups_of(parts).items():
+        alone = evaluate_features(model, task, [features[member] for member in members], batch_size=3)
+        assert result.scores[f"{name}_loss"] == pytest.approx(alone.numbers["loss"], rel=1e-5)
+    assert {"a_x_loss", "b_y_exact_match"} <= result.scores.keys()
+    for name in ("loss", "token_accuracy", "exact_match"):
+        means = [result.numbers[f"{part}_{name}"] for part in "ab"]
+        assert result.scores[name] == pytest.approx(sum(means) / 2)
