@@ -54,6 +54,9 @@ def run(arguments: Namespace) -> Report:
     """Compare systems on the same rows: scores with tests of significance, groups of rows, differing sentences."""
     paths = name_systems(arguments.systems)
     _check_output("--output", arguments.output)
+    inputs = (*paths.values(), *arguments.references, *filter(None, [arguments.sources]))
+    if arguments.output is not None and arguments.output.resolve() in {file.resolve() for file in inputs}:
+        raise ConfigError(f"--output {arguments.output} is what is compared; name another file for the page")
     with quick_imports():
         from pipeline.inference.compare import System, compare
         from pipeline.inference.prediction_files import agree, read_texts

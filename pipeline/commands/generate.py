@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 FORMATS = ("text", "jsonl", "parquet")
 STDIN = Path("-")
 BY_SUFFIX = {".jsonl": "jsonl", ".parquet": "parquet"}  # else text
+MISLEADING = (".csv", ".tsv", ".json", ".ndjson", ".arrow", ".gz", ".bz2", ".xz", ".zst")  # of files of text
 
 
 def add_arguments(parser: Parser) -> None:
@@ -133,6 +134,11 @@ def _check_answers(arguments: Namespace) -> None:
             raise ConfigError(f"--{option.replace('_', '-')} needs --output FILE")
     if arguments.output is not None and arguments.output.is_dir():
         raise ConfigError(f"--output {arguments.output} is a folder; name a file in it")
+    if arguments.output is not None and arguments.format is None and arguments.output.suffix in MISLEADING:
+        raise ConfigError(
+            f"--output {arguments.output}: answers are not written as {arguments.output.suffix}; end the name in "
+            ".jsonl, .parquet or .txt, or choose --format"
+        )
     if arguments.public and not arguments.push_to_hub:
         raise ConfigError("--public is of --push-to-hub OWNER/NAME")
     format = _format(arguments)
@@ -156,7 +162,7 @@ def _open_corpus(arguments: Namespace) -> "Corpus":
     file = None if arguments.file == STDIN else arguments.file
     if arguments.data or (file is not None and is_table(file)):
         if file is not None and not file.is_file():
-            raise ConfigError(f"--file {file}: there is no such file")
+            raise ConfigError(f"--file {file}: there is no such file" + "; a folder is --data" * file.is_dir())
         data = make_section(
             "data",
             DataConfig,
@@ -244,14 +250,18 @@ class _Work:
 
 
 def _print_answers(corpus: "Corpus", work: _Work, format: str, state: Any) -> "Summary":
-    """Print the answers as soon as those of a window are there; several processes have a window each at a time."""
+    """Print the answers as soon as those of a window are there; several processes have a window each at a time.
+
+    Texts one at a time gain nothing by a window, and who writes the next text may wait for the answer to this one.
+    """
     from accelerate.utils import gather_object
 
     from pipeline.inference.corpus import Summary, windows
     from pipeline.inference.formats import LINES
 
     summary = Summary()
-    for turn in windows(windows(corpus.read(), work.window), state.num_processes):
+    size = work.window if work.settings.batch_size > 1 else 1
+    for turn in windows(windows(corpus.read(), size), state.num_processes):
         own = work.answer(turn[state.process_index]) if state.process_index < len(turn) else []
         everywhere = gather_object([own])
         if state.is_main_process:

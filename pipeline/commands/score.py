@@ -44,6 +44,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: Namespace) -> Report:
     """Score a checkpoint on a split, and print the scores as JSON."""
+    if arguments.per_row and arguments.predictions and arguments.per_row.resolve() == arguments.predictions.resolve():
+        raise ConfigError(f"--per-row and --predictions are both {arguments.per_row}; name a file for each")
     with quick_imports():
         from pipeline.inference.engines.base import load_engine
         from pipeline.inference.evaluation import evaluate_features

@@ -66,6 +66,8 @@ def read_answers(path: Path) -> Answers:
     Raises:
         DataError: for a file that cannot be read, and for a line that is not as the others.
     """
+    if path.suffix == ".parquet":
+        raise DataError(f"{path}: Parquet is not read here; write the answers as .jsonl or as text")
     texts = read_texts(path)
     if ".jsonl" not in path.suffixes and not _holds_prediction(texts.lines[0]):
         return Answers(texts.place, texts.lines)

@@ -55,6 +55,15 @@ def test_texts_need_references(command, files):
     assert metric["title"] == "chrF2" and metric["signatures"]["paired bootstrap"].startswith("nrefs:2|")
 
 
+def test_a_page_does_not_replace_what_is_compared(command, files):
+    before = (files / "bad.txt").read_bytes()
+    for output in ("bad.txt", "references.txt"):
+        words = ["--references", files / "references.txt", "--output", files / output]
+        done = command("compare", files / "bad.txt", *words)
+        assert done.returncode == 2 and f"{output} is what is compared" in done.stderr
+    assert (files / "bad.txt").read_bytes() == before
+
+
 def test_what_a_terminal_shows_is_harmless(command, files):
     hostile = "\x1b[31mred\x1b[0m " + "long " * 300
     (files / "bad.txt").write_text("".join(f"{text}\n" for text in [hostile, *REFERENCES[1:]]))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
+from pipeline.data.corpus import Corpus, Text
 from pipeline.inference.hypotheses import Hypothesis
 from pipeline.inference.parts import Output
 from tests.conftest import ROOT
@@ -46,6 +47,8 @@ def test_generate_names_what_is_wrong(command, finished_folder, tmp_path):
         (["--file", tmp_path / "nothing"], f"--file {tmp_path / 'nothing'}: No such file or directory"),
         (["--file", tmp_path / "latin"], f"{tmp_path / 'latin'}:2: invalid UTF-8"),
         (["1 2", "3 \udcff"], "text 2: invalid UTF-8"),
+        (["1 2", "--output", tmp_path / "a.jsonl.gz"], f"--output {tmp_path / 'a.jsonl.gz'}: answers are not written"),
+        (["1 2", "--output", tmp_path / "a.csv"], f"--output {tmp_path / 'a.csv'}: answers are not written as .csv; "),
     ):
         done = command("generate", finished_folder, *words)
         assert done.returncode == 2 and done.stderr.startswith(f"error: {message}") and not done.stdout
@@ -84,6 +87,16 @@ def test_tables_data_sets_and_formats(command, finished_folder, tmp_path, echo):
     assert [row["target"] for row in pyarrow.parquet.read_table(output).to_pylist()] == [first, "", second]
     done = command("generate", finished_folder, "--data", "reversal", "--split", "test")
     assert len(done.stdout.splitlines()) == 1000
+
+
+def test_texts_one_at_a_time_are_answered_before_the_next_is_read(command, finished_folder, monkeypatch, capsys, echo):
+    def texts():
+        yield Text(0, "text 1", "1 2")
+        assert capsys.readouterr().out == "2 1\n"
+        yield Text(1, "text 2", "3 4")
+
+    monkeypatch.setattr("pipeline.data.corpus.text_stream", lambda stream, name: Corpus(texts, {}))
+    assert command("generate", finished_folder, "--batch-size", "1").stdout == "4 3\n"
 
 
 def test_a_bad_row_ends_the_command_or_has_an_empty_answer(command, finished_folder, tmp_path, echo):

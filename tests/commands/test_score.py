@@ -54,6 +54,11 @@ def test_rows_have_log_probabilities_in_data_order(command, finished_folder, tmp
     assert done.returncode == 2 and done.stderr == f"error: --per-row {tmp_path}: Is a directory\n"
 
 
+def test_two_kinds_of_rows_need_two_files(command, finished_folder, tmp_path):
+    done = command("score", finished_folder, "--per-row", tmp_path / "a", "--predictions", tmp_path / "b" / ".." / "a")
+    assert done.returncode == 2 and "name a file for each" in done.stderr and not (tmp_path / "a").exists()
+
+
 def test_metrics_that_a_checkpoint_names_are_not_run_unasked(command, finished_folder, tmp_path):
     code = tmp_path / "own" / "own.py"
     code.parent.mkdir()

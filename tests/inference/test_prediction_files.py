@@ -79,6 +79,11 @@ def test_bad_lines_are_named(write, content, said):
         read_answers(path)
 
 
+def test_a_binary_table_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"a\.parquet: Parquet is not read here; write the answers as \.jsonl"):
+        read_answers(tmp_path / "a.parquet")
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match=r"no\.txt: No such file"):
         read_answers(tmp_path / "no.txt")
