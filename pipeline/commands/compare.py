@@ -4,9 +4,9 @@ import dataclasses
 import os
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pipeline.commands.arguments import Parser, add_json, name, path, shortest_names
+from pipeline.commands.arguments import Parser, add_json, add_languages, name, path, shortest_names
 from pipeline.commands.process import quick_imports, show_logs
 from pipeline.commands.report import Report
 from pipeline.commands.texts import check_text
@@ -47,6 +47,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="bleu chrf chrf++ ter, or exact_match for classes")
     parser.add_argument("--tokenize", metavar="NAME", help="how BLEU cuts words: 13a, zh, ... (default: as the config)")
     parser.add_argument("--output", type=path, metavar="PAGE", help="write all as an HTML page")
+    add_languages(parser)
     add_json(parser)
 
 
@@ -126,7 +127,7 @@ def _collect_answers(
     metrics, settings = None, None
     for place in paths:
         if place.is_dir():
-            its_answers, its_metrics, its_settings = _predict(place, arguments.split, sources)
+            its_answers, its_metrics, its_settings = _predict(place, arguments, sources)
             answers.append(its_answers)
             metrics, settings = metrics or its_metrics, settings or its_settings
         else:
@@ -139,7 +140,7 @@ def _collect_answers(
 
 
 def _predict(
-    folder: Path, split: Literal["train", "validation", "test"], sources: "Texts | None"
+    folder: Path, arguments: Namespace, sources: "Texts | None"
 ) -> "tuple[Answers, Sequence[str], SacrebleuConfig | None]":
     """Return what a trained model answers to the sources, or to a split of the config that it was trained with.
 
@@ -162,9 +163,11 @@ def _predict(
         raise ConfigError(f"{folder}: this model gives no texts to compare; teacher-forcing score gives its scores")
     metrics = (EXACT,) if isinstance(task, TextClassification) else DEFAULT_METRICS
     if sources is not None:
-        texts = generate(model, task, sources.lines)
+        languages = {"source_lang": arguments.source_lang, "target_lang": arguments.target_lang}
+        told = languages if task.languages.targets else {}  # another system may know no language but its own
+        texts = generate(model, task, sources.lines, **told)
         return Answers(str(folder), texts, sources.lines), metrics, None
-    config = load_config(find_config(folder))
+    config, split = load_config(find_config(folder)), arguments.split
     if split != "train" and not config.data.held_out(split):
         raise ConfigError(f"{folder}: its config has no data.{split}; choose another --split, or give --sources")
     result = evaluate_features(
