@@ -265,6 +265,7 @@ def build_trainer(
     }
     shown = join_sets(task, first, "validation")
     check_best_group(args, groups_of(shown))
+    groups_of(join_sets(task, held_out, "test"))  # refuses two of one name
     if "from" not in config.model and task.tokenizer is not None:
         # What a pretrained model's tokenizer keeps is for those who trained it to judge.
         check_tokenizer(config, task.tokenizer, [feature["source"] for feature in shown[:CHECKED_TEXTS]])

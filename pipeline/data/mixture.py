@@ -306,6 +306,9 @@ class MixedStream(LaneStream):
             place,
         )
 
+    def _check_bad_rows(self, bad_rows: list[BadRow], position: Position) -> None:
+        """Allow them, as each `CorpusReader` counts those of its own passes; there are none as a whole."""
+
     def _draw(self, window: int, size: int, shares: Mapping[str, float]) -> dict[str, int]:
         """Draw how many rows of a window each corpus gives."""
         generator = np.random.default_rng((self.seed, window, 2))  # the 2 keeps these seeds apart

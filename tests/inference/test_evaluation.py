@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from pipeline.errors import DataError
-from pipeline.inference.evaluation import evaluate, evaluate_features
+from pipeline.errors import ConfigError, DataError
+from pipeline.inference.evaluation import evaluate, evaluate_features, groups_of
 from pipeline.inference.generation import generate
 from pipeline.inference.metrics import exact_match
 from tests.inference.conftest import TEXTS
@@ -80,3 +80,11 @@ def test_predictions_come_back_in_order(make_model, task, features):
     one_by_one = [generate(model, task, [text], generation)[0] for text in TEXTS]
     assert [answer.prediction for answer in result.predictions] == one_by_one
     assert result.scores["exact_match"] == sum(answer.is_right for answer in result.predictions) / len(TEXTS)
+
+
+def test_groups_are_sets_and_their_pairs():
+    rows = [{"set": "news", "target_lang": code, "source_lang": "en"} for code in ("de", "fr")]
+    assert groups_of(rows) == {"news": [0, 1], "news_en-de": [0], "news_en-fr": [1]}
+    assert groups_of([{"target_lang": "de"}, {}]) == {"de": [0]} and groups_of([{"target_lang": "de"}]) == {}
+    with pytest.raises(ConfigError, match="set 'news_en-de' is called like a language pair of the set 'news'; rename"):
+        groups_of([*rows, {"set": "news_en-de"}])
