@@ -136,7 +136,7 @@ def test_bad_rows_are_bounded_in_each_pass():
     lanes = make_lanes(stages=stages, encode=find_bad, max_bad_rows=2)
     *_, (_, position) = islice(lanes.first, 580 // 8)
     assert position.skipped_before >= 18
-    with pytest.raises(DataError, match="2 bad rows in one pass over data.mix.clean"):
+    with pytest.raises(DataError, match=r"2 bad rows in one pass over data.mix.clean"):
         list(islice(make_lanes(stages=stages, encode=find_bad, max_bad_rows=1).first, 580 // 8))
 
 
