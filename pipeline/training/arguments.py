@@ -108,17 +108,31 @@ def _best_score(config: Config) -> dict[str, Any]:
 
 
 def _known_scores(config: Config) -> dict[str, Better]:
+    """Return the scores of this project, with which value is better: of all rows, of sets, and of a pair to watch."""
+    known = _scores_of_sets(config)
+    best, behind = _find_pair_score(config, known)
+    return known if behind is None else known | {best: known[behind]}
+
+
+def _scores_of_sets(config: Config) -> dict[str, Better]:
     """Return the scores of the task and of this project's metrics, with which value is better; of each set as well."""
     metrics = {name: METRICS[name].better for name in config.evaluation.metrics if name in METRICS}
     known = get_task(config.task).scores | metrics
     sets = config.data.held_out("validation")
-    known |= {f"{group}_{name}": better for group in sets if group for name, better in known.items()}
+    return known | {f"{group}_{name}": better for group in sets if group for name, better in known.items()}
+
+
+def _find_pair_score(config: Config, known: Collection[str]) -> tuple[str, str | None]:
+    """Return the score to watch, and that of all rows behind it where it is of a language pair, which the data say.
+
+    Args:
+        known: scores of all rows, and of sets.
+    """
     best = str(config.training.get("metric_for_best_model", "")).removeprefix("eval_")
+    sets = config.data.held_out("validation")
     has_pairs = any(isinstance(mark, str) for rows in sets.values() for mark in rows.marks.values())
-    behind = next((name for name in known if best.endswith(f"_{name}")), None)
-    if has_pairs and behind is not None and best not in known:  # of a language pair, which the data say
-        known[best] = known[behind]
-    return known
+    is_of_pair = has_pairs and best not in known
+    return best, next((name for name in known if is_of_pair and best.endswith(f"_{name}")), None)
 
 
 def _with_mode(args: Seq2SeqTrainingArguments) -> dict[str, Any]:
@@ -214,8 +228,8 @@ def check_best_score(config: Config, args: Seq2SeqTrainingArguments, metrics: Se
         raise ConfigError(f"training.metric_for_best_model: {best!r} is not scored{nearest(best, names)}")
 
 
-def check_best_group(args: Seq2SeqTrainingArguments, groups: Collection[str]) -> None:
-    """Check that the score to watch is of a set or language pair that there is, where it is of one.
+def check_best_group(config: Config, groups: Collection[str]) -> None:
+    """Check that the score to watch is of a language pair that there is, where it is of one.
 
     Args:
         groups: of validation, see `evaluation.groups_of`.
@@ -223,9 +237,9 @@ def check_best_group(args: Seq2SeqTrainingArguments, groups: Collection[str]) ->
     Raises:
         ConfigError: naming those that there are.
     """
-    name = args.metric_for_best_model or ""
-    group, _, _ = name.removeprefix("eval_").rpartition("_")
-    if "-" in group and not any(name.removeprefix("eval_").startswith(f"{known}_") for known in groups):
+    best, behind = _find_pair_score(config, _scores_of_sets(config))
+    group = best.removesuffix(f"_{behind}")
+    if behind is not None and group not in groups:
         raise ConfigError(f"training.metric_for_best_model: no rows are of {group!r}{nearest(group, groups)}")
 
 
