@@ -4,8 +4,13 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.run import train
-from pipeline.training.arguments import check_best_group,
-    check_best_score, check_settings, training_arguments, with_max_steps
+from pipeline.training.arguments import (
+    check_best_group,
+    check_best_score,
+    check_settings,
+    training_arguments,
+    with_max_steps,
+)
 
 
 def test_what_this_project_decides(make_config):
