@@ -264,7 +264,8 @@ def build_trainer(
         for place, features in held_out.items()
     }
     shown = join_sets(task, first, "validation")
-    check_best_group(config, args, groups_of(shown))
+    check_best_group(config, groups_of(shown))
+    groups_of(join_sets(task, held_out, "test"))  # refuses two of one name
     if "from" not in config.model and task.tokenizer is not None:
         # What a pretrained model's tokenizer keeps is for those who trained it to judge.
         check_tokenizer(config, task.tokenizer, [feature["source"] for feature in shown[:CHECKED_TEXTS]])

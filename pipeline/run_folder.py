@@ -32,6 +32,7 @@ from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import get_task
 from pipeline.training import checkpoints
 from pipeline.training.changes import (
+    OF_SHARES,
     REFUSED,
     changed_content,
     describe_phases,
@@ -310,9 +311,11 @@ def _go_on(
         logger.warning(
             "the training data are others than before (%s): going on with the first of them", ", ".join(sorted(others))
         )
-        is_mix = all(place.startswith(OF_MIX) for place in others)  # and was one before
-        names = {place.removeprefix(OF_MIX) for place in others}
-        position = begin_other_data(position, names if is_mix else None) if position else None
+    if position and (others or OF_SHARES & changes.keys()):  # with other shares the window in use would be another
+        places = others or set()
+        is_mix = all(place.startswith(OF_MIX) for place in places)  # and was one before
+        names = {place.removeprefix(OF_MIX) for place in places}
+        position = begin_other_data(position, names if is_mix else None)
     return replace(state, data=position, revisions=revisions, fingerprints=fingerprints, phases=phases)
 
 

@@ -480,6 +480,8 @@ def test_a_mix_goes_on_with_other_corpora(mixed, tmp_path, caplog):
     before = json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]["corpora"]
     after = train(changed, accept_changes=True).scores["training"]["corpora"]
     assert after == {"clean": after["clean"]} and after["clean"]["rows"] == before["clean"]["rows"] + 4 * 8
+    state = json.loads((tmp_path / "run" / "run_state.json").read_text())
+    assert [lane["first_batch"] == lane["next_batch"] for lane in state["data"]["lanes"]] == [True]  # in a new window
     (tmp_path / "clean.jsonl").write_text('{"en": "a 1", "de": "1 a"}\n' * 20)
     with pytest.raises(ConfigError, match=r"on other data: .*the content of data.mix.clean"):
         train(changed)

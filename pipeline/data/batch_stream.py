@@ -288,18 +288,20 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
         Raises:
             DataError: for more than are allowed.
         """
-        if self.max_bad_rows == 0:
-            raise DataError(f"{bad_rows[0]}; {HOW_TO_FIX}")
-        num_bad = position.skipped_in_pass + len(bad_rows)
-        if self.max_bad_rows is not None and num_bad > self.max_bad_rows:
-            raise DataError(
-                f"{num_bad} bad rows in one pass, where data.max_bad_rows={self.max_bad_rows}; one: {bad_rows[0]}"
-            )
-        if position.pass_index == 0:
+        self._check_bad_rows(bad_rows, position)
+        if self._is_first_pass(position):
             for bad_row in bad_rows[:NAMED_BAD_ROWS]:
                 logger.warning("skipped: %s", bad_row)
             if len(bad_rows) > NAMED_BAD_ROWS:
                 logger.warning("skipped: %d more rows of the same %d", len(bad_rows) - NAMED_BAD_ROWS, self.window)
+
+    def _is_first_pass(self, position: Position) -> bool:
+        """Whether bad rows at a position are met for the first time, and worth a line in the log."""
+        return position.pass_index == 0
+
+    @abstractmethod
+    def _check_bad_rows(self, bad_rows: list[BadRow], position: Position) -> None:
+        """Raise DataError for more bad rows in a pass than are allowed, those of the window at `position` the last."""
 
     def _sizes(self, position: Position) -> Iterator[int]:
         """Yield how many rows the windows of a pass have, from the position on.
@@ -385,6 +387,15 @@ class BatchStream(LaneStream):
         features, bad_rows = self.encode_rows(columns, pass_index, self.seed)
         batches = self.cut(features, pass_index, index)
         return Window(self.lane, pass_index, batches, len(columns["row"]), bad_rows, end_state)
+
+    def _check_bad_rows(self, bad_rows: list[BadRow], position: Position) -> None:
+        if self.max_bad_rows == 0:
+            raise DataError(f"{bad_rows[0]}; {HOW_TO_FIX}")
+        num_bad = position.skipped_in_pass + len(bad_rows)
+        if self.max_bad_rows is not None and num_bad > self.max_bad_rows:
+            raise DataError(
+                f"{num_bad} bad rows in one pass, where data.max_bad_rows={self.max_bad_rows}; one: {bad_rows[0]}"
+            )
 
     def _share_of_pass(self, position: Position, share_of_window: float) -> float:
         all_rows = self.lane_rows.num_rows

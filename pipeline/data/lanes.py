@@ -25,6 +25,7 @@ from sys import maxsize
 from typing import Any
 
 from pipeline.data.batch_stream import NOTHING, BatchStream, LaneStream, Position, Window, add_counts
+from pipeline.data.mixture import MixtureState
 
 Placed = tuple[Position, Position, Window]  # a window between the positions of its beginning and its end
 
@@ -297,10 +298,10 @@ def positions_of(state: dict[str, Any]) -> list[Position]:
 
 
 def begin_other_data(state: dict[str, Any], corpora: Collection[str] | None = None) -> dict[str, Any]:
-    """Return where to go on when some rows are others than before.
+    """Return where to go on when some rows, or the shares of a mixture, are others than before.
 
     All lanes begin the same next pass; of a mixture, the others of its corpora go on where the window in use began, so
-    some of its rows may be read twice.
+    some of its rows may be read twice. What was used of that window counts.
 
     Args:
         corpora: of a mixture that goes on as one, the names of those whose rows are others.
@@ -310,8 +311,12 @@ def begin_other_data(state: dict[str, Any], corpora: Collection[str] | None = No
     lanes = []
     for position in positions:
         other = position.begin_other_data(pass_index)
-        if corpora is not None and isinstance(position.stream_state, dict):
-            kept = {name: at for name, at in position.stream_state["corpora"].items() if name not in corpora}
-            other = replace(other, stream_state={**position.stream_state, "corpora": kept}, window=position.window + 1)
+        if corpora is not None:
+            begin = position.stream_state  # none in the first window, and another in the stream of one corpus
+            mixture = MixtureState.from_dict(begin) if isinstance(begin, dict) else MixtureState()
+            used = sum(rows for rows, *_ in position.used_in_window.values())
+            kept = {name: place for name, place in mixture.corpora.items() if name not in corpora}
+            mixture = replace(mixture, rows=mixture.rows + used, corpora=kept)
+            other = replace(other, stream_state=asdict(mixture), window=position.window + 1)
         lanes.append(asdict(other))
     return {"next_batch": state["next_batch"], "lanes": lanes}

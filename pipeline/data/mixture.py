@@ -306,6 +306,13 @@ class MixedStream(LaneStream):
             place,
         )
 
+    def _is_first_pass(self, position: Position) -> bool:
+        places = {} if position.stream_state is None else position.stream_state["corpora"]
+        return not places or any(place["pass_index"] == 0 for place in places.values())
+
+    def _check_bad_rows(self, bad_rows: list[BadRow], position: Position) -> None:
+        """Allow them, as each `CorpusReader` counts those of its own passes; there are none as a whole."""
+
     def _draw(self, window: int, size: int, shares: Mapping[str, float]) -> dict[str, int]:
         """Draw how many rows of a window each corpus gives."""
         generator = np.random.default_rng((self.seed, window, 2))  # the 2 keeps these seeds apart

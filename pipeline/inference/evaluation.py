@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedModel
 
-from pipeline.errors import DataError, nearest
+from pipeline.errors import ConfigError, DataError, nearest
 from pipeline.inference.batches import batches_by_length
 from pipeline.inference.metrics import Metric, Reference, alike, answers, load_metric, perplexity
 from pipeline.tasks.base import Feature, Task
@@ -166,6 +166,9 @@ def groups_of(features: Sequence[Feature]) -> dict[str, list[int]]:
     """Return the parts of some features that have scores of their own: name -> the numbers of its features.
 
     They are the held-out sets that have a name, and the language pairs of each where it has several.
+
+    Raises:
+        ConfigError: for a set that is called like a pair of another.
     """
     sets: dict[str, list[int]] = {}
     for number, feature in enumerate(features):
@@ -179,7 +182,12 @@ def groups_of(features: Sequence[Feature]) -> dict[str, list[int]]:
         if name:
             groups[name] = numbers
         if len(pairs) > 1:
-            groups |= {f"{name}_{pair}" if name else pair: members for pair, members in pairs.items() if pair}
+            of_pairs = {f"{name}_{pair}" if name else pair: members for pair, members in pairs.items() if pair}
+            if both := of_pairs.keys() & sets.keys():
+                raise ConfigError(
+                    f"the set {min(both)!r} is called like a language pair of the set {name!r}; rename it"
+                )
+            groups |= of_pairs
     return groups
 
 

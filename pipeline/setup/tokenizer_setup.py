@@ -116,8 +116,9 @@ def _check_tags(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
     known = find_tags(tokenizer)
     is_told = any("target_lang" in data.marks for data, _ in config.data.places.values())
     for place, (data, _) in config.data.places.items():
-        if data.marks and (config.task != "sequence_to_sequence" or ("from" in config.model and not known)):
-            problem = f"{config.task} marks no rows" if not known else "this tokenizer knows no languages"
+        is_marked = config.task == "sequence_to_sequence"
+        if data.marks and not (is_marked and ("from" not in config.model or known)):
+            problem = "this tokenizer knows no languages" if is_marked else f"{config.task} marks no rows"
             raise ConfigError(f"{_key(config, place, min(data.marks))}: {problem}; leave it out")
         key = _key(config, place, "target_lang")
         if is_told and "target_lang" not in data.marks:

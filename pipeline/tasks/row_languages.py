@@ -98,9 +98,11 @@ class Languages:
 
 
 def _find_problem(name: str, row: Mapping[str, Any], known: Collection[str], default: str | None) -> str | None:
-    if not known:
-        return None
     code = row.get(name, default)
+    if not known:
+        if code is None or (isinstance(code, str) and re.fullmatch(CODE, code)):
+            return None
+        return f"{name} is {shorten(code)}, and not the code of a language, such as de"
     if code is None:
         return f"{name} is missing, where the model must be told it{choose_from(known)}"
     if not isinstance(code, str) or code not in known:
@@ -109,10 +111,11 @@ def _find_problem(name: str, row: Mapping[str, Any], known: Collection[str], def
 
 
 def choose_from(languages: Collection[str], wrong: str = "") -> str:
-    """Return `; choose from X, Y, ...`, those first that resemble a wrong name."""
+    """Return `; choose from X, Y, ...`, those first that resemble a wrong name; nothing where there are none."""
     close = difflib.get_close_matches(wrong, languages, n=3)
     some = [*close, *(name for name in languages if name not in close and not name.startswith("_"))]
-    return f"; choose from {', '.join(some[:SHOWN_LANGUAGES])}{', ...' if len(some) > SHOWN_LANGUAGES else ''}"
+    shown = f"; choose from {', '.join(some[:SHOWN_LANGUAGES])}{', ...' if len(some) > SHOWN_LANGUAGES else ''}"
+    return shown if some else ""
 
 
 # ---- our own models

@@ -96,7 +96,7 @@ print(classify("{example}"))""",
             raise ConfigError(
                 "text_classification.labels: name the classes, as a stream is not read to its end to find them"
             )
-        names = labels or _class_names(row["target"] for row in rows)
+        names = labels or _class_names((row["target"] for row in rows), config.data.mix is not None)
         if len({*names}) < 2:
             raise ConfigError(
                 f"data.target: there must be at least two classes; found: {', '.join(names) or 'none'}; is "
@@ -201,15 +201,25 @@ print(classify("{example}"))""",
         return [self.labels[number] for number in logits.argmax(-1).tolist()]
 
 
-def _class_names(targets: Iterable[object]) -> list[str]:
-    """Return the names of all classes, those of a data set that numbers them in the order of their numbers."""
-    seen: set[str] = set()
+def _class_names(targets: Iterable[object], is_mix: bool = False) -> list[str]:
+    """Return the names of all classes, those of a data set that numbers them in the order of their numbers.
+
+    Args:
+        is_mix: whether a data set that numbers its classes may be one of several, so that there may be others.
+    """
+    numbered: dict[str, None] = {}
+    others: set[str] = set()
     for target in targets:
         if isinstance(target, ClassName):
-            return [name.strip() for name in target.names]
-        if (name := _name(target)) is not None:
-            seen.add(name)
-    return sorted(seen, key=_in_order)
+            names = [name.strip() for name in target.names]
+            if not is_mix:
+                return names
+            numbered |= dict.fromkeys(names)
+        elif (name := _name(target)) is not None:
+            others.add(name)
+    if numbered:  # beside which a number is the place of a class, see `TextClassification._number`
+        others = {name for name in others if name not in numbered and not NUMBER.fullmatch(name)}
+    return [*numbered, *sorted(others, key=_in_order)]
 
 
 def _name(target: object) -> str | None:

@@ -218,7 +218,7 @@ def check_best_score(config: Config, args: Seq2SeqTrainingArguments, metrics: Se
         raise ConfigError(f"training.metric_for_best_model: {best!r} is not scored{nearest(best, names)}")
 
 
-def check_best_group(config: Config, args: Seq2SeqTrainingArguments, groups: Collection[str]) -> None:
+def check_best_group(config: Config, groups: Collection[str]) -> None:
     """Check that the score to watch is of a set or language pair that there is, where it is of one.
 
     Args:
@@ -227,7 +227,7 @@ def check_best_group(config: Config, args: Seq2SeqTrainingArguments, groups: Col
     Raises:
         ConfigError: with the name that is nearest.
     """
-    best = (args.metric_for_best_model or "").removeprefix("eval_")
+    best = str(config.training.get("metric_for_best_model", "loss")).removeprefix("eval_")
     plain = _plain_scores(config)
     given = [*plain, *(f"{group}_{name}" for group in groups for name in plain)]
     if best in _known_scores(config) and best not in given:

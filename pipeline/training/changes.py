@@ -77,6 +77,7 @@ ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt", "noam",
 CONTENT = "the content of data."  # and a place, in that of a key, where files hold something else
 HELD_OUT = tuple(f"{CONTENT}{split}" for split in HELD_OUT_SPLITS)  # of one set, or the beginning of several
 OF_TRAINING_DATA = _keys("data", "path subset revision train source target options mix")
+OF_SHARES = _keys("data", "mix weights temperature stages")  # what a window of a mixture is drawn by
 # What is used when a run has made all of its steps; `evaluation.*` and `generation.*` are as well.
 USED_AT_THE_END = (
     LENGTHS

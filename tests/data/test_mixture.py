@@ -122,6 +122,38 @@ def test_bad_rows_do_not_change_the_shares():
         windows(make_lanes(stages=stages, encode=find_bad, max_bad_rows=100), 10)
 
 
+def test_bad_rows_are_bounded_in_each_pass():
+    """Two of the sixty of a corpus, in ten passes over it."""
+
+    def find_bad(columns):
+        features = encode(columns)
+        return [
+            BadRow(f"row {feature['sample_id']}", "bad") if feature["value"] % 30 == 0 else feature
+            for feature in features
+        ]
+
+    stages = [Stage({"clean": 1.0, "mined": 0.0, "back": 0.0})]
+    lanes = make_lanes(stages=stages, encode=find_bad, max_bad_rows=2)
+    *_, (_, position) = islice(lanes.first, 580 // 8)
+    assert position.skipped_before >= 18
+    with pytest.raises(DataError, match=r"2 bad rows in one pass over data.mix.clean"):
+        list(islice(make_lanes(stages=stages, encode=find_bad, max_bad_rows=1).first, 580 // 8))
+
+
+def test_counts_stay_when_shares_change():
+    """Where in the middle of a window another corpus takes over, the rows that were used are those of before."""
+    before, after = ([Stage(dict.fromkeys(SIZES, 0.0) | {name: 1.0})] for name in ("clean", "back"))
+    for steps in (2, 7):  # in the first window, and in the second
+        _, state, _ = train(1, 1, 0, steps, stages=before)
+        _, state, progress = train(1, 1, 0, 4, begin_other_data(state, []), stages=after)
+        assert {name: corpus.rows for name, corpus in progress.corpora.items()} == {
+            "clean": 8 * steps,
+            "mined": 0,
+            "back": 32,
+        }
+        assert state["lanes"][0]["stream_state"]["rows"] == 8 * steps  # at the beginning of the window in use
+
+
 @pytest.mark.parametrize("lanes, shards", [(1, 1), (4, 1), (4, 8)])
 def test_the_batches_are_the_same_on_any_number_of_ranks(lanes, shards):
     whole, *_ = train(lanes, 1, 0, 96, shards=shards)

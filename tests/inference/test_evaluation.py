@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.inference.evaluation import evaluate, evaluate_features, groups_of
 from pipeline.inference.generation import generate
 from pipeline.inference.metrics import exact_match
@@ -113,3 +113,11 @@ def test_scores_of_sets_and_pairs(make_model, task, features):
     for name in ("loss", "token_accuracy", "exact_match"):
         means = [result.numbers[f"{part}_{name}"] for part in "ab"]
         assert result.scores[name] == pytest.approx(sum(means) / 2)
+
+
+def test_groups_are_sets_and_their_pairs():
+    rows = [{"set": "news", "target_lang": code, "source_lang": "en"} for code in ("de", "fr")]
+    assert groups_of(rows) == {"news": [0, 1], "news_en-de": [0], "news_en-fr": [1]}
+    assert groups_of([{"target_lang": "de"}, {}]) == {"de": [0]} and groups_of([{"target_lang": "de"}]) == {}
+    with pytest.raises(ConfigError, match="set 'news_en-de' is called like a language pair of the set 'news'; rename"):
+        groups_of([*rows, {"set": "news_en-de"}])

@@ -124,8 +124,14 @@ def test_a_tokenizer_that_lacks_tags_gets_them_for_a_new_model(make_config, tmp_
 def test_languages_that_nothing_can_be_told_of(make_config):
     for task, problem in (("text_classification", "marks no rows"), ("forecasting", "has no texts")):
         changes: dict[str, Any] = {"forecasting": {"series": ["x"]}} if task == "forecasting" else {}
-        with pytest.raises(ConfigError, match=rf"^data.source_lang: {task} {problem}; leave it out"):
-            prepare_tokenizer(make_config(task, data={"source_lang": "en"}, **changes), ROWS, None)
+        for key in ("source_lang", "target_lang"):
+            with pytest.raises(ConfigError, match=rf"^data.{key}: {task} {problem}; leave it out"):
+                prepare_tokenizer(make_config(task, data={key: "en"}, **changes), ROWS, None)
+    held_out = {"v": {"target_lang": "de"}}
+    with pytest.raises(
+        ConfigError, match=r"^data.target_lang: needed, as the model is told the language of other rows$"
+    ):
+        prepare_tokenizer(make_config(data={"validation": held_out, "test": None}), ROWS, None)
     mix = {"a": {"path": "reversal", "target_lang": "de"}, "b": {"path": "reversal"}}
     with pytest.raises(ConfigError, match=r"^data.mix.b.target_lang: needed, as .*; choose from de$"):
         prepare_tokenizer(make_config(data={"mix": mix, "validation": None, "test": None}), ROWS, None)

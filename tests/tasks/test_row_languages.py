@@ -131,6 +131,8 @@ def test_what_a_row_must_say(make_task):
         generate(model, task, ["a"], target_lang="d")
     with pytest.raises(DataError, match="target_lang is missing"):
         evaluate(model, task, [{"source": "a", "target": "b"}])
+    wrong = encode(target_lang="de", source_lang="a whole text")
+    assert "source_lang is 'a whole text', and not the code of a language" in str(wrong)
     plain = SequenceToSequence(task.tokenizer)
     with pytest.raises(ConfigError, match=r"^target_lang: this model is not told any language; leave it out"):
         generate(model, plain, ["a"], target_lang="de")

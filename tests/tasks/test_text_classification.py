@@ -107,6 +107,13 @@ def test_classes_are_those_of_the_training_split():
     assert TextClassification.model_settings(config(labels=["no", "yes"]), rows)["label2id"] == {"no": 0, "yes": 1}
 
 
+def test_corpora_that_number_their_classes_have_those_of_all():
+    mix = config(mix={"a": {"path": "reversal"}, "b": {"path": "reversal"}})
+    numbered = [ClassName.of(names, 0) for names in (["y", "z"], ["x", "z"])]
+    rows = [{"target": target} for target in [*numbered, "w", 1, "y"]]
+    assert list(TextClassification.model_settings(mix, rows)["label2id"]) == ["y", "z", "x", "w"]
+
+
 def test_one_class_is_none():
     with pytest.raises(ConfigError, match="there must be at least two classes; found: 1; is target the column"):
         TextClassification.model_settings(config(), [{"target": 1}] * 3)

@@ -4,7 +4,13 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.run import train
-from pipeline.training.arguments import check_best_score, check_settings, training_arguments, with_max_steps
+from pipeline.training.arguments import (
+    check_best_group,
+    check_best_score,
+    check_settings,
+    training_arguments,
+    with_max_steps,
+)
 
 
 def test_what_this_project_decides(make_config):
@@ -206,3 +212,11 @@ def test_a_score_of_another_metric_is_told_its_better_value(make_config, greater
 def test_a_mean_of_checkpoints_that_are_not_kept(make_config, no_step, training):
     with pytest.raises(ConfigError, match=r"evaluation\.average_checkpoints: 2 must be kept"):
         train(make_config(training=training, evaluation={"average_checkpoints": 2}))
+
+
+def test_the_pair_to_watch_must_be_there(make_config):
+    data = {"target_lang": {"column": "language"}}
+    for best in ("loss", "fr_loss", "eval_fr_loss"):
+        check_best_group(make_config(data=data, training={"metric_for_best_model": best}), ["de", "fr"])
+    with pytest.raises(ConfigError, match="'xx_loss' is not scored; choose from "):
+        check_best_group(make_config(data=data, training={"metric_for_best_model": "xx_loss"}), ["de", "fr"])
