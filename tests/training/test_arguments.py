@@ -218,5 +218,5 @@ def test_the_pair_to_watch_must_be_there(make_config):
     data = {"target_lang": {"column": "language"}}
     for best in ("loss", "fr_loss", "eval_fr_loss"):
         check_best_group(make_config(data=data, training={"metric_for_best_model": best}), ["de", "fr"])
-    with pytest.raises(ConfigError, match="'xx_loss' is not scored; choose from "):
+    with pytest.raises(ConfigError, match="'xx_loss' is not scored; did you mean"):
         check_best_group(make_config(data=data, training={"metric_for_best_model": "xx_loss"}), ["de", "fr"])
