@@ -41,7 +41,7 @@ def launch(launcher: Sequence[str], *arguments, **options) -> subprocess.Complet
 def sgd_config(make_config, path, pairs, **training):
     """Plain SGD, as Adam would blow up rounding where a gradient is nearly zero; two lanes on any number of ranks."""
     common = {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "max_steps": 6, "report_to": "none"}
-    common |= {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "use_cpu": True}
+    common |= {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
     training = {**common, "output_dir": str(path.with_suffix("")), **training}
     data, evaluation = {"path": str(pairs), "options": {}, "lanes": 2}, {"metrics": ["sacrebleu", "exact_match"]}
     return write_config(make_config, path, training=training, data=data, evaluation=evaluation, model={"dropout": 0.0})

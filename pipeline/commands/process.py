@@ -54,13 +54,9 @@ def show_logs(level: int = logging.WARNING) -> None:
 
 
 def join_processes() -> "PartialState":
-    """Join the processes that a launcher started, before the first use of accelerate.
-
-    On a machine without an accelerator `PartialState()` stays alone, unless it is told to use the CPU.
-    https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/state.py (_prepare_backend)
-    """
-    import torch
+    """Join the processes that a launcher started, before the first use of accelerate."""
     from accelerate import PartialState
 
-    is_one_of_many = os.environ.get("WORLD_SIZE", "1") != "1"
-    return PartialState(cpu=is_one_of_many and torch.accelerator.current_accelerator(check_available=True) is None)
+    from pipeline.training.ranks import must_join_on_cpu
+
+    return PartialState(cpu=must_join_on_cpu())

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, nearest
 from pipeline.inference.metrics import METRICS, Metric, score_names
 from pipeline.tasks.base import Better
 from pipeline.tasks.registry import get_model, get_task
+from pipeline.training.ranks import must_join_on_cpu
 from pipeline.training.schedules import noam
 
 WATCHING_SCHEDULES = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)  # act on a score
@@ -45,6 +46,8 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
     values |= _best_score(config)
     values.setdefault("report_to", "tensorboard")
     values.setdefault("ddp_find_unused_parameters", False)  # there are none, and the search costs a walk over the graph
+    if must_join_on_cpu():
+        values["use_cpu"] = True  # or each process would train by itself
     values.setdefault("use_cache", True)  # Trainer writes it into the model's config, where False slows generation
     try:
         args = Seq2SeqTrainingArguments(

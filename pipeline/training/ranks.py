@@ -1,5 +1,6 @@
 """What the processes of one run do together."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -19,6 +20,16 @@ Result = TypeVar("Result")
 
 class WriteError(RunError):
     """A file that could not be written on one of the ranks; the message is the operating system's or a library's."""
+
+
+def must_join_on_cpu() -> bool:
+    """Whether several processes were started where there is no accelerator.
+
+    Each of them stays alone then, unless accelerate is told to use the CPU.
+    https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/state.py (_prepare_backend)
+    """
+    is_one_of_many = os.environ.get("WORLD_SIZE", "1") != "1"
+    return is_one_of_many and torch.accelerator.current_accelerator(check_available=True) is None
 
 
 def fail_together(action: Callable[[], Any], main_only: bool = False) -> None:
