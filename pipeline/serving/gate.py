@@ -179,6 +179,8 @@ async def read_body(receive: Receive, most: int) -> bytes:
 
 def error_response(style: Format, status: int, message: str) -> Response:
     headers = {"Retry-After": "1"} if status in (429, 503) else {}
+    if status in (408, 413, 503):  # there may be more of the body
+        headers["Connection"] = "close"
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(style.describe_error(status, message), status, headers)

@@ -39,7 +39,8 @@ GENERATION = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_new_
 def make_served(kind: str = "translator", languages: tuple[str, ...] = ()) -> ServedModel:
     """A small random model that tells texts apart, with its task."""
     torch.manual_seed(0)
-    tokenizer = train([WORDS, *[f"<2{code}>" for code in languages]], "word", 40, max_length=64)
+    tokenizer = train([WORDS, WORDS], "word", 40, max_length=64)
+    tokenizer.add_tokens([f"<2{code}>" for code in languages], special_tokens=True)
     size, columns = len(tokenizer), []
     if kind == "translator":
         tags = {code: tokenizer.convert_tokens_to_ids(f"<2{code}>") for code in languages}
