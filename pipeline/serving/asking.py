@@ -119,7 +119,8 @@ class Service:
             raise Refused(503, "the server is stopping") from stopping
         gone = asyncio.ensure_future(_wait_for_disconnect(request))
         try:
-            await asyncio.wait({answered, gone}, timeout=self.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {answered, gone}
+            await asyncio.wait(either, timeout=self.limits.seconds, return_when=asyncio.FIRST_COMPLETED)
             if answered.done():
                 return answered.result()
             if gone.done():

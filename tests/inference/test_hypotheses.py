@@ -107,7 +107,7 @@ def test_attentions_are_what_the_alignments_are_made_of(make):
     model, task = make("own")
     for text, [answer] in zip(TEXTS, ask(model, task, PLAIN, alignments=True, attentions=True), strict=True):
         weights = torch.tensor(answer.attention)  # (T, S), without the padding of the batch
-        assert weights.shape == (len(answer.tokens), len(text.split()) + 1)
+        assert answer.tokens is not None and weights.shape == (len(answer.tokens), len(text.split()) + 1)
         assert weights.argmax(-1).tolist() == answer.alignment
         torch.testing.assert_close(weights.sum(-1), torch.ones(len(answer.tokens)))
 

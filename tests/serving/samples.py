@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGen
 from pipeline.serving.answering import ServedModel
 from pipeline.serving.asking import Limits
 from pipeline.serving.server import make_server
+from pipeline.tasks.base import Task
 from pipeline.tasks.forecasting import Forecasting
 from pipeline.tasks.language_modeling import LanguageModeling
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
@@ -34,7 +36,9 @@ WORDS = "a b c d e f g h"
 QUICK = Limits(latency=0.002, seconds=20)
 GENERATION = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_new_tokens": 6, "suppress_tokens": [0, 1]}
 
-ROUTES = {  # format -> a request that it answers, where its error is, and its status for a wrong token
+ROUTES: dict[
+    str, tuple[str, dict[str, Any], list[str], int]
+] = {  # format -> a request that it answers, where its error is, and its status for a wrong token
     "libretranslate": ("/translate", {"q": "{text}", "source": "en", "target": "fr"}, ["error"], 403),
     "deepl": ("/v2/translate", {"text": ["{text}"], "target_lang": "FR"}, ["message"], 403),
     "huggingface": ("/", {"inputs": "{text}"}, ["error"], 401),
@@ -86,7 +90,7 @@ def make_served(kind: str = "translator", languages: tuple[str, ...] = ()) -> Se
             vocab_size=size, **TINY, tie_word_embeddings=False, languages=tags or None, target_lang_in="source"
         )
         model, columns = Seq2SeqTransformerForConditionalGeneration(config), ["en", "fr"]
-        task = SequenceToSequence.from_model(tokenizer, config)
+        task: Task = SequenceToSequence.from_model(tokenizer, config)
     elif kind == "classifier":
         config = TransformerClassifierConfig(vocab_size=size, id2label={0: "good", 1: "bad", 2: "odd"}, d_model=16)
         model, task = TransformerForSequenceClassification(config), TextClassification.from_model(tokenizer, config)

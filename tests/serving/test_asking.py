@@ -18,7 +18,7 @@ def test_a_bound_on_the_texts_of_a_request(client):
 
 
 @pytest.fixture
-def stuck(client):
+def stuck(client, monkeypatch):
     """A client of a model that answers nothing before the test is over."""
     made = make_served()
     busy, free = threading.Event(), threading.Event()
@@ -29,7 +29,7 @@ def stuck(client):
         free.wait(10)
         return answer(settings, contents)
 
-    made.answer = wait
+    monkeypatch.setattr(made, "answer", wait)
     yield lambda limits: (client(model=made, limits=limits), busy)
     free.set()
 
@@ -40,11 +40,9 @@ def test_a_full_queue_and_an_answer_that_is_late(stuck, name):
     refused = post(model, name)
     assert refused.status_code == 504 and "0.05 seconds" in error_of(name, refused)
     assert busy.is_set()
-    two = {"deepl": {"text": ["a", "b"]}, "libretranslate": {"q": ["a", "b"]}, "huggingface": {"inputs": ["a", "b"]}}
-    if name in two:  # others hold one text
-        path, body, *_ = ROUTES[name]
-        refused = model.post(path, json={**body, **two[name]})
-        assert refused.status_code == 429 and refused.headers["retry-after"] and error_of(name, refused)
+    model.app.state.service.batcher.submit(None, ["waits behind it"], [1])
+    refused = post(model, name)
+    assert refused.status_code == 429 and refused.headers["retry-after"] and error_of(name, refused)
 
 
 @FORMATS

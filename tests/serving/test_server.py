@@ -69,9 +69,10 @@ def test_connections_that_say_nothing_or_speak_slowly_are_ended(address):
         assert time.monotonic() - begin < 3
 
 
-def test_a_client_that_goes_away_leaves_the_queue():
+def test_a_client_that_goes_away_leaves_the_queue(monkeypatch):
     served = make_served()
-    busy, free, texts = threading.Event(), threading.Event(), []
+    busy, free = threading.Event(), threading.Event()
+    texts: list[str] = []
     said = served.answer
 
     def wait(settings, contents):
@@ -80,7 +81,7 @@ def test_a_client_that_goes_away_leaves_the_queue():
         assert free.wait(10)
         return said(settings, contents)
 
-    served.answer = wait
+    monkeypatch.setattr(served, "answer", wait)
     app = make_app(served, QUICK)
     with running(app) as address, ThreadPoolExecutor(2) as pool:
         first = pool.submit(answer, address)
@@ -156,7 +157,7 @@ sys.exit(cli.main(["serve", "tiny", "--port", "0"]))
 """
 
 
-def test_a_stop_lets_it_finish_what_it_took():
+def test_a_stop_lets_it_finish_what_it_took(monkeypatch):
     served = make_served()
     busy = threading.Event()
     said = served.answer
@@ -166,7 +167,7 @@ def test_a_stop_lets_it_finish_what_it_took():
         time.sleep(0.3)
         return said(settings, contents)
 
-    served.answer = slowly
+    monkeypatch.setattr(served, "answer", slowly)
     with ThreadPoolExecutor(1) as pool:
         with running(make_app(served)) as address:
             asked = pool.submit(answer, address)
