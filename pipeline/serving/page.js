@@ -267,7 +267,7 @@ function showAnswers(answer) {
   }
   if (answer.answers.some(({ score }) => score !== null)) {
     add(answers, "p", "Score: log-probability in nats" + (isSampling() || numberOf("num_beams") === 1
-      ? "" : ", by the length of the answer as the search weighs it") + "; the nearer to 0, the more probable.", "hint");
+      ? "" : ", divided by the length to the power of length_penalty") + "; the nearer to 0, the more probable.", "hint");
   }
   if (answer.attention) showAttention(answer.answers[0], answer.source_tokens, answer.attention);
   return counted(answer.answers.length, "answer", "answers");
@@ -280,9 +280,7 @@ function showClasses({ classes }) {
   const body = add(element, "tbody");
   for (const { name, probability } of [...classes].sort((a, b) => b.probability - a.probability)) {
     const line = add(body, "tr");
-    const heading = add(line, "th", undefined, "", "row");
-    heading.title = name;
-    add(heading, "bdi", name);
+    add(add(line, "th", undefined, "", "row"), "bdi", name);
     const bar = add(line, "td", undefined, "bar");
     bar.setAttribute("aria-hidden", "true");
     add(bar, "i").style.width = `${(100 * probability).toFixed(1)}%`;
@@ -425,9 +423,11 @@ function showForecast({ series }) {
   };
   slider.oninput = show;
   const place = add(answers, "div");
+  const scales = all.map(([, values]) => scaleOf([...values.past, ...values.forecast]));
+  const left = 14 + 7 * Math.max(...scales.flatMap(({ marks }) => marks.map((mark) => formatValue(mark).length)));
   redraw = () => {
     place.replaceChildren();
-    plots = all.map(([name, values]) => plotSeries(place, name, values, point));
+    plots = all.map(([name, values], i) => plotSeries(place, name, values, scales[i], left, point));
     show();
   };
   redraw();
@@ -448,25 +448,32 @@ function showForecast({ series }) {
   return `${counted(forecast.length, "step", "steps")} of ${counted(all.length, "series", "series")}`;
 }
 
+function scaleOf(values) {
+  const known = values.filter(Number.isFinite), least = Math.min(...known), most = Math.max(...known);
+  if (!known.length) return { low: 0, high: 1, marks: [0, 1] };
+  const around = least < most ? 0 : Math.abs(least) || 1;  // a line in the middle, where nothing changes
+  const [low, high] = [least - around, most + around];
+  return { low, high, marks: ticks(low, high, 4) };
+}
+
 /** Draw one series, and return a function that marks a step in it and returns what it says. */
-function plotSeries(parent, name, { past, forecast }, point) {
+function plotSeries(parent, name, { past, forecast }, { low, high, marks }, left, point) {
   const figure = add(parent, "figure", undefined, "plot"), caption = add(figure, "figcaption");
   add(caption, "bdi", name);
   const readout = add(caption, "span"), svg = draw(figure, "svg", { "aria-hidden": "true" });  // the slider speaks
-  const width = svg.clientWidth, height = svg.clientHeight, values = [...past, ...forecast], known = values.filter(Number.isFinite);
-  let low = Math.min(...known), high = Math.max(...known);
-  if (low === high) [low, high] = [low - 1, high + 1];
-  const marks = ticks(low, high, 4), left = 14 + 7 * Math.max(...marks.map((mark) => formatValue(mark).length));
+  const width = svg.clientWidth, height = svg.clientHeight, values = [...past, ...forecast];
   const first = 1 - past.length, x = (step) => left + (width - left - 8) * (step - first) / (forecast.length - first || 1);
-  const y = (value) => height - 26 - (height - 38) * (value - low) / (high - low);
+  const y = (value) => height - 26 - (height - 46) * (value - low) / (high - low);
   for (const mark of marks) {
     draw(svg, "path", { class: "grid", d: `M${left} ${y(mark)}H${width - 8}` });
     draw(svg, "text", { x: left - 8, y: y(mark) + 4, "text-anchor": "end" }, formatValue(mark));
   }
-  for (const mark of ticks(first, forecast.length, Math.max(2, Math.floor(width / 120))).filter(Number.isInteger)) {
+  for (const mark of ticks(first, forecast.length, Math.max(2, Math.floor(width / 90))).filter(Number.isInteger)) {
     draw(svg, "text", { x: x(mark), y: height - 6, "text-anchor": "middle" }, signed(mark));
   }
-  draw(svg, "path", { class: "now", d: `M${x(0)} 12V${height - 26}` });
+  draw(svg, "path", { class: "now", d: `M${x(0)} 0V${height - 26}` });
+  draw(svg, "text", { x: x(0) - 6, y: 10, "text-anchor": "end" }, "past");
+  draw(svg, "text", { x: x(0) + 6, y: 10, class: "forecast" }, "forecast");
   const line = (from, to) => values.slice(from, to).map((value, i) => Number.isFinite(value)
     ? `${Number.isFinite(values[from + i - 1]) && i ? "L" : "M"}${x(first + from + i).toFixed(1)} ${y(value).toFixed(1)}` : "").join("");
   draw(svg, "path", { class: "past", d: line(0, past.length) });
