@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pipeline
-from pipeline.commands import compare, export, generate, plot, publish, score, tokenizer, trace, train
+from pipeline.commands import compare, export, generate, plot, publish, score, serve, tokenizer, trace, train
 from pipeline.commands.arguments import Parser
 from pipeline.commands.report import Report
 from pipeline.commands.texts import check_text
@@ -65,6 +65,7 @@ COMMANDS = {  # in the order of use
     "trace": Command("Judge", "show a pair on its way through a model, as a page", trace),
     "generate": Command("Use", "answer texts: one line for each", generate),
     "export": Command("Use", "convert a model for another runtime, and prove that it does the same", export),
+    "serve": Command("Use", "answer over HTTP, in the formats of clients that people have", serve),
     "publish": Command("Use", "put a model on the Hub", publish),
 }
 GOES_ON = {  # what is said behind an interrupt

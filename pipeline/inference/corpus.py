@@ -279,6 +279,7 @@ def _concatenate(hypotheses: Sequence[Hypothesis]) -> Hypothesis:
                 first.alignment,
                 other.alignment and [place + len(first.source_tokens or ()) for place in other.alignment],
             ),
+            attention=_block_diagonal(first, other),
             source_tokens=_chain(first.source_tokens, other.source_tokens),
         )
     return first
@@ -286,6 +287,14 @@ def _concatenate(hypotheses: Sequence[Hypothesis]) -> Hypothesis:
 
 def _chain(first: list | None, second: list | None) -> list | None:
     return None if first is None or second is None else first + second
+
+
+def _block_diagonal(first: Hypothesis, second: Hypothesis) -> list[list[float]] | None:
+    """Join the weights of two sentences, neither of which attends to the other."""
+    if first.attention is None or second.attention is None:
+        return None
+    before, behind = ([0.0] * len(sentence.source_tokens or ()) for sentence in (first, second))
+    return [row + behind for row in first.attention] + [before + row for row in second.attention]
 
 
 def join_texts(first: str, second: str) -> str:

@@ -44,12 +44,13 @@ class Wanted:
     scores: bool = False
     token_probabilities: bool = False
     alignments: bool = False
+    attentions: bool = False
     seed: int | None = None
 
     @property
     def names(self) -> list[str]:
         """What it asks for beside the text."""
-        names = ("scores", "token_probabilities", "alignments")
+        names = ("scores", "token_probabilities", "alignments", "attentions")
         return ["num_best"] * (self.num_best > 1) + [name for name in names if getattr(self, name)]
 
 
@@ -66,6 +67,7 @@ class Hypothesis:
         probabilities: of each of the tokens in the model, after those before it.
         alignment: for each of the tokens, which of the source tokens is attended to most where it is predicted: by the
             cross-attention of the last layer, the mean of its heads.
+        attention: the weights of all source tokens there, (T, S).
         source_tokens: those that the places in `alignment` count.
     """
 
@@ -74,6 +76,7 @@ class Hypothesis:
     tokens: list[str] | None = None
     probabilities: list[float] | None = None
     alignment: list[int] | None = None
+    attention: list[list[float]] | None = None
     source_tokens: list[str] | None = None
 
 
@@ -120,7 +123,7 @@ def find_hypotheses(
     answers = [cut_answer(row, generation) for row in ids[:, prompt:].tolist()]
     forced: list[Forced | None] = [None] * len(answers)
     scores = [0.0] * len(answers)  # where nobody asks for those of beams, which are in order
-    if wanted.token_probabilities or wanted.alignments or not has_beams:
+    if wanted.token_probabilities or wanted.alignments or wanted.attentions or not has_beams:
         forced = [*_force(model, len(tokenizer), batch, ids[:, :prompt], answers, wanted)]
     if not isinstance(found, Tensor):
         scores = found.sequences_scores.tolist()
@@ -159,10 +162,16 @@ def _check(model: PreTrainedModel, generation: GenerationConfig, wanted: Wanted)
             f"num_best: {wanted.num_best} hypotheses need as many beams, and generation.num_beams is {beams}; set "
             f"num_beams={wanted.num_best} or more, or sample each by itself: {other}"
         )
-    if wanted.alignments and not model.config.is_encoder_decoder:
-        raise ConfigError(f"alignments: a {type(model).__name__} has no source to attend to; leave them out")
-    if wanted.alignments and not getattr(model, "gives_attentions", True):  # an engine's attribute
-        raise ConfigError(f"alignments: a {type(model).__name__} gives no attentions; leave them out, or {TORCH}")
+    asked = "alignments" if wanted.alignments else "attentions" if wanted.attentions else None
+    if asked and not model.config.is_encoder_decoder:
+        raise ConfigError(f"{asked}: a {type(model).__name__} has no source to attend to; leave them out")
+    if asked and not gives_attentions(model):
+        raise ConfigError(f"{asked}: a {type(model).__name__} gives no attentions; leave them out, or {TORCH}")
+
+
+def gives_attentions(model: PreTrainedModel) -> bool:
+    """Tell whether a model has a source to attend to, and its engine says where it does."""
+    return model.config.is_encoder_decoder and getattr(model, "gives_attentions", True)  # an engine's attribute
 
 
 @contextmanager
@@ -191,7 +200,7 @@ def _rank_classes(
     model: PreTrainedModel, task: TextClassification, batch: Batch, wanted: Wanted
 ) -> list[list[Hypothesis]]:
     """Return the most probable classes of each text, all of them where there are fewer than `num_best`."""
-    for name in ("token_probabilities", "alignments"):
+    for name in ("token_probabilities", "alignments", "attentions"):
         if getattr(wanted, name):
             raise ConfigError(f"{name}: a classifier generates no tokens; leave them out")
     logs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float().log_softmax(-1)
@@ -210,7 +219,7 @@ class Forced:
     """What the model says of an answer under teacher forcing, token by token."""
 
     log_probabilities: list[float]
-    alignment: list[int] | None
+    attention: Tensor | None  # (T, S)
 
 
 @dataclass(frozen=True)
@@ -238,12 +247,12 @@ def _force(
     for first in range(0, len(answers), step):
         rows = slice(first, first + step)
         inputs = {name: batch[name][sources[rows].to(model.device)] for name in ("input_ids", "attention_mask")}
-        forced += _force_some(model, inputs, prompts[rows], answers[rows], wanted.alignments)
+        forced += _force_some(model, inputs, prompts[rows], answers[rows], wanted.alignments or wanted.attentions)
     return forced
 
 
 def _force_some(
-    model: PreTrainedModel, inputs: Batch, prompts: Tensor, answers: list[list[int]], with_alignments: bool
+    model: PreTrainedModel, inputs: Batch, prompts: Tensor, answers: list[list[int]], with_attentions: bool
 ) -> list[Forced]:
     rows = [torch.tensor(answer or [0], device=model.device) for answer in answers]
     labels = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)  # (B, T)
@@ -253,15 +262,15 @@ def _force_some(
         told = prompts.shape[1] - 1
         padded = nn.functional.pad(labels, (told, 0), value=IGNORED)  # (B, P + T - 1)
         logs = -model(**inputs, decoder_input_ids=ids, labels=padded).losses[:, told:]
-        places = None
+        attentions = None
     else:
-        with eager_attention(model) if with_alignments else nullcontext():
-            outputs = model(**_forward_inputs(model, inputs, ids, labels), output_attentions=with_alignments)
+        with eager_attention(model) if with_attentions else nullcontext():
+            outputs = model(**_forward_inputs(model, inputs, ids, labels), output_attentions=with_attentions)
         logits = outputs.logits[:, prompts.shape[1] - 1 :].float()  # (B, T, V)
         logs = logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)
-        places = _align(model, outputs, prompts.shape[1]) if with_alignments else None
+        attentions = _attend(model, outputs, prompts.shape[1]) if with_attentions else None
     return [
-        Forced(logs[row, : len(answer)].tolist(), None if places is None else places[row, : len(answer)].tolist())
+        Forced(logs[row, : len(answer)].tolist(), None if attentions is None else attentions[row, : len(answer)])
         for row, answer in enumerate(answers)
     ]
 
@@ -277,12 +286,12 @@ def _forward_inputs(model: PreTrainedModel, inputs: Batch, ids: Tensor, labels: 
     return {"input_ids": ids, "attention_mask": torch.cat([inputs["attention_mask"], is_real], 1), "use_cache": False}
 
 
-def _align(model: PreTrainedModel, outputs: Any, prompt: int) -> Tensor:
-    """Return for each target token the source token of the greatest weight, (B, T)."""
+def _attend(model: PreTrainedModel, outputs: Any, prompt: int) -> Tensor:
+    """Return for each target token the weights of the source tokens, (B, T, S)."""
     attentions = outputs.get("cross_attentions")
     if not attentions:
         raise ConfigError(f"alignments: a {type(model).__name__} gives no cross-attention; leave them out")
-    return attentions[-1].float().mean(1).argmax(-1)[:, prompt - 1 :]
+    return attentions[-1].float().mean(1)[:, prompt - 1 :]
 
 
 def _best_first(rows: list[Row]) -> list[Row]:
@@ -296,11 +305,14 @@ def _describe(tokenizer: PreTrainedTokenizerBase, sample: Feature, row: Row, wan
     given: dict[str, Any] = {}
     if wanted.scores:
         given["score"] = row.score
-    if wanted.token_probabilities or wanted.alignments:
+    if wanted.token_probabilities or wanted.alignments or wanted.attentions:
         given["tokens"] = readable_tokens(tokenizer, row.ids)
     if row.forced and wanted.token_probabilities:
         given["probabilities"] = [math.exp(log) for log in row.forced.log_probabilities]
-    if row.forced and wanted.alignments:
-        given["alignment"] = row.forced.alignment
+    if row.forced and row.forced.attention is not None:
+        if wanted.alignments:
+            given["alignment"] = row.forced.attention.argmax(-1).tolist()
+        if wanted.attentions:
+            given["attention"] = row.forced.attention[:, : len(sample["input_ids"])].tolist()
         given["source_tokens"] = readable_tokens(tokenizer, sample["input_ids"])
     return Hypothesis(row.text, **given)

@@ -308,7 +308,7 @@ def test_attention_follows_the_pointer_and_the_keyboard(browser):
         )
         page.locator("#map tbody td").nth(5).hover()
         assert readout.text_content() == "“DOG” looks at “dog”: 0.78. The model gave “DOG” the probability 0.300."
-        assert shown(page, ".here") == ["DOG", "dog", "dog", "DOG", "0.77"]
+        assert shown(page, ".here") == ["DOG", "dog", "dog", "DOG", "0.78"]
         page.locator("#target-strip bdi").nth(2).hover()
         assert "“SLEEPS” looks most at “sleeps” (0.78)" in readout.text_content()
         weights = [

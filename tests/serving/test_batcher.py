@@ -1,0 +1,158 @@
+"""Which items share a batch, how long they wait, and what becomes of those that nobody waits for."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+
+import pytest
+
+from pipeline.serving.batcher import Batcher, Full, Stopping
+
+
+class Model:
+    """Answers items by their capitals, once it is let; remembers the batches."""
+
+    def __init__(self, is_free: bool = True):
+        self.batches: list[tuple[object, list[str]]] = []
+        self.free, self.busy = threading.Event(), threading.Event()
+        if is_free:
+            self.free.set()
+
+    def __call__(self, group, contents):
+        self.batches.append((group, list(contents)))
+        self.busy.set()
+        assert self.free.wait(10)
+        if "wrong" in contents:
+            raise ValueError("wrong")
+        return [content.upper() for content in contents]
+
+
+@pytest.fixture
+def make():
+    made: list[Batcher] = []
+
+    def make(model: Callable, size: int = 4, latency: float = 0.0, waiting: int = 100) -> Batcher:
+        made.append(Batcher(model, size, latency, waiting))
+        return made[-1]
+
+    yield make
+    for batcher in made:
+        batcher.stop()
+
+
+def ask(batcher: Batcher, *contents: str, group: str = "same", length: int = 1):
+    return batcher.submit(group, contents, [length] * len(contents))
+
+
+def held(make, **settings) -> tuple[Model, Batcher]:
+    """A model that is busy with an item, so that what is asked next waits."""
+    model = Model(is_free=False)
+    batcher = make(model, **settings)
+    ask(batcher, "first")
+    assert model.busy.wait(5)
+    return model, batcher
+
+
+def test_requests_that_wait_share_a_batch(make):
+    model, batcher = held(make)
+    futures = [ask(batcher, "a"), ask(batcher, "b", "c")]
+    model.free.set()
+    assert [future.result(5) for future in futures] == [["A"], ["B", "C"]]
+    assert model.batches[1:] == [("same", ["a", "b", "c"])]
+
+
+def test_a_request_larger_than_a_batch_has_its_results_in_order(make):
+    model, batcher = held(make, size=2)
+    future = ask(batcher, *"abcde")
+    model.free.set()
+    assert future.result(5) == [*"ABCDE"]
+    assert [contents for _, contents in model.batches[1:]] == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def test_a_lone_item_waits_for_others_as_long_as_the_bound(make):
+    model = Model()
+    batcher = make(model, size=2, latency=0.2)
+    begin = time.monotonic()
+    assert ask(batcher, "a").result(5) == ["A"]
+    assert 0.2 <= time.monotonic() - begin < 1
+    begin = time.monotonic()
+    futures = [ask(batcher, "a"), ask(batcher, "b")]
+    assert [future.result(5) for future in futures] == [["A"], ["B"]]
+    assert time.monotonic() - begin < 0.15, "a full batch has nothing to wait for"
+
+
+def test_groups_and_far_lengths_do_not_mix_and_the_oldest_is_first(make):
+    model, batcher = held(make)
+    futures = [
+        ask(batcher, "a", group="x"),
+        ask(batcher, "b", group="y"),
+        ask(batcher, "c", group="x", length=200),
+        ask(batcher, "d", group="x", length=2000),
+    ]
+    model.free.set()
+    assert [future.result(5) for future in futures] == [["A"], ["B"], ["C"], ["D"]]
+    assert model.batches[1:] == [("x", ["a", "c"]), ("y", ["b"]), ("x", ["d"])]
+
+
+def test_cancelled_requests_leave(make):
+    model, batcher = held(make)
+    futures = [ask(batcher, "a"), ask(batcher, "b")]
+    assert futures[0].cancel()
+    model.free.set()
+    assert futures[1].result(5) == ["B"]
+    with pytest.raises(CancelledError):
+        futures[0].result(5)
+    assert model.batches[1:] == [("same", ["b"])]
+
+
+def test_a_request_cancelled_in_its_batch_harms_no_other(make):
+    model = Model(is_free=False)
+    batcher = make(model, latency=0.05)
+    futures = [ask(batcher, "a"), ask(batcher, "b")]
+    assert model.busy.wait(5)
+    futures[0].cancel()
+    model.free.set()
+    assert futures[1].result(5) == ["B"]
+    assert ask(batcher, "c").result(5) == ["C"]
+
+
+def test_an_error_belongs_to_its_batch_and_the_thread_goes_on(make):
+    model, batcher = held(make, size=2)
+    futures = [ask(batcher, "wrong", "b", "c"), ask(batcher, "d")]
+    model.free.set()
+    with pytest.raises(ValueError, match="wrong"):
+        futures[0].result(5)
+    assert futures[1].result(5) == ["D"]
+    assert model.batches[1:] == [("same", ["wrong", "b"]), ("same", ["d"])], "the rest of it is left out"
+
+
+def test_the_queue_has_an_end_and_takes_requests_whole(make):
+    model, batcher = held(make, waiting=3)
+    kept = [ask(batcher, "a", "b"), ask(batcher, "c")]
+    with pytest.raises(Full):
+        ask(batcher, "d")
+    kept[0].cancel()
+    kept.append(ask(batcher, "d"))
+    with pytest.raises(Full):
+        ask(batcher, "e", "f")
+    model.free.set()
+    assert [future.result(5) for future in kept[1:]] == [["C"], ["D"]]
+
+
+def test_stopping_finishes_what_was_taken(make):
+    model, batcher = held(make)
+    future = ask(batcher, "a", group="x")
+    stopping = threading.Thread(target=batcher.stop)
+    stopping.start()
+    while not batcher.is_stopping:
+        time.sleep(0.001)
+    with pytest.raises(Stopping):
+        ask(batcher, "late")
+    model.free.set()
+    stopping.join(5)
+    assert future.result(0) == ["A"]
+
+
+def test_nothing_is_answered_at_once(make):
+    assert ask(make(Model())).result(0) == []
