@@ -41,17 +41,18 @@ class Refused extends Error {
 }
 
 async function request(route, body, signal) {
-  const headers = body ? { "Content-Type": "application/json" } : {};
+  const headers = body ? { "Content-Type": "application/json" } : {}, method = body ? "POST" : "GET";
   if (fields.token.value) headers.Authorization = `Bearer ${fields.token.value}`;
   let response;
   try {
-    response = await fetch(route, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal });
+    response = await fetch(route, { method, headers, body: body && JSON.stringify(body), signal });
   } catch {
     throw new Refused("The server cannot be reached. Is it still running?");
   }
   const answer = await response.json().catch(() => null);  // what stands between may answer with a page
   if (!response.ok || answer === null) {
-    throw new Refused(answer?.error ?? `The server sent an answer that is not understood (${response.status}).`, response.status);
+    const unclear = `The server sent an answer that is not understood (${response.status}).`;
+    throw new Refused(answer?.error ?? unclear, response.status);
   }
   return answer;
 }
@@ -145,7 +146,9 @@ const numberOf = (name) => Number(fields[name].value);
 const isSampling = () => fields.method.value === "sampling";
 
 function generationBody() {
-  const body = { text: fields.text.value, num_alternatives: numberOf("num_alternatives"), attention: model.has_attention };
+  const body = {
+    text: fields.text.value, num_alternatives: numberOf("num_alternatives"), attention: model.has_attention,
+  };
   for (const name of ["source_lang", "target_lang"]) if (fields[name].value) body[name] = fields[name].value;
   body.settings = { do_sample: isSampling(), num_beams: isSampling() ? 1 : numberOf("num_beams") };
   if (isSampling()) {
@@ -196,11 +199,13 @@ function describe() {
   form.classList.toggle("wide", model.task === "forecasting");
   form.classList.toggle("csv", model.task === "forecasting");
   if (model.task === "forecasting") {
-    byId("text-hint").textContent = `First line: names of columns, among them ${model.series.join(", ")}. Then a line for ` +
-      `each step, at least ${model.context_length}; the last ${model.context_length} are read, and the next ` +
+    byId("text-hint").textContent = `First line: names of columns, among them ${model.series.join(", ")}. Then a ` +
+      `line for each step, at least ${model.context_length}; the last ${model.context_length} are read, and the next ` +
       `${model.prediction_length} forecast.`;
   }
-  for (const name of ["num_beams", "temperature", "top_k", "top_p"]) fields[name].value = generation[name] ?? fields[name].value;
+  for (const name of ["num_beams", "temperature", "top_k", "top_p"]) {
+    if (![null, undefined].includes(generation[name])) fields[name].value = generation[name];
+  }
   fields.num_alternatives.value = Math.min(3, numberOf("num_beams"));
   fields.method.value = generation.do_sample ? "sampling" : "beams";
   showMethod();
@@ -230,7 +235,8 @@ function recall() {
   const typed = fields.text.value;  // before the model was known
   for (const name of REMEMBERED) {
     const field = fields[name], value = values?.[name];
-    if (value !== undefined && (!field.options || [...field.options].some((option) => option.value === value))) field.value = value;
+    const isOffered = !field.options || [...field.options].some((option) => option.value === value);
+    if (value !== undefined && isOffered) field.value = value;
   }
   if (typed) fields.text.value = typed;
   showMethod();
@@ -266,8 +272,9 @@ function showAnswers(answer) {
     });
   }
   if (answer.answers.some(({ score }) => score !== null)) {
-    add(answers, "p", "Score: log-probability in nats" + (isSampling() || numberOf("num_beams") === 1
-      ? "" : ", divided by the length to the power of length_penalty") + "; the nearer to 0, the more probable.", "hint");
+    const isOfBeams = !isSampling() && numberOf("num_beams") > 1;
+    const divisor = isOfBeams ? ", divided by the length to the power of length_penalty" : "";
+    add(answers, "p", `Score: log-probability in nats${divisor}; the nearer to 0, the more probable.`, "hint");
   }
   if (answer.attention) showAttention(answer.answers[0], answer.source_tokens, answer.attention);
   return counted(answer.answers.length, "answer", "answers");
@@ -295,7 +302,8 @@ function showAttention({ tokens, probabilities }, sourceTokens, weights) {
   const readout = byId("readout");
   byId("attention").hidden = false;
   byId("map").replaceChildren();
-  const tell = (t, s) => `\u201c${tokens[t]}\u201d looks at \u201c${sourceTokens[s]}\u201d: ${fixed(weights[t][s])}`;
+  const quoted = (token) => `\u201c${token}\u201d`;
+  const tell = (t, s) => `${quoted(tokens[t])} looks at ${quoted(sourceTokens[s])}: ${fixed(weights[t][s])}`;
   const element = map(byId("map"), "Tokens of the answer in rows look at tokens of the source in columns",
     { rows: tokens, columns: sourceTokens }, weights, (x) => x, 2, tell);
   element.setAttribute("role", "grid");
@@ -313,7 +321,7 @@ function showAttention({ tokens, probabilities }, sourceTokens, weights) {
     token.classList.toggle("hot", weight > 0.6);
   };
   const most = (weight, names) => weight.map((w, i) => [w, names[i]]).sort((a, b) => b[0] - a[0]).slice(0, 3)
-    .filter(([w], i) => !i || w >= 0.05).map(([w, name]) => `\u201c${name}\u201d (${fixed(w)})`).join(", ");
+    .filter(([w], i) => !i || w >= 0.05).map(([w, name]) => `${quoted(name)} (${fixed(w)})`).join(", ");
 
   function show(t, s) {  // either may be null
     for (const old of byId("attention").querySelectorAll(".here")) old.classList.remove("here");
@@ -324,12 +332,14 @@ function showAttention({ tokens, probabilities }, sourceTokens, weights) {
     if (s !== null) marked.push(strips.source[s], headings[s]);
     if (t !== null && s !== null) marked.push(rows[t][s + 1]);
     for (const one of marked) one.classList.add("here");
-    if (t === null) readout.textContent = `Most at \u201c${sourceTokens[s]}\u201d look ${most(weights.map((row) => row[s]), tokens)}.`;
-    else {
-      const sure = probabilities ? ` The model gave \u201c${tokens[t]}\u201d the probability ${share(probabilities[t])}.` : "";
-      const looks = s === null ? `\u201c${tokens[t]}\u201d looks most at ${most(weights[t], sourceTokens)}` : tell(t, s);
-      readout.textContent = `${looks}.${sure}`;
-    }
+    readout.textContent = describePlace(t, s);
+  }
+
+  function describePlace(t, s) {
+    if (t === null) return `Most at ${quoted(sourceTokens[s])} look ${most(weights.map((row) => row[s]), tokens)}.`;
+    const looks = s === null ? `${quoted(tokens[t])} looks most at ${most(weights[t], sourceTokens)}` : tell(t, s);
+    if (!probabilities) return `${looks}.`;
+    return `${looks}. The model gave ${quoted(tokens[t])} the probability ${share(probabilities[t])}.`;
   }
 
   strips.target.forEach((token, t) => { token.onpointerover = token.onclick = () => show(t, null); });
@@ -462,7 +472,8 @@ function plotSeries(parent, name, { past, forecast }, { low, high, marks }, left
   add(caption, "bdi", name);
   const readout = add(caption, "span"), svg = draw(figure, "svg", { "aria-hidden": "true" });  // the slider speaks
   const width = svg.clientWidth, height = svg.clientHeight, values = [...past, ...forecast];
-  const first = 1 - past.length, x = (step) => left + (width - left - 8) * (step - first) / (forecast.length - first || 1);
+  const first = 1 - past.length;
+  const x = (step) => left + (width - left - 8) * (step - first) / (forecast.length - first || 1);
   const y = (value) => height - 26 - (height - 46) * (value - low) / (high - low);
   for (const mark of marks) {
     draw(svg, "path", { class: "grid", d: `M${left} ${y(mark)}H${width - 8}` });
@@ -474,8 +485,10 @@ function plotSeries(parent, name, { past, forecast }, { low, high, marks }, left
   draw(svg, "path", { class: "now", d: `M${x(0)} 0V${height - 26}` });
   draw(svg, "text", { x: x(0) - 6, y: 10, "text-anchor": "end" }, "past");
   draw(svg, "text", { x: x(0) + 6, y: 10, class: "forecast" }, "forecast");
-  const line = (from, to) => values.slice(from, to).map((value, i) => Number.isFinite(value)
-    ? `${Number.isFinite(values[from + i - 1]) && i ? "L" : "M"}${x(first + from + i).toFixed(1)} ${y(value).toFixed(1)}` : "").join("");
+  const line = (from, to) => values.slice(from, to).map((value, i, part) => {
+    if (!Number.isFinite(value)) return "";  // a gap
+    return `${Number.isFinite(part[i - 1]) ? "L" : "M"}${x(first + from + i).toFixed(1)} ${y(value).toFixed(1)}`;
+  }).join("");
   draw(svg, "path", { class: "past", d: line(0, past.length) });
   draw(svg, "path", { class: "forecast", d: line(past.length - 1, values.length) });
   const cursor = draw(svg, "path", { class: "cursor" }), dot = draw(svg, "circle", { r: 4 });
