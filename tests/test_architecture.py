@@ -170,6 +170,7 @@ TESTED_ELSEWHERE = {  # module -> where
 OF_THE_WHOLE = {  # what no single module answers for
     "models/test_contract.py": "what the ecosystem's tools do with a model",
     "models/test_contract_of_others.py": "the same of the other models",
+    "serving/test_clients.py": "the unmodified clients of all formats",
     "test_api.py": "the names that the package offers, and what importing it costs",
     "test_architecture.py": "the rules of this file",
     "test_docs.py": "the documents",

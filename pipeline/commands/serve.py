@@ -106,7 +106,11 @@ def _read_token(arguments: Namespace) -> str | None:
     if arguments.token_file is not None:
         place = f"--token-file {arguments.token_file}"
         with explain_path(place):
-            token = arguments.token_file.read_text(encoding="utf-8").strip()
+            content = arguments.token_file.read_bytes()
+        try:
+            token = content.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{place}: it is not UTF-8; write a token with: openssl rand -hex 32") from error
     if token is not None and not (token.isascii() and token.isprintable() and token.strip() and " " not in token):
         raise ConfigError(f"{place}: the token must be one word of visible ASCII; write one with: openssl rand -hex 32")
     if token is None and not is_loopback(arguments.host):

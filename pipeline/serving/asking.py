@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers
 
 from pipeline.data.corpus import Text
 from pipeline.errors import ConfigError, DataError, one_line
@@ -135,6 +136,11 @@ class Service:
 
 def service_of(request: Request) -> Service:
     return request.app.state.service
+
+
+def token_of_headers(headers: Headers) -> str:
+    """Return the token behind `Bearer` or `DeepL-Auth-Key`; "" where nothing is."""
+    return headers.get("authorization", "").partition(" ")[2].strip()
 
 
 async def read_fields(request: Request, kind: type[Body]) -> Body:

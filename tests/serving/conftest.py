@@ -1,79 +1,19 @@
-"""Models of seconds that are served in this process, and as a real server on a port of its own."""
+"""What the tests of the server share; they are skipped where its libraries are not installed."""
 
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import pytest
-import torch
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
-from transformers import GenerationConfig
-
-from pipeline.models.configuration_classifier import TransformerClassifierConfig
-from pipeline.models.configuration_forecaster import TransformerForecasterConfig
-from pipeline.models.configuration_lstm import LSTMConfig
-from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
-from pipeline.models.modeling_classifier import TransformerForSequenceClassification
-from pipeline.models.modeling_forecaster import TransformerForecaster
-from pipeline.models.modeling_lstm import LSTMForCausalLM
-from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
-from pipeline.serving.answering import ServedModel
-from pipeline.serving.app import make_app
-from pipeline.serving.asking import Limits
-from pipeline.serving.server import make_server
-from pipeline.tasks.forecasting import Forecasting
-from pipeline.tasks.language_modeling import LanguageModeling
-from pipeline.tasks.sequence_to_sequence import SequenceToSequence
-from pipeline.tasks.text_classification import TextClassification
-from tests.conftest import TINY
-from tokenizer.training import train
-
-WORDS = "a b c d e f g h"
-QUICK = Limits(latency=0.002, seconds=20)
-GENERATION = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_new_tokens": 6, "suppress_tokens": [0, 1]}
-
-
-def make_served(kind: str = "translator", languages: tuple[str, ...] = ()) -> ServedModel:
-    """A small random model that tells texts apart, with its task."""
-    torch.manual_seed(0)
-    tokenizer = train([WORDS, WORDS], "word", 40, max_length=64)
-    tokenizer.add_tokens([f"<2{code}>" for code in languages], special_tokens=True)
-    size, columns = len(tokenizer), []
-    if kind == "translator":
-        tags = {code: tokenizer.convert_tokens_to_ids(f"<2{code}>") for code in languages}
-        config = Seq2SeqTransformerConfig(
-            vocab_size=size, **TINY, tie_word_embeddings=False, languages=tags or None, target_lang_in="source"
-        )
-        model, columns = Seq2SeqTransformerForConditionalGeneration(config), ["en", "fr"]
-        task = SequenceToSequence.from_model(tokenizer, config)
-    elif kind == "classifier":
-        config = TransformerClassifierConfig(vocab_size=size, id2label={0: "good", 1: "bad", 2: "odd"}, d_model=16)
-        model, task = TransformerForSequenceClassification(config), TextClassification.from_model(tokenizer, config)
-    elif kind == "language model":
-        config = LSTMConfig(vocab_size=size, embedding_size=12, hidden_size=16)
-        model, task = LSTMForCausalLM(config), LanguageModeling(tokenizer)
-    else:
-        config = TransformerForecasterConfig(
-            context_length=8, prediction_length=3, series=["up", "down"], patch_length=4, patch_stride=4, d_model=16
-        )
-        model, task = TransformerForecaster(config), Forecasting.from_model(None, config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    if model.can_generate():
-        model.generation_config = GenerationConfig(**GENERATION, decoder_start_token_id=1)
-    return ServedModel(model.eval(), task, "tiny", columns=columns)
 
 
 @pytest.fixture(scope="session")
-def served() -> Callable[..., ServedModel]:
+def served() -> Callable[..., Any]:
     """Gives a model of a kind, made once."""
-    made: dict[tuple, ServedModel] = {}
+    from tests.serving.samples import make_served
 
-    def get(kind: str = "translator", languages: tuple[str, ...] = ()) -> ServedModel:
+    made: dict[tuple, Any] = {}
+
+    def get(kind: str = "translator", languages: tuple[str, ...] = ()) -> Any:
         if (kind, languages) not in made:
             made[kind, languages] = make_served(kind, languages)
         return made[kind, languages]
@@ -82,11 +22,16 @@ def served() -> Callable[..., ServedModel]:
 
 
 @pytest.fixture
-def client(served) -> Iterator[Callable[..., TestClient]]:
+def client(served) -> Iterator[Callable[..., Any]]:
     """Makes a client of an app in this process."""
+    from fastapi.testclient import TestClient
+
+    from pipeline.serving.app import make_app
+    from tests.serving.samples import QUICK
+
     opened = []
 
-    def make(kind="translator", languages=(), limits=QUICK, token=None, headers=None, model=None) -> TestClient:
+    def make(kind="translator", languages=(), limits=QUICK, token=None, headers=None, model=None) -> Any:
         app = make_app(model or served(kind, languages), limits, token)
         client = TestClient(app, base_url="http://localhost", headers=headers)
         client.__enter__()
@@ -96,21 +41,3 @@ def client(served) -> Iterator[Callable[..., TestClient]]:
     yield make
     for client in opened:
         client.__exit__(None, None, None)
-
-
-@contextmanager
-def running(app: FastAPI, limits: Limits = QUICK) -> Iterator[str]:
-    """Serve an app on a free port of this machine; gives its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = make_server(app, limits)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.005)
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(30)
-            assert not thread.is_alive()

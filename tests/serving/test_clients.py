@@ -8,7 +8,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 
 from pipeline.serving.app import make_app
-from tests.serving.conftest import make_served, running
+from tests.serving.samples import make_served, running
 
 TOKEN = "s3cret"
 TEXTS = ["a b c", "c a", "h g f e"]

@@ -23,7 +23,7 @@ import httpx
 
 from pipeline.serving.app import make_app
 from tests.conftest import ROOT
-from tests.serving.conftest import QUICK, make_served, running
+from tests.serving.samples import QUICK, make_served, running
 
 IMPATIENT = replace(QUICK, head_seconds=0.3, seconds=0.5)
 ASK = b'{"text": "a b c"}'
@@ -131,7 +131,7 @@ def test_more_requests_than_may_run_are_refused():
 
 SERVE = """
 import sys, time
-from tests.serving.conftest import make_served
+from tests.serving.samples import make_served
 from pipeline.serving import answering
 served = make_served()
 answer = served.answer

@@ -6,8 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 
-from pipeline.serving.asking import Refused, body_of, read_fields, service_of
-from pipeline.serving.formats.tokens import token_of_headers
+from pipeline.serving.asking import Refused, body_of, read_fields, service_of, token_of_headers
 
 NAME = "deepl"
 DENIED = 403

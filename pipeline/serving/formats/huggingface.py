@@ -12,8 +12,7 @@ from starlette.datastructures import Headers
 
 from pipeline.inference.hypotheses import Wanted
 from pipeline.serving.answering import Said
-from pipeline.serving.asking import Refused, Service, service_of
-from pipeline.serving.formats.tokens import token_of_headers
+from pipeline.serving.asking import Refused, Service, service_of, token_of_headers
 
 NAME = "huggingface"
 DENIED = 401

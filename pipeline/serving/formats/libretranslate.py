@@ -12,8 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 
 from pipeline.inference.hypotheses import Wanted
-from pipeline.serving.asking import FORMS, Refused, body_of, read_fields, service_of
-from pipeline.serving.formats.tokens import token_of_headers
+from pipeline.serving.asking import FORMS, Refused, body_of, read_fields, service_of, token_of_headers
 
 NAME = "libretranslate"
 DENIED = 403

@@ -18,8 +18,7 @@ from starlette.responses import Response
 
 from pipeline.inference.hypotheses import Wanted
 from pipeline.serving.answering import Said
-from pipeline.serving.asking import Refused, Service, service_of
-from pipeline.serving.formats.tokens import token_of_headers
+from pipeline.serving.asking import Refused, Service, service_of, token_of_headers
 
 NAME = "openai"
 DENIED = 401

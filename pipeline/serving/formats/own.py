@@ -8,9 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers
 
 from pipeline.inference.hypotheses import Hypothesis, Wanted
-from pipeline.serving.asking import Refused, service_of
+from pipeline.serving.asking import Refused, service_of, token_of_headers
 from pipeline.serving.formats.huggingface import rank_classes
-from pipeline.serving.formats.tokens import token_of_headers
 
 NAME = "own"
 DENIED = 401
