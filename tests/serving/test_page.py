@@ -6,8 +6,6 @@ import hashlib
 import math
 import re
 import shutil
-import socket
-import threading
 import time
 from contextlib import contextmanager
 
@@ -70,6 +68,18 @@ def test_the_policy_allows_only_what_is_in_the_page():
     assert all(ord(letter) < 128 for value in headers.values() for letter in value)
 
 
+def test_the_app_sends_it_with_its_policy_and_without_a_token(request):
+    for name in ("fastapi", "prometheus_client"):
+        pytest.importorskip(name, reason="needs the extra serve")
+    client = request.getfixturevalue("client")
+    html, headers = render_page()
+    guarded = client(token="secret")
+    response = guarded.get("/")
+    assert response.status_code == 200 and response.text == html and guarded.get("/api/model").status_code == 401
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert {name: response.headers[name] for name in headers} == headers
+
+
 # ---- in a browser, before a server that answers as a model would
 
 
@@ -126,8 +136,8 @@ def answer_of(text, count=1):
     }
 
 
-def make_app(stub):
-    applications = pytest.importorskip("starlette.applications", reason="needs the extra serve")
+def app_of(stub):
+    from starlette.applications import Starlette
     from starlette.responses import HTMLResponse, JSONResponse
     from starlette.routing import Route
 
@@ -145,29 +155,13 @@ def make_app(stub):
         return JSONResponse(answer, status)
 
     posts = [Route(f"/api/{name}", answer, methods=["POST"]) for name in ("answer", "classify", "forecast")]
-    return applications.Starlette(routes=[Route("/", page), Route("/api/model", describe), *posts])
-
-
-@contextmanager
-def served(app):
-    """Serve an app on a port of its own; yields the address."""
-    uvicorn = pytest.importorskip("uvicorn", reason="needs the extra serve")
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
-        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        finally:
-            server.should_exit = True
-            thread.join(10)
+    return Starlette(routes=[Route("/", page), Route("/api/model", describe), *posts])
 
 
 @pytest.fixture(scope="module")
 def browser():
+    for name in ("fastapi", "prometheus_client"):
+        pytest.importorskip(name, reason="needs the extra serve")
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
@@ -179,14 +173,18 @@ def browser():
 
 
 @contextmanager
-def opened(browser, stub, **options):
-    """Open the page before a stub, or an app; fails where it logs an error, breaks its policy or asks anybody but its server."""
-    with served(make_app(stub) if isinstance(stub, Stub) else stub) as address:
+def opened(browser, server, **options):
+    """Open the page of a stub or an app; fails where it logs an error, breaks its policy or asks any other server."""
+    from tests.serving.samples import running
+
+    with running(app_of(server) if isinstance(server, Stub) else server) as address:
         page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda line: problems.append(line.text) if is_a_problem(line) else None)
-        page.on("request", lambda request: None if request.url.startswith(address) else problems.append(request.url))
+        page.on(
+            "request", lambda request: None if request.url.startswith(f"{address}/") else problems.append(request.url)
+        )
         page.goto(address)
         try:
             yield page
@@ -554,8 +552,50 @@ def test_no_text_of_the_server_becomes_markup(browser):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind, text, summary",
+    [
+        ("translator", "a b c", "3 answers in"),
+        ("language model", "a b", "3 answers in"),
+        ("classifier", "a b", "3 classes in"),
+        ("forecaster", "up,x,down\n" + "1.5,?,2\n" * 9, "3 steps of 2 series in"),
+    ],
+)
+def test_it_understands_the_real_server(browser, served, kind, text, summary):
+    from pipeline.serving.app import make_app
+
+    with opened(browser, make_app(served(kind))) as page:
+        page.get_by_role("textbox").first.fill(text)
+        if page.get_by_role("radio", name="Sampling").is_visible():
+            page.get_by_role("spinbutton", name="Answers").fill("3")
+        page.locator("#send").click()
+        expect_answers(page, summary)
+        assert page.title() == "tiny" and page.locator("#attention").is_visible() == (kind == "translator")
+        if kind == "forecaster":
+            assert page.locator(".plot").count() == 2
+            page.get_by_role("textbox").first.fill("up\n1\n")
+            expect_refused(page, "text", "csv: the first line must name the columns up, down; down is missing")
+        elif kind != "classifier":
+            page.get_by_role("spinbutton", name="Beams").fill("17")
+            expect_refused(page, "num_beams", "num_beams: 17 are more than the 16 that a request may ask for")
+            page.get_by_role("radio", name="Sampling").check()
+            page.get_by_role("spinbutton", name="Seed").fill(str(2**32))
+            expect_refused(page, "seed", "settings.seed: Input should be less than 4294967296")
+            page.get_by_role("spinbutton", name="Seed").fill("1")
+            expect_answers(page, summary)
+
+
+def expect_refused(page, name, message):
+    from playwright.sync_api import expect
+
+    expect(page.locator(f"#{name}-error")).to_have_text(message)
+
+
+@pytest.mark.slow
 def test_the_policy_stops_what_is_not_of_the_page(browser):
-    with served(make_app(Stub(TRANSLATION))) as address:
+    from tests.serving.samples import running
+
+    with running(app_of(Stub(TRANSLATION))) as address:
         page = browser.new_page()
         page.goto(address)
         mark = (
