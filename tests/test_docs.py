@@ -34,6 +34,7 @@ WITH_BLOCKS = [
     "configs/accelerate/README.md",
     "pipeline/README.md",
     "pipeline/exporting/README.md",
+    "pipeline/serving/README.md",
     "scripts/BENCHMARKS.md",
     ".github/CONTRIBUTING.md",
 ]

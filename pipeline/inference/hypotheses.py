@@ -67,8 +67,8 @@ class Hypothesis:
         probabilities: of each of the tokens in the model, after those before it.
         alignment: for each of the tokens, which of the source tokens is attended to most where it is predicted: by the
             cross-attention of the last layer, the mean of its heads.
-        attention: the weights of all source tokens there, (T, S).
         source_tokens: those that the places in `alignment` count.
+        attention: the weights of all of them there, (T, S).
     """
 
     text: str
@@ -76,8 +76,8 @@ class Hypothesis:
     tokens: list[str] | None = None
     probabilities: list[float] | None = None
     alignment: list[int] | None = None
-    attention: list[list[float]] | None = None
     source_tokens: list[str] | None = None
+    attention: list[list[float]] | None = None
 
 
 @torch.no_grad()

@@ -37,6 +37,12 @@ ANY_LANGUAGE = "und"  # ISO 639-2 for undetermined
 SHOWN_SETTINGS = ("num_beams", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p")
 MOST_TOKENS = 1024  # that a request may let be generated, unless the model's own config says more
 MOST_BEAMS = 16
+MOST_ROWS = 512  # of a batch, each beam of a text being one
+ASKABLE = {  # settings of generation that a request may change: plain values, which decide what is said
+    *("max_new_tokens", "max_length", "min_new_tokens", "num_beams", "early_stopping", "length_penalty"),
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"),
+    *("repetition_penalty", "no_repeat_ngram_size"),
+}
 
 
 class NoMemory(Exception):
@@ -162,6 +168,8 @@ class ServedModel:
         changes = {name: value for name, value in (generation or {}).items() if value is not None}
         if not self.model.can_generate():
             return Settings(source, target, wanted)
+        for name in changes.keys() & vars(self.model.generation_config).keys() - ASKABLE:
+            raise ConfigError(f"{name} cannot be set by a request; choose from {', '.join(sorted(ASKABLE))}")
         changes = self._with_beams(check_generation(changes, lambda _: ""), wanted.num_best)
         settings = Settings(source, target, wanted, tuple(sorted(changes.items())))
         self._generation(settings.generation)
@@ -178,9 +186,10 @@ class ServedModel:
             changes = changes | {"num_beams": beams}
         if beams > max(MOST_BEAMS, own.num_beams or 1):
             raise ConfigError(f"num_beams: {beams} are more than the {MOST_BEAMS} that a request may ask for")
-        tokens = changes.get("max_new_tokens", 0)
-        if tokens > max(MOST_TOKENS, own.max_new_tokens or 0):
-            raise ConfigError(f"max_new_tokens: {tokens} are more than the {MOST_TOKENS} that a request may ask for")
+        for name in ("max_new_tokens", "max_length"):
+            tokens = changes.get(name, 0)
+            if tokens > max(MOST_TOKENS, getattr(own, name) or 0):
+                raise ConfigError(f"{name}: {tokens} are more than the {MOST_TOKENS} that a request may ask for")
         return changes
 
     def _change_generation(self, changes: tuple[tuple[str, Any], ...]) -> GenerationConfig:
@@ -224,7 +233,9 @@ class ServedModel:
             texts,
             generation,
             AnswerSettings(
-                batch_size=len(texts),
+                batch_size=max(
+                    1, MOST_ROWS // max((generation and generation.num_beams) or 1, settings.wanted.num_best)
+                ),
                 on_bad_row="skip",
                 language=language,
                 source_lang=settings.source_lang,

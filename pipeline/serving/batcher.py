@@ -1,7 +1,8 @@
 """Micro-batching: items of many requests, answered together by one thread.
 
-While the model answers one batch, what arrives waits for the next. A lone item waits no longer than `latency` for
-company. The oldest item decides which batch is next, so none waits for ever.
+While the model answers one batch, what arrives waits for the next. A batch that is not full waits for company, no longer
+than `latency` after the thread is free: so clients that ask again once they are answered stay together, and do not fall
+into two groups that wait for each other. The oldest item decides which batch is next, so none waits for ever.
 """
 
 import threading
@@ -53,7 +54,7 @@ class Batcher:
     Args:
         answer: called on that thread with a group and the contents of items of it; returns their results in order.
         batch_size: items in a batch, at most.
-        latency: seconds that an item waits for others while the thread has nothing to do.
+        latency: seconds that items wait for others while the thread has nothing to do.
         max_waiting: items that wait, at most.
         on_batch: called after each batch with the number of its items and the seconds that it took.
     """
@@ -66,6 +67,7 @@ class Batcher:
     _waiting: "deque[Item]" = field(default_factory=deque)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _is_stopping: bool = False
+    _free_since: float = 0.0
 
     def __post_init__(self) -> None:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
@@ -133,7 +135,8 @@ class Batcher:
                     _end(ask.future, error)
                 with self._changed:  # the rest of requests that have an error already
                     self._drop_cancelled()
-            self.on_batch(len(batch), time.monotonic() - begin)
+            self._free_since = time.monotonic()
+            self.on_batch(len(batch), self._free_since - begin)
 
     def _take(self) -> list[Item]:
         """Wait for the next batch; an empty one is the end."""
@@ -147,7 +150,7 @@ class Batcher:
                     continue
                 oldest = self._waiting[0]
                 batch = [*islice((item for item in self._waiting if _may_share(oldest, item)), self.batch_size)]
-                left = oldest.since + self.latency - time.monotonic()
+                left = max(oldest.since, self._free_since) + self.latency - time.monotonic()
                 if len(batch) == self.batch_size or left <= 0 or self._is_stopping:
                     taken = {id(item) for item in batch}
                     self._waiting = deque(item for item in self._waiting if id(item) not in taken)

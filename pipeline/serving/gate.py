@@ -63,7 +63,7 @@ class Gate:
             await self.app(scope, Replay(body, receive), sent)
         except Refused as refused:
             await self._refuse(refused, style, scope, receive, sent)
-        except TimeoutError:  # nobody reads the response
+        except Unread:
             sent.status = CLIENT_GONE
         except Exception as error:
             _log_bug(error)
@@ -127,6 +127,10 @@ class Gate:
         LOG.info(json.dumps(line))
 
 
+class Unread(Exception):
+    """Nobody reads the response."""
+
+
 class Sent:
     """Sends a response, each part within a time, and remembers its status."""
 
@@ -137,7 +141,10 @@ class Sent:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-        await asyncio.wait_for(self.send(message), self.seconds)
+        try:
+            await asyncio.wait_for(self.send(message), self.seconds)
+        except TimeoutError as error:
+            raise Unread from error
 
 
 class Replay:

@@ -128,6 +128,14 @@ def test_joined_hypotheses_count_all_source_tokens():
     )
 
 
+def test_no_sentence_attends_to_another():
+    first = Hypothesis("x y", source_tokens=["a", "b"], attention=[[0.5, 0.5], [0.0, 1.0]])
+    joined = concatenate([first, Hypothesis("z", source_tokens=["c"], attention=[[1.0]])])
+    assert joined.attention == [[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    silent = Hypothesis("", source_tokens=["a", "b"], attention=[])
+    assert concatenate([silent, Hypothesis("z", source_tokens=["c"], attention=[[1.0]])]).attention == [[0.0, 0.0, 1.0]]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "joined"),
     [("Hi.", "Bye.", "Hi. Bye."), ("你好。", "再见。", "你好。再见。"), ("", "Bye.", "Bye."), ("Hi.", "", "Hi.")],

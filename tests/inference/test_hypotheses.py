@@ -103,6 +103,15 @@ def test_probabilities_and_alignments_are_those_of_a_loop(make, kind):
             assert answer.source_tokens == [*text.split(), "</s>"]
 
 
+def test_attentions_are_what_the_alignments_are_made_of(make):
+    model, task = make("own")
+    for text, [answer] in zip(TEXTS, ask(model, task, PLAIN, alignments=True, attentions=True), strict=True):
+        weights = torch.tensor(answer.attention)  # (T, S), without the padding of the batch
+        assert weights.shape == (len(answer.tokens), len(text.split()) + 1)
+        assert weights.argmax(-1).tolist() == answer.alignment
+        torch.testing.assert_close(weights.sum(-1), torch.ones(len(answer.tokens)))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_beams_and_their_scores_are_those_of_generate(make, kind):
     model, task = make(kind)
@@ -206,6 +215,7 @@ def test_a_classifier_names_its_most_probable_classes(task):
         ("own", {"num_beams": 2}, {"num_best": 3}, "generation.num_beams is 2; set num_beams=3 or more"),
         ("own", {"num_beams": 2, "do_sample": True}, {"num_best": 3}, "or sample each by itself: num_beams=1"),
         ("lstm", {}, {"alignments": True}, "alignments: a LSTMForCausalLM has no source to attend to"),
+        ("lstm", {}, {"attentions": True}, "attentions: a LSTMForCausalLM has no source to attend to"),
     ],
     ids=str,
 )

@@ -82,6 +82,18 @@ def test_a_lone_item_waits_for_others_as_long_as_the_bound(make):
     assert time.monotonic() - begin < 0.15, "a full batch has nothing to wait for"
 
 
+def test_those_that_ask_again_join_those_that_waited(make):
+    model, batcher = held(make, size=2, latency=0.2)
+    waited = ask(batcher, "a")
+    time.sleep(0.21)
+    model.free.set()
+    while not len(model.batches) + batcher.num_waiting == 2:
+        time.sleep(0.001)
+    again = ask(batcher, "b")
+    assert (waited.result(5), again.result(5)) == (["A"], ["B"])
+    assert model.batches[1:] == [("same", ["a", "b"])]
+
+
 def test_groups_and_far_lengths_do_not_mix_and_the_oldest_is_first(make):
     model, batcher = held(make)
     futures = [

@@ -30,7 +30,7 @@ def test_a_bug_is_an_error_in_the_format_and_its_log_has_no_text(client, name, m
     with caplog.at_level(logging.INFO, "pipeline.serving"):
         refused = post(model, name, "secret words")
     assert refused.status_code == 500 and error_of(name, refused) == "internal error"
-    assert "KeyError" in caplog.text and "test_app.py" in caplog.text and "secret" not in caplog.text
+    assert "KeyError" in caplog.text and "test_gate.py" in caplog.text and "secret" not in caplog.text
 
 
 @FORMATS

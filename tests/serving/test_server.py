@@ -107,6 +107,16 @@ def test_a_body_of_ten_megabytes_is_refused_and_not_kept(address):
     assert answer(address) == 200
 
 
+def test_a_response_does_not_wait_for_its_head_to_be_acknowledged(address):
+    with httpx.Client(base_url=address) as client:
+        seconds = []
+        for _ in range(5):
+            begin = time.monotonic()
+            assert client.get("/health").status_code == 200
+            seconds.append(time.monotonic() - begin)
+    assert min(seconds) < 0.03
+
+
 def test_two_hundred_connections_at_once():
     with running(make_app(make_served())) as address, ExitStack() as stack:
         connections = [stack.enter_context(closing(connect(address))) for _ in range(200)]

@@ -61,8 +61,8 @@ async def answer(request: Request, body: Inputs) -> list[Any]:
     service, parameters = service_of(request), body.parameters or Parameters()
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     if service.served.labels:
-        ranked = await rank_classes(request, service, texts, parameters.top_k or len(service.served.labels))
-        return ranked
+        ranked = await rank_classes(request, service, texts)
+        return [classes[: parameters.top_k or None] for classes in ranked]
     generation = {name: getattr(parameters, name) for name in GENERATION} | (parameters.generate_parameters or {})
     if generation["do_sample"] is None and any(generation[name] is not None for name in ("temperature", "top_p")):
         generation["do_sample"] = True
@@ -85,13 +85,13 @@ async def answer_named(request: Request, name: str, body: Inputs) -> list[Any]:
     return await answer(request, body)
 
 
-async def rank_classes(request: Request, service: Service, texts: list[str], count: int) -> list[list[dict[str, Any]]]:
-    """Return the most probable classes of each text, best first."""
+async def rank_classes(request: Request, service: Service, texts: list[str]) -> list[list[dict[str, Any]]]:
+    """Return the classes of each text, the most probable first."""
     if any(not text.strip() for text in texts):
         raise Refused(400, "a text is empty: there is nothing to classify")
-    wanted = Wanted(num_best=max(2, count), scores=True)
+    wanted = Wanted(num_best=len(service.served.labels), scores=True)
     said = await service.say(request, texts, service.settings(wanted=wanted))
-    return [_name_classes(one)[:count] for one in said]
+    return [_name_classes(one) for one in said]
 
 
 def _name_classes(said: Said) -> list[dict[str, Any]]:

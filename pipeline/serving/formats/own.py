@@ -92,7 +92,7 @@ async def classify(request: Request, body: Classified) -> dict[str, Any]:
     service = service_of(request)
     if not service.served.labels:
         raise Refused(400, f"this model classifies nothing: its task is {service.served.task_name}")
-    (classes,) = await rank_classes(request, service, [body.text], len(service.served.labels))
+    (classes,) = await rank_classes(request, service, [body.text])
     return {"classes": [{"name": one["label"], "probability": one["score"]} for one in classes]}
 
 
