@@ -1,6 +1,5 @@
 """teacher-forcing serve: a model behind HTTP, in the formats of clients that people have."""
 
-import ipaddress
 import logging
 import os
 import socket
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.commands.arguments import Parser, add_engine, name, path, positive
 from pipeline.commands.process import quick_imports, show_logs
 from pipeline.errors import ConfigError, explain_path
+from pipeline.serving.hosts import is_loopback
 
 if TYPE_CHECKING:
     from pipeline.serving.asking import Limits
@@ -119,16 +119,6 @@ def _read_token(arguments: Namespace) -> str | None:
             f"a file and name it with --token-file, or set {TOKEN}"
         )
     return token
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether an address reaches nothing but this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,8 +1,8 @@
 """Micro-batching: items of many requests, answered together by one thread.
 
-While the model answers one batch, what arrives waits for the next. A batch that is not full waits for company, no longer
-than `latency` after the thread is free: so clients that ask again once they are answered stay together, and do not fall
-into two groups that wait for each other. The oldest item decides which batch is next, so none waits for ever.
+While the model answers one batch, what arrives waits for the next. A batch that is not full waits for company, no
+longer than `latency` after the thread is free: so clients that ask again once they are answered stay together, and do
+not fall into two groups that wait for each other. The oldest item decides which batch is next, so none waits for ever.
 """
 
 import threading

@@ -15,10 +15,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.serving.asking import CLIENT_GONE, Refused, Service
+from pipeline.serving.hosts import is_loopback
 
 LOG = logging.getLogger("pipeline.serving")
 DRAINED = 64 << 20  # bytes of a body that is too large, read and forgotten so that its sender reads why
-LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 OPEN = {("GET", "/health"), ("GET", "/"), ("HEAD", "/health")}  # these tell nothing that needs a token
 
 
@@ -98,7 +98,7 @@ class Gate:
             # A page from elsewhere that has its name resolved to this machine calls it by that name (DNS rebinding).
             host = headers.get("host", "").lower()
             name = host if host.endswith("]") else host.rpartition(":")[0] or host
-            if name not in LOCAL_HOSTS:
+            if not is_loopback(name):
                 raise Refused(403, "without a token, call this server as localhost; see --token-file")
         elif (scope["method"], scope["path"]) not in OPEN:
             token = style.find_token(headers, body)

@@ -20,13 +20,6 @@ def refused(capsys, *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def test_what_is_this_machine_only():
-    for host in ("localhost", "127.0.0.1", "127.1.2.3", "::1"):
-        assert serve.is_loopback(host), host
-    for host in ("0.0.0.0", "::", "192.168.0.1", "example.org", "127.0.0.1.example.org", ""):
-        assert not serve.is_loopback(host), host
-
-
 def test_a_missing_library_is_named_with_the_command(capsys, monkeypatch):
     monkeypatch.setattr(serve, "find_spec", lambda module: None)
     message = refused(capsys)

@@ -87,7 +87,7 @@ def test_those_that_ask_again_join_those_that_waited(make):
     waited = ask(batcher, "a")
     time.sleep(0.21)
     model.free.set()
-    while not len(model.batches) + batcher.num_waiting == 2:
+    while len(model.batches) + batcher.num_waiting != 2:
         time.sleep(0.001)
     again = ask(batcher, "b")
     assert (waited.result(5), again.result(5)) == (["A"], ["B"])
