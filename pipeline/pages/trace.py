@@ -60,7 +60,7 @@ def render_page(trace: Trace) -> str:
     return render(
         "trace",
         trace=trace,
-        script=read("trace.js"),
+        script=read("base.js") + read("trace.js"),
         share=share,
         numbers=attention_numbers(trace),
         source_rows=embedding_rows(trace.source),

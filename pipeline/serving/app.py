@@ -8,13 +8,14 @@ from typing import Any, NoReturn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.serving.answering import ServedModel
 from pipeline.serving.asking import Limits, Refused, Service, explain
 from pipeline.serving.formats import deepl, huggingface, libretranslate, openai, own
 from pipeline.serving.gate import Gate
+from pipeline.serving.page import render_page
 
 FORMATS: tuple[Any, ...] = (libretranslate, deepl, huggingface, openai, own)  # the last owns what no other does
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -42,6 +43,12 @@ def make_app(served: ServedModel, limits: Limits | None = None, token: str | Non
     app.state.service = service
     for style in FORMATS:
         app.include_router(style.router)
+    html, headers = render_page()
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(html, headers=headers)
+
     app.add_api_route("/metrics", _metrics, methods=["GET"], response_class=Response)
     app.add_exception_handler(RequestValidationError, _explain_fields)
     app.add_exception_handler(HTTPException, _explain_http)
