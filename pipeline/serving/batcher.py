@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from pipeline.errors import TeacherForcingError
+
 SHORT = 64  # items up to this length are alike
 ALIKE = 4  # times as long: an item of a batch takes as many steps as the longest beside it
 
@@ -126,17 +128,31 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._take():
             begin = time.monotonic()
-            try:
-                results = self.answer(batch[0].group, [item.content for item in batch])
-                for item, result in zip(batch, results, strict=True):
-                    self._deliver(item, result)
-            except Exception as error:  # of the answer, whatever it is: it belongs to those who asked, not to this loop
-                for ask in {id(item.ask): item.ask for item in batch}.values():
-                    _end(ask.future, error)
-                with self._changed:  # the rest of requests that have an error already
-                    self._drop_cancelled()
+            self._answer(batch)
             self._free_since = time.monotonic()
             self.on_batch(len(batch), self._free_since - begin)
+
+    def _answer(self, batch: list[Item]) -> None:
+        """Answer items, and let no request suffer from another in its batch.
+
+        An error of the user's is that of settings, which all of them share. Any other, such as too little memory, ends
+        only the request of an item that has it alone.
+        """
+        try:
+            results = self.answer(batch[0].group, [item.content for item in batch])
+            pairs = [*zip(batch, results, strict=True)]
+        except Exception as error:  # whatever it is: it belongs to those who asked, not to this thread
+            if len(batch) > 1 and not isinstance(error, TeacherForcingError):
+                half = len(batch) // 2
+                for part in (batch[:half], batch[half:]):
+                    if rest := [item for item in part if not item.ask.future.done()]:
+                        self._answer(rest)
+                return
+            for item in batch:
+                _end(item.ask.future, error)
+        else:
+            for item, result in pairs:
+                self._deliver(item, result)
 
     def _take(self) -> list[Item]:
         """Wait for the next batch; an empty one is the end."""
