@@ -1,8 +1,9 @@
 """Micro-batching: items of many requests, answered together by one thread.
 
-While the model answers one batch, what arrives waits for the next. A batch that is not full waits for company, no
-longer than `latency` after the thread is free: so clients that ask again once they are answered stay together, and do
-not fall into two groups that wait for each other. The oldest item decides which batch is next, so none waits for ever.
+While the model answers one batch, what arrives waits for the next. Then the thread waits for those that were just
+answered to ask again, no longer than `latency`: so they stay together with those that waited, and do not fall into two
+groups that wait for each other; and a lone client waits for nobody. The oldest item decides which batch is next, so
+none waits for ever.
 """
 
 import threading
@@ -56,7 +57,7 @@ class Batcher:
     Args:
         answer: called on that thread with a group and the contents of items of it; returns their results in order.
         batch_size: items in a batch, at most.
-        latency: seconds that items wait for others while the thread has nothing to do.
+        latency: seconds that items wait for others while the thread has nothing to do, at most.
         max_waiting: items that wait, at most.
         on_batch: called after each batch with the number of its items and the seconds that it took.
     """
@@ -70,6 +71,7 @@ class Batcher:
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _is_stopping: bool = False
     _free_since: float = 0.0
+    _expected: int = 0  # items that wait once those that were just answered have asked again
 
     def __post_init__(self) -> None:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
@@ -130,6 +132,7 @@ class Batcher:
             begin = time.monotonic()
             self._answer(batch)
             self._free_since = time.monotonic()
+            self._expected = len(batch) + len(self._waiting)
             self.on_batch(len(batch), self._free_since - begin)
 
     def _answer(self, batch: list[Item]) -> None:
@@ -167,7 +170,8 @@ class Batcher:
                 oldest = self._waiting[0]
                 batch = [*islice((item for item in self._waiting if _may_share(oldest, item)), self.batch_size)]
                 left = max(oldest.since, self._free_since) + self.latency - time.monotonic()
-                if len(batch) == self.batch_size or left <= 0 or self._is_stopping:
+                is_full = len(batch) == self.batch_size or len(self._waiting) >= self._expected
+                if is_full or left <= 0 or self._is_stopping:
                     taken = {id(item) for item in batch}
                     self._waiting = deque(item for item in self._waiting if id(item) not in taken)
                     return batch
