@@ -46,7 +46,7 @@ def add_arguments(parser: Parser) -> None:
         type=_milliseconds,
         default=10,
         metavar="MS",
-        help="milliseconds that a text waits for others (default: 10)",
+        help="milliseconds that texts wait for others, at most (default: 10)",
     )
     limits.add_argument(
         "--queue", type=positive, default=2048, metavar="N", help="texts that may wait; more get 429 (default: 2048)"

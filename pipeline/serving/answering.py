@@ -37,6 +37,7 @@ ANY_LANGUAGE = "und"  # ISO 639-2 for undetermined
 SHOWN_SETTINGS = ("num_beams", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p")
 MOST_TOKENS = 1024  # that a request may let be generated, unless the model's own config says more
 MOST_BEAMS = 16
+LONGEST_CODE = 64  # characters; to look for names like a long one takes time
 MOST_ROWS = 512  # of a batch, each beam of a text being one
 ASKABLE = {  # settings of generation that a request may change: plain values, which decide what is said
     *("max_new_tokens", "max_length", "min_new_tokens", "num_beams", "early_stopping", "length_penalty"),
@@ -326,6 +327,8 @@ def _find_language(name: str, code: str | None, known: Mapping[str, Any]) -> str
     """
     if not known or not code or code.lower() == "auto":
         return None
+    if len(code) > LONGEST_CODE:
+        raise ConfigError(f"{name}: {shorten(code)} is not the code of a language{choose_from(known)}")
     written = code.lower().replace("-", "_")
     by_name = {other.lower().replace("-", "_"): other for other in reversed([*known])}
     if written in by_name:

@@ -70,7 +70,8 @@ async def _explain_fields(request: Request, error: Exception) -> NoReturn:
 
 async def _explain_http(request: Request, error: Exception) -> NoReturn:
     assert isinstance(error, HTTPException)
-    raise Refused(error.status_code, str(error.detail)) from error
+    detail = "there is no such route; /openapi.json lists them" if error.status_code == 404 else str(error.detail)
+    raise Refused(error.status_code, detail) from error
 
 
 async def _explain_request(request: Request, error: Exception) -> NoReturn:

@@ -36,7 +36,7 @@ class Limits:
 
     Attributes:
         batch_size: texts that are answered together.
-        latency: seconds that a lone text waits for others.
+        latency: seconds that texts wait for others, at most.
         waiting: texts that wait, of all requests together.
         seconds: until an answer must be there; a body must arrive, and a response leave, in as many.
         body: bytes.

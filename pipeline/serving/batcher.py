@@ -1,8 +1,9 @@
 """Micro-batching: items of many requests, answered together by one thread.
 
-While the model answers one batch, what arrives waits for the next. A batch that is not full waits for company, no
-longer than `latency` after the thread is free: so clients that ask again once they are answered stay together, and do
-not fall into two groups that wait for each other. The oldest item decides which batch is next, so none waits for ever.
+While the model answers one batch, what arrives waits for the next. Then the thread waits for those that were just
+answered to ask again, no longer than `latency`: so they stay together with those that waited, and do not fall into two
+groups that wait for each other; and a lone client waits for nobody. The oldest item decides which batch is next, so
+none waits for ever.
 """
 
 import threading
@@ -13,6 +14,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
+
+from pipeline.errors import TeacherForcingError
 
 SHORT = 64  # items up to this length are alike
 ALIKE = 4  # times as long: an item of a batch takes as many steps as the longest beside it
@@ -54,7 +57,7 @@ class Batcher:
     Args:
         answer: called on that thread with a group and the contents of items of it; returns their results in order.
         batch_size: items in a batch, at most.
-        latency: seconds that items wait for others while the thread has nothing to do.
+        latency: seconds that items wait for others while the thread has nothing to do, at most.
         max_waiting: items that wait, at most.
         on_batch: called after each batch with the number of its items and the seconds that it took.
     """
@@ -68,6 +71,7 @@ class Batcher:
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _is_stopping: bool = False
     _free_since: float = 0.0
+    _expected: int = 0  # items that wait once those that were just answered have asked again
 
     def __post_init__(self) -> None:
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
@@ -126,17 +130,32 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._take():
             begin = time.monotonic()
-            try:
-                results = self.answer(batch[0].group, [item.content for item in batch])
-                for item, result in zip(batch, results, strict=True):
-                    self._deliver(item, result)
-            except Exception as error:  # of the answer, whatever it is: it belongs to those who asked, not to this loop
-                for ask in {id(item.ask): item.ask for item in batch}.values():
-                    _end(ask.future, error)
-                with self._changed:  # the rest of requests that have an error already
-                    self._drop_cancelled()
+            self._answer(batch)
             self._free_since = time.monotonic()
+            self._expected = len(batch) + len(self._waiting)
             self.on_batch(len(batch), self._free_since - begin)
+
+    def _answer(self, batch: list[Item]) -> None:
+        """Answer items, and let no request suffer from another in its batch.
+
+        An error of the user's is that of settings, which all of them share. Any other, such as too little memory, ends
+        only the request of an item that has it alone.
+        """
+        try:
+            results = self.answer(batch[0].group, [item.content for item in batch])
+            pairs = [*zip(batch, results, strict=True)]
+        except Exception as error:  # whatever it is: it belongs to those who asked, not to this thread
+            if len(batch) > 1 and not isinstance(error, TeacherForcingError):
+                half = len(batch) // 2
+                for part in (batch[:half], batch[half:]):
+                    if rest := [item for item in part if not item.ask.future.done()]:
+                        self._answer(rest)
+                return
+            for item in batch:
+                _end(item.ask.future, error)
+        else:
+            for item, result in pairs:
+                self._deliver(item, result)
 
     def _take(self) -> list[Item]:
         """Wait for the next batch; an empty one is the end."""
@@ -151,7 +170,8 @@ class Batcher:
                 oldest = self._waiting[0]
                 batch = [*islice((item for item in self._waiting if _may_share(oldest, item)), self.batch_size)]
                 left = max(oldest.since, self._free_since) + self.latency - time.monotonic()
-                if len(batch) == self.batch_size or left <= 0 or self._is_stopping:
+                is_full = len(batch) == self.batch_size or len(self._waiting) >= self._expected
+                if is_full or left <= 0 or self._is_stopping:
                     taken = {id(item) for item in batch}
                     self._waiting = deque(item for item in self._waiting if id(item) not in taken)
                     return batch

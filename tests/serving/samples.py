@@ -36,9 +36,8 @@ WORDS = "a b c d e f g h"
 QUICK = Limits(latency=0.002, seconds=20)
 GENERATION = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_new_tokens": 6, "suppress_tokens": [0, 1]}
 
-ROUTES: dict[
-    str, tuple[str, dict[str, Any], list[str], int]
-] = {  # format -> a request that it answers, where its error is, and its status for a wrong token
+# Format -> a request that it answers, where its error is, and its status for a wrong token.
+ROUTES: dict[str, tuple[str, dict[str, Any], list[str], int]] = {
     "libretranslate": ("/translate", {"q": "{text}", "source": "en", "target": "fr"}, ["error"], 403),
     "deepl": ("/v2/translate", {"text": ["{text}"], "target_lang": "FR"}, ["message"], 403),
     "huggingface": ("/", {"inputs": "{text}"}, ["error"], 401),

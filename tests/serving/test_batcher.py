@@ -7,6 +7,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
+from pipeline.errors import ConfigError
 from pipeline.serving.batcher import Batcher, Full, Stopping
 
 
@@ -23,6 +24,8 @@ class Model:
         self.batches.append((group, list(contents)))
         self.busy.set()
         assert self.free.wait(10)
+        if group == "wrong settings":
+            raise ConfigError("wrong settings")
         if "wrong" in contents:
             raise ValueError("wrong")
         return [content.upper() for content in contents]
@@ -70,16 +73,19 @@ def test_a_request_larger_than_a_batch_has_its_results_in_order(make):
     assert [contents for _, contents in model.batches[1:]] == [["a", "b"], ["c", "d"], ["e"]]
 
 
-def test_a_lone_item_waits_for_others_as_long_as_the_bound(make):
-    model = Model()
-    batcher = make(model, size=2, latency=0.2)
-    begin = time.monotonic()
-    assert ask(batcher, "a").result(5) == ["A"]
-    assert 0.2 <= time.monotonic() - begin < 1
-    begin = time.monotonic()
+def test_a_client_waits_for_those_that_it_was_answered_with_and_no_longer_than_the_bound(make):
+    model, batcher = held(make, latency=0.2)
     futures = [ask(batcher, "a"), ask(batcher, "b")]
+    model.free.set()
     assert [future.result(5) for future in futures] == [["A"], ["B"]]
-    assert time.monotonic() - begin < 0.15, "a full batch has nothing to wait for"
+
+    def time_one() -> float:
+        begin = time.monotonic()
+        assert ask(batcher, "c").result(5) == ["C"]
+        return time.monotonic() - begin
+
+    assert 0.15 <= time_one() < 1, "for the other"
+    assert time_one() < 0.15, "there was no other the last time"
 
 
 def test_those_that_ask_again_join_those_that_waited(make):
@@ -136,7 +142,26 @@ def test_an_error_belongs_to_its_batch_and_the_thread_goes_on(make):
     with pytest.raises(ValueError, match="wrong"):
         futures[0].result(5)
     assert futures[1].result(5) == ["D"]
-    assert model.batches[1:] == [("same", ["wrong", "b"]), ("same", ["d"])], "the rest of it is left out"
+    assert model.batches[1:] == [("same", ["wrong", "b"]), ("same", ["wrong"]), ("same", ["d"])], "the rest is left out"
+
+
+def test_an_item_that_fails_harms_no_other(make):
+    model, batcher = held(make)
+    futures = [ask(batcher, content) for content in ("a", "wrong", "c", "d")]
+    model.free.set()
+    assert [futures[number].result(5) for number in (0, 2, 3)] == [["A"], ["C"], ["D"]]
+    with pytest.raises(ValueError, match="wrong"):
+        futures[1].result(5)
+
+
+def test_wrong_settings_are_tried_once(make):
+    model, batcher = held(make)
+    futures = [ask(batcher, content, group="wrong settings") for content in "abc"]
+    model.free.set()
+    for future in futures:
+        with pytest.raises(ConfigError):
+            future.result(5)
+    assert model.batches[1:] == [("wrong settings", ["a", "b", "c"])]
 
 
 def test_the_queue_has_an_end_and_takes_requests_whole(make):

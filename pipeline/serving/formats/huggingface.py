@@ -4,7 +4,7 @@ https://huggingface.co/docs/inference-providers/tasks/translation, .../text-clas
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,7 +28,7 @@ class Parameters(BaseModel):
     src_lang: str | None = None
     tgt_lang: str | None = None
     top_k: int | None = Field(None, ge=0, description="classes of a classifier, or tokens to sample from")
-    generate_parameters: dict[str, Any] | None = None
+    generate_parameters: dict[Annotated[str, Field(max_length=64)], Any] | None = None
     max_new_tokens: int | None = Field(None, ge=1)
     do_sample: bool | None = None
     num_beams: int | None = Field(None, ge=1)
