@@ -277,7 +277,7 @@ def wait_until(condition, patience: float = 120) -> None:
         pytest.param((*ACCELERATE, "-m"), signal.SIGINT, -signal.SIGINT, marks=SLOW),
         pytest.param(ACCELERATE, signal.SIGINT, -signal.SIGINT, marks=SLOW),
         pytest.param(ACCELERATE, signal.SIGKILL, -signal.SIGKILL, marks=SLOW),
-        (TORCHRUN, signal.SIGTERM, 1),
+        pytest.param(TORCHRUN, signal.SIGTERM, 1, marks=SLOW),
         pytest.param(TORCHRUN, signal.SIGINT, 1, marks=SLOW),
     ],
 )

@@ -308,7 +308,15 @@ def test_micro_batches_change_nothing(make_config, make_pairs, tmp_path, rows, a
         torch.testing.assert_close(tensor, reference[name], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("streaming, workers", [(False, (0, 0)), (True, (0, 0)), (True, (2, 4)), (False, (4, 0))])
+@pytest.mark.parametrize(
+    "streaming, workers",
+    [
+        (False, (4, 0)),
+        (True, (2, 4)),
+        pytest.param(False, (0, 0), marks=pytest.mark.slow),
+        pytest.param(True, (0, 0), marks=pytest.mark.slow),
+    ],
+)
 def test_resume_is_the_uninterrupted_run(make_config, tmp_path, streaming, workers):
     """Bit by bit on the CPU, dropout included, with 16 steps over passes of 8, and other loader workers than before."""
 
