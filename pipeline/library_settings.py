@@ -51,6 +51,7 @@ Share = Annotated[float, Ge(0), Lt(1)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(1)]
+Divisor = Annotated[float, Ge(1e-3), Le(1e3)]  # of scores, which must stay finite in float16 as well
 
 # Of torch.compile and of torch.utils.checkpoint, which look at them in the first step.
 Backend = Literal["inductor", "eager", "aot_eager", "cudagraphs"]
@@ -140,7 +141,7 @@ class GenerationSettings(BaseModel):
     num_return_sequences: Literal[1] | None = None
     # Sampling
     do_sample: bool | None = None
-    temperature: Positive | None = None
+    temperature: Divisor | None = None
     top_k: Annotated[int, Ge(0)] | None = None
     top_p: Annotated[float, Gt(0), Le(1)] | None = None
     min_p: Probability | None = None
@@ -149,8 +150,8 @@ class GenerationSettings(BaseModel):
     epsilon_cutoff: Share | None = None
     eta_cutoff: Share | None = None
     # Scores of tokens
-    repetition_penalty: Positive | None = None
-    encoder_repetition_penalty: Positive | None = None
+    repetition_penalty: Divisor | None = None
+    encoder_repetition_penalty: Divisor | None = None
     no_repeat_ngram_size: Annotated[int, Ge(0), Le(MAX_TOKENS)] | None = None
     encoder_no_repeat_ngram_size: Annotated[int, Ge(0), Le(MAX_TOKENS)] | None = None
     bad_words_ids: Annotated[list[TokenIds], Field(min_length=1)] | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.commands.arguments import Parser, add_engine, name, path, positive
 from pipeline.commands.process import quick_imports, show_logs
+from pipeline.commands.texts import check_text
 from pipeline.errors import ConfigError, explain_path
 from pipeline.serving.hosts import is_loopback
 
@@ -71,6 +72,7 @@ def run(arguments: Namespace) -> None:
 
     show_logs(logging.INFO)
     limits = _limits(arguments)
+    check_text(arguments.host, "--host")
     with _listen(arguments.host, arguments.port) as listener:
         served = load_served(arguments.checkpoint, arguments.engine, arguments.dtype)
         server = make_server(make_app(served, limits, token), limits)

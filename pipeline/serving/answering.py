@@ -39,8 +39,10 @@ MOST_TOKENS = 1024  # that a request may let be generated, unless the model's ow
 MOST_BEAMS = 16
 LONGEST_CODE = 64  # characters; to look for names like a long one takes time
 MOST_ROWS = 512  # of a batch, each beam of a text being one
-ASKABLE = {  # settings of generation that a request may change: plain values, which decide what is said
-    *("max_new_tokens", "max_length", "min_new_tokens", "num_beams", "early_stopping", "length_penalty"),
+# Settings of generation that a request may change: plain values, which decide what is said. Not max_length: beside it
+# transformers takes max_new_tokens of the model's own config.
+ASKABLE = {
+    *("max_new_tokens", "min_new_tokens", "num_beams", "early_stopping", "length_penalty"),
     *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p"),
     *("repetition_penalty", "no_repeat_ngram_size"),
 }
@@ -187,10 +189,9 @@ class ServedModel:
             changes = changes | {"num_beams": beams}
         if beams > max(MOST_BEAMS, own.num_beams or 1):
             raise ConfigError(f"num_beams: {beams} are more than the {MOST_BEAMS} that a request may ask for")
-        for name in ("max_new_tokens", "max_length"):
-            tokens = changes.get(name, 0)
-            if tokens > max(MOST_TOKENS, getattr(own, name) or 0):
-                raise ConfigError(f"{name}: {tokens} are more than the {MOST_TOKENS} that a request may ask for")
+        tokens = changes.get("max_new_tokens", 0)
+        if tokens > max(MOST_TOKENS, own.max_new_tokens or 0):
+            raise ConfigError(f"max_new_tokens: {tokens} are more than the {MOST_TOKENS} that a request may ask for")
         return changes
 
     def _change_generation(self, changes: tuple[tuple[str, Any], ...]) -> GenerationConfig:

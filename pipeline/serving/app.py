@@ -39,12 +39,14 @@ def make_app(served: ServedModel, limits: Limits | None = None, token: str | Non
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # behind a proxy a redirect would lead past it, to the address that it calls
     )
     app.state.service = service
     for style in FORMATS:
         app.include_router(style.router)
     html, headers = render_page()
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         return HTMLResponse(html, headers=headers)

@@ -180,6 +180,10 @@ def body_of(kind: type[BaseModel]) -> dict[str, Any]:
 def explain(problems: Sequence[Any]) -> str:
     """Return the first problem that pydantic found as a line."""
     problem = problems[0]
+    if problem["type"] == "json_invalid":
+        return "the body is not JSON"
+    if problem["loc"] == ("body",):  # FastAPI reads only what is sent as JSON
+        return "send an object as JSON, with Content-Type: application/json"
     place = ".".join(str(part) for part in problem["loc"] if part != "body") or "the body"
     return f"{place}: {problem['msg']}"
 

@@ -12,12 +12,13 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 from pipeline.errors import TeacherForcingError
 
 SHORT = 64  # items up to this length are alike
+TOGETHER = 20_000  # lengths of a batch, summed: it cannot be left once it runs, and a long text is many sentences
 ALIKE = 4  # times as long: an item of a batch takes as many steps as the longest beside it
 
 
@@ -168,7 +169,7 @@ class Batcher:
                     self._changed.wait()
                     continue
                 oldest = self._waiting[0]
-                batch = [*islice((item for item in self._waiting if _may_share(oldest, item)), self.batch_size)]
+                batch = self._choose(oldest)
                 left = max(oldest.since, self._free_since) + self.latency - time.monotonic()
                 is_full = len(batch) == self.batch_size or len(self._waiting) >= self._expected
                 if is_full or left <= 0 or self._is_stopping:
@@ -176,6 +177,11 @@ class Batcher:
                     self._waiting = deque(item for item in self._waiting if id(item) not in taken)
                     return batch
                 self._changed.wait(left)
+
+    def _choose(self, oldest: Item) -> list[Item]:
+        alike = [*islice((item for item in self._waiting if _may_share(oldest, item)), self.batch_size)]
+        totals = accumulate(item.length for item in alike)
+        return [item for item, total in zip(alike, totals, strict=True) if item is oldest or total <= TOGETHER]
 
     def _drop_cancelled(self) -> None:
         """Forget items whose request is cancelled, or has an error already."""

@@ -19,7 +19,7 @@ from pipeline.serving.hosts import is_loopback
 
 LOG = logging.getLogger("pipeline.serving")
 DRAINED = 64 << 20  # bytes of a body that is too large, read and forgotten so that its sender reads why
-OPEN = {("GET", "/health"), ("GET", "/"), ("HEAD", "/health")}  # these tell nothing that needs a token
+OPEN = {("GET", "/health"), ("GET", "/"), ("HEAD", "/health"), ("HEAD", "/")}  # these tell nothing that needs a token
 
 
 class Format(Protocol):
@@ -100,6 +100,9 @@ class Gate:
             name = host if host.endswith("]") else host.rpartition(":")[0] or host
             if not is_loopback(name):
                 raise Refused(403, "without a token, call this server as localhost; see --token-file")
+            # A form of a page from elsewhere may be sent here without asking (CSRF); the browser names that page.
+            if headers.get("origin", f"http://{host}").lower() != f"http://{host}":
+                raise Refused(403, "without a token, pages of other origins may not call this server; see --token-file")
         elif (scope["method"], scope["path"]) not in OPEN:
             token = style.find_token(headers, body)
             if not hmac.compare_digest(token.encode("utf-8", "replace"), self.token.encode()):

@@ -35,7 +35,12 @@ def test_settings_that_the_model_cannot_honour_are_refused(client):
     for settings in ({"num_beams": 99}, {"max_new_tokens": 10**6}, {"top_p": 2}, {"nothing": 1}, {"temperature": 0}):
         refused = model.post("/api/answer", json={"text": "a", "settings": settings})
         assert refused.status_code == 400 and next(iter(settings)) in refused.json()["error"], refused.text
-    for name, value in (("bad_words_ids", [[5]]), ("cache_implementation", "static"), ("max_time", 1.0)):
+    for name, value in (
+        ("bad_words_ids", [[5]]),
+        ("cache_implementation", "static"),
+        ("max_time", 1.0),
+        ("max_length", 3),
+    ):
         refused = model.post("/", json={"inputs": "a", "parameters": {"generate_parameters": {name: value}}})
         assert refused.status_code == 400 and f"{name} cannot be set" in refused.json()["error"], refused.text
     wrong = {"generate_parameters": {"num_beans": 3}}

@@ -60,6 +60,12 @@ def test_a_server_that_stops_or_has_no_memory(client, name, served, monkeypatch)
     assert model.get("/health").status_code == 503
 
 
+@pytest.mark.parametrize("content_type", ["", "application/x-www-form-urlencoded"])  # curl sends the second
+def test_what_is_not_sent_as_json_is_told_how(client, content_type):
+    sent = client().post("/", content='{"inputs": "a"}', headers={"Content-Type": content_type})
+    assert sent.status_code == 400 and "application/json" in sent.json()["error"]
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.serving.batcher import Batcher, Full, Stopping
+from pipeline.serving.batcher import TOGETHER, Batcher, Full, Stopping
 
 
 class Model:
@@ -111,6 +111,14 @@ def test_groups_and_far_lengths_do_not_mix_and_the_oldest_is_first(make):
     model.free.set()
     assert [future.result(5) for future in futures] == [["A"], ["B"], ["C"], ["D"]]
     assert model.batches[1:] == [("x", ["a", "c"]), ("y", ["b"]), ("x", ["d"])]
+
+
+def test_long_items_fill_a_batch_so_that_the_rest_of_a_request_can_leave(make):
+    model, batcher = held(make)
+    futures = [ask(batcher, "a", "b", "c", length=TOGETHER // 2), ask(batcher, "d", length=2 * TOGETHER)]
+    model.free.set()
+    assert [future.result(5) for future in futures] == [["A", "B", "C"], ["D"]]
+    assert [contents for _, contents in model.batches[1:]] == [["a", "b"], ["c"], ["d"]]
 
 
 def test_cancelled_requests_leave(make):

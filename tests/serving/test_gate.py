@@ -54,10 +54,22 @@ def test_without_a_token_any_key_is_taken_from_this_machine_only(client, name):
         assert post(model, name, headers={"Host": host}).status_code == status, host
 
 
+TOKEN = {"Authorization": "Bearer s3cret"}
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost:3000", "null"])
+def test_without_a_token_a_form_of_another_page_is_refused(client, origin):
+    model, form = client(), {"q": "a", "target": "fr"}
+    assert model.post("/translate", data=form, headers={"Origin": origin}).status_code == 403
+    assert model.post("/translate", data=form, headers={"Origin": "http://localhost"}).status_code == 200
+
+
 def test_other_origins_are_not_told_that_they_may(client):
-    response = post(client(), "own", headers={"Origin": "https://evil.example"})
+    model = client(token="s3cret", headers=TOKEN)
+    response = post(model, "own", headers={"Origin": "https://evil.example"})
+    assert response.status_code == 200
     assert not [name for name in response.headers if name.startswith("access-control")]
     preflight = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
-    assert client().options("/api/answer", headers=preflight).status_code == 405
+    assert model.options("/api/answer", headers=preflight).status_code == 405
     plain = client().post("/api/answer", content='{"text": "a"}', headers={"Content-Type": "text/plain"})
     assert plain.status_code == 400, "what a form of another page can send"

@@ -4,7 +4,7 @@ https://huggingface.co/docs/inference-providers/tasks/translation, .../text-clas
 """
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,13 +17,17 @@ from pipeline.serving.asking import Refused, Service, service_of, token_of_heade
 NAME = "huggingface"
 DENIED = 401
 GENERATION = ("max_new_tokens", "do_sample", "num_beams", "repetition_penalty", "temperature", "top_k", "top_p")
+NOT_THERE = (  # parameters that would change the answer
+    *("adapter_id", "best_of", "candidate_labels", "details", "frequency_penalty", "grammar", "hypothesis_template"),
+    *("stop", "stop_sequences", "top_n_tokens", "truncate", "typical_p", "watermark"),
+)
 router = APIRouter(tags=["Hugging Face"])
 
 
 class Parameters(BaseModel):
     """Those of several tasks; others that clients send, such as `clean_up_tokenization_spaces`, are passed over."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     src_lang: str | None = None
     tgt_lang: str | None = None
@@ -37,11 +41,13 @@ class Parameters(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**32)
     return_full_text: bool | None = None
+    function_to_apply: Literal["softmax"] | None = None
 
 
 class Inputs(BaseModel):
     inputs: str | list[str]
     parameters: Parameters | None = None
+    stream: Literal[False] | None = Field(None, description="only whole answers are sent")
 
 
 def owns(path: str) -> bool:
@@ -59,6 +65,9 @@ def find_token(headers: Headers, body: bytes) -> str:
 @router.post("/")
 async def answer(request: Request, body: Inputs) -> list[Any]:
     service, parameters = service_of(request), body.parameters or Parameters()
+    for name in NOT_THERE:
+        if getattr(parameters, name, None):
+            raise Refused(400, f"{name}: this server has no such thing; leave it out")
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     if service.served.labels:
         ranked = await rank_classes(request, service, texts)

@@ -79,6 +79,7 @@ async def languages(request: Request) -> list[dict[str, Any]]:
     return [{"code": code, "name": code, "targets": served.target_languages} for code in served.source_languages]
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health(request: Request) -> dict[str, str]:
     if service_of(request).batcher.is_stopping:

@@ -16,3 +16,13 @@ def test_a_classifier_ranks_its_classes(client):
     assert model.post("/", json={"inputs": ""}).status_code == 400
     assert model.post("/translate", json={"q": "a", "target": "fr"}).status_code == 400
     assert model.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "a b"}]}).json()["choices"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"stream": True}, {"parameters": {"stop": ["a"]}}, {"parameters": {"function_to_apply": "sigmoid"}}],
+)
+def test_what_would_change_the_answer_and_is_not_there_is_refused(client, asked):
+    refused = client("language model").post("/", json={"inputs": "a b"} | asked)
+    name = next(iter(asked.get("parameters", asked)))
+    assert refused.status_code == 400 and name in refused.json()["error"]
