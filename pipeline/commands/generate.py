@@ -193,7 +193,13 @@ def _settings(arguments: Namespace, task: Any) -> "AnswerSettings":
         _language(arguments, task),
         arguments.source_lang,
         arguments.target_lang,
-        Wanted(arguments.n_best, arguments.scores, arguments.token_probabilities, arguments.alignments, arguments.seed),
+        Wanted(
+            num_best=arguments.n_best,
+            scores=arguments.scores,
+            token_probabilities=arguments.token_probabilities,
+            alignments=arguments.alignments,
+            seed=arguments.seed,
+        ),
     )
 
 

@@ -31,7 +31,7 @@ MOST_LOGITS = 2**28  # in one forward pass, 1 GiB
 TORCH = "take --engine torch"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)  # as one flag is easily taken for another
 class Wanted:
     """What is asked for beside one text a row.
 

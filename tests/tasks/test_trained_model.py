@@ -95,7 +95,10 @@ SHARED, NORM = "encoder.embed_tokens.weight", "encoder.final_norm.bias"
         (change("generation_config.json", eos_token_id="x"), "generation.eos_token_id"),
         (change("generation_config.json", eos_token_id=9999), "eos_token_id: 9999 is not below"),
         (change("generation_config.json", num_beams=5000), "generation.num_beams: .* less than or equal to 1000"),
-        (change("generation_config.json", do_sample=True, temperature=0), "generation.temperature: .* greater than 0"),
+        (
+            change("generation_config.json", do_sample=True, temperature=0),
+            "generation.temperature: .* greater than or equal to 0.001",
+        ),
         (change("generation_config.json", stop_strings=["."]), "generation.stop_strings has no use here"),
         (
             change("generation_config.json", decoder_start_token_id=10**6),
