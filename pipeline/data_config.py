@@ -18,8 +18,6 @@ OF_A_MIX = ("weights", "temperature", "stages")
 Refuse = Callable[..., ConfigError]  # makes an error of what is wrong, and of the key below `data` where it is
 HeldOutSplit = Literal["validation", "test"]
 HELD_OUT_SPLITS: tuple[HeldOutSplit, ...] = ("validation", "test")
-
-
 CODE = r"[A-Za-z0-9_-]{1,32}"  # of a language
 
 
@@ -143,7 +141,7 @@ class DataConfig(RowsConfig):
         None,
         min_length=1,
         description="of a mix: one after another, each with its weights, and until (but the last): 2000000 rows, "
-        "3 passes of CORPUS, 1 more passes of CORPUS",
+        "3 passes of CORPUS, 1 more pass of CORPUS",
     )
     target_lang_in: Literal["source", "decoder"] = Field(
         "source",

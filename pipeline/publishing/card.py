@@ -5,7 +5,7 @@ The words and the order of a card are in `card.md.jinja`; what differs by task, 
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -245,8 +245,13 @@ def _evaluation_results(config: Config, pipeline_tag: str, scores: dict[str, dic
         for split in HELD_OUT_SPLITS
         for name, data in config.data.held_out(split).items()
         for metric, value in scores.get(split, {}).items()
-        if not isinstance(value, str) and (not name or metric.startswith(f"{name}_"))
+        if not isinstance(value, str) and name == _set_of(metric, config.data.held_out(split))
     ]
+
+
+def _set_of(metric: str, sets: Collection[str]) -> str | None:
+    """Return the set that a score is of; of `a` and `a_b`, the score `a_b_loss` is that of the second."""
+    return max((name for name in sets if not name or metric.startswith(f"{name}_")), key=len, default=None)
 
 
 # Names and samples come from data and settings of anybody. In a card they are shown, and never are Markdown, HTML or

@@ -156,3 +156,14 @@ def test_the_use_is_added_to_a_card_that_does_not_say_it():
     card = put_use("# By hand\n\nBest model.\n", SequenceToSequence, stock, "me/x")
     assert card.startswith("# By hand\n\nBest model.\n\n## Use\n") and card.endswith("<!-- end of use -->\n")
     assert put_use(card, SequenceToSequence, stock, "me/x") == card
+
+
+def test_scores_are_of_the_set_that_they_name(make_config, make_model):
+    """A score of one set is not that of another whose name begins it, and the mean of all is of none."""
+    config = make_config(data={"test": {"a": "test", "a_b": "test"}})
+    names = ("loss", "a_loss", "a_en-de_loss", "a_b_loss")
+    scores = {"test": {name: float(number) for number, name in enumerate(names)}}
+    card = render_card(config, SequenceToSequence(None), make_model(), STATE, scores)
+    results = ModelCard(card).data.eval_results
+    found = {(result.dataset_config, result.metric_type): result.metric_value for result in results}
+    assert found == {("a", "loss"): 1, ("a", "en-de_loss"): 2, ("a_b", "loss"): 3}
