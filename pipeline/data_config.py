@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from pipeline.errors import ConfigError, nearest, place_named
 from pipeline.library_settings import MAX_TOKENS, check_path
@@ -28,6 +28,14 @@ class LanguageColumn(Section):
     )
 
 
+def _refuse_repeats(names: list[str]) -> list[str]:
+    repeated = [name for index, name in enumerate(names) if name in names[:index]]
+    if repeated:
+        raise ValueError(f"{repeated[0]} is named twice; leave one out")
+    return names
+
+
+SplitNames = str | Annotated[list[str], Field(min_length=1), AfterValidator(_refuse_repeats)]  # one after another
 Language = Annotated[str, Field(pattern=f"^{CODE}$")] | LanguageColumn | None
 Weights = dict[str, float]
 
@@ -99,12 +107,16 @@ class GivenKeys(RowsConfig):
 
 
 class CorpusConfig(GivenKeys):
-    train: str = Field("train", description="split name, or a file or glob below the folder (train-*.jsonl)")
+    train: SplitNames = Field(
+        "train",
+        description="split name, a file or glob below the folder (train-*.jsonl), or a file by hf:// or https://; of "
+        "several in a list, one is read after the other",
+    )
     rows: int | None = Field(None, ge=1, description="how many a stream has, for shares by size")
 
 
 class SetConfig(GivenKeys):
-    split: str | None = Field(None, description="split name, or a file or glob; validation or test if left out")
+    split: SplitNames | None = Field(None, description="as data.train; validation or test if left out")
 
 
 class StageConfig(Section):
@@ -114,11 +126,15 @@ class StageConfig(Section):
     )
 
 
-HeldOut = str | dict[str, str | SetConfig] | None
+HeldOut = SplitNames | dict[str, SplitNames | SetConfig] | None
 
 
 class DataConfig(RowsConfig):
-    train: str = Field("train", description="split name, or a file or glob below the folder (train-*.jsonl)")
+    train: SplitNames = Field(
+        "train",
+        description="split name, a file or glob below the folder (train-*.jsonl), or a file by hf:// or https://; of "
+        "several in a list, one is read after the other",
+    )
     validation: HeldOut = Field(
         "validation",
         description="as train; or several sets by name, each a split or with keys of its own (path, split, source, "
@@ -199,9 +215,9 @@ class DataConfig(RowsConfig):
         sets = getattr(self, split)
         if sets is None:
             return {}
-        if isinstance(sets, str):
+        if not isinstance(sets, dict):
             return {"": self}
-        named = {name: SetConfig(split=value) if isinstance(value, str) else value for name, value in sets.items()}
+        named = {name: value if isinstance(value, SetConfig) else SetConfig(split=value) for name, value in sets.items()}
         return {name: self._with(value, **{split: value.split or split}) for name, value in named.items()}
 
     def _with(self, rows: RowsConfig, **changes: Any) -> "DataConfig":
@@ -211,7 +227,7 @@ class DataConfig(RowsConfig):
         return self.model_copy(update={**alone, **given, **changes})
 
     @property
-    def places(self) -> dict[str, tuple["DataConfig", str]]:
+    def places(self) -> dict[str, tuple["DataConfig", SplitNames]]:
         """All that is read: the place below `data` that names it -> where it is, and the name of its split there.
 
         train, or mix.CORPUS; validation, or validation.SET; test likewise.
@@ -231,7 +247,7 @@ class DataConfig(RowsConfig):
             known = revisions.get(place)
             if known is None:
                 return rows
-            rows = SetConfig(split=rows) if isinstance(rows, str) else rows
+            rows = rows if isinstance(rows, RowsConfig) else SetConfig(split=rows)
             return rows.model_copy(update={"revision": known})
 
         changes: dict[str, Any] = {}
@@ -241,6 +257,16 @@ class DataConfig(RowsConfig):
                 changes[key] = {name: pin(f"{key}.{name}", rows) for name, rows in named.items()}
         own = [revisions[key] for key in ("train", *HELD_OUT_SPLITS) if key in revisions]
         return self.model_copy(update=changes | ({"revision": own[0]} if own else {}))
+
+
+def split_names(split: SplitNames) -> list[str]:
+    """Return the names in the value of a split: one or several."""
+    return [split] if isinstance(split, str) else split
+
+
+def write_split(split: SplitNames) -> str:
+    """Write the value of a split for a reader."""
+    return ", ".join(split_names(split))
 
 
 def errors_of(place: str) -> AbstractContextManager[None]:
@@ -314,13 +340,13 @@ def _check_names(named: Any, refuse: Refuse, key: str) -> None:
             raise refuse(": give it a name of letters, digits, - and _, as it becomes part of others", key, name)
 
 
-def _explain_no_path(place: str, split: str, refuse: Refuse) -> ConfigError:
+def _explain_no_path(place: str, split: SplitNames, refuse: Refuse) -> ConfigError:
     if place == "train":
         return refuse(" is missing; give it in the file or as data.path=...", "path")
     if "." in place:
         return refuse(" is missing, and there is no data.path in its place", *place.split("."), "path")
     return refuse(
-        f": there is no data.path that could have a split {split!r}; name sets, as in {place}: {{news: {{path: "
+        f": there is no data.path that could have a split {write_split(split)!r}; name sets, as in {place}: {{news: {{path: "
         "FOLDER}}, or give null",
         place,
     )

@@ -10,6 +10,7 @@ import lzma
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import IO
@@ -20,6 +21,7 @@ from pipeline.errors import DataError
 
 LONGEST_LINE = 10_000_000  # bytes, unpacked; also of a row that spans lines
 BUFFER = 1 << 17  # bytes
+BLOCK = 1 << 20  # bytes
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}  # suffix -> name in fsspec
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError)  # what unpacking raises, besides OSError
 
@@ -34,11 +36,33 @@ def read_lines(file: str | Path) -> Iterator[bytes]:
         DataError: for a file of this machine that cannot be opened or unpacked; for UTF-16; for a line that is too
             long.
     """
+    with open_unpacked(file) as stream:
+        # A file of the Hub reads a line of any length itself.
+        yield from bounded_lines(io.BufferedReader(stream, BUFFER) if "://" in str(file) else stream, str(file))
+
+
+def read_blocks(file: str | Path) -> Iterator[bytes]:
+    """Yield the content of a file block by block, unpacked; for those that are not read by the line.
+
+    Args, Raises:
+        As `read_lines`, but for lines.
+    """
+    with open_unpacked(file) as stream:
+        while block := stream.read(BLOCK):
+            yield block
+
+
+@contextmanager
+def open_unpacked(file: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file of this machine, or a URL of fsspec, and unpack it where its name says that it is packed.
+
+    Raises:
+        DataError: for a file of this machine that cannot be opened, or that cannot be read while it is open.
+    """
     name, compression = str(file), COMPRESSED.get(Path(file).suffix)
     try:
         with fsspec.open(name, "rb", compression=compression) as stream:
-            # A file of the Hub reads a line of any length itself.
-            yield from bounded_lines(io.BufferedReader(stream, BUFFER) if "://" in name else stream, name)
+            yield stream
     except (OSError, *DAMAGED) as error:
         if "://" in name:
             raise
@@ -59,8 +83,7 @@ def bounded_lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
     for number in count(1):
         line = stream.readline(LONGEST_LINE + 1)
         if number == 1:
-            if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise DataError(f"{name}: the file is UTF-16; convert it to UTF-8, as by `iconv -f UTF-16 -t UTF-8`")
+            refuse_utf16(line, name)
             line = line.removeprefix(codecs.BOM_UTF8)
         if not line:
             return
@@ -70,6 +93,12 @@ def bounded_lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
                 "a text file with one row a line is needed"
             )
         yield line
+
+
+def refuse_utf16(begin: bytes, name: str) -> None:
+    """Raise DataError where the first bytes of a file are UTF-16."""
+    if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{name}: the file is UTF-16; convert it to UTF-8, as by `iconv -f UTF-16 -t UTF-8`")
 
 
 def explain_unreadable(error: BaseException) -> str:

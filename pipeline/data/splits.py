@@ -29,11 +29,19 @@ from pipeline.data.hub_reading import (
     is_on_hub,
     iterate_rows,
     retry_seconds,
+    with_retries,
 )
 from pipeline.data.lane_rows import is_divisible
 from pipeline.data.readers import READERS
 from pipeline.data.readers.base import Reader, Rows, SplitRequest, SplitSpec
-from pipeline.data.readers.columns import find_class_names, get_column, get_value, name_classes, top_column
+from pipeline.data.readers.columns import (
+    check_column,
+    find_class_names,
+    get_column,
+    missing_column,
+    name_classes,
+    top_column,
+)
 from pipeline.data.readers.generated import GENERATED
 from pipeline.data.rows import PLACE, PROBLEM, Columns
 from pipeline.data_config import ColumnNames, Constant
@@ -269,14 +277,24 @@ def _check_problems(rows: Rows, first_rows: list[dict[str, Any]], place: str) ->
     return rows
 
 
+def _read_first_row(rows: Rows, patience: float) -> dict[str, Any] | None:
+    """Return the first row as it is stored, so that no picture is decoded; None where there is none."""
+    stored = rows.with_format("arrow")
+    tables = [stored[:1]] if isinstance(stored, Dataset) else with_retries(lambda: list(stored.take(1)), patience, "")
+    return next((row for table in tables for row in table.to_pylist()), None)
+
+
 def _pick_columns(rows: Rows, columns: dict[str, str], constants: dict[str, str], place: str, patience: float) -> Rows:
     """Give rows exactly the agreed columns; others are never decoded, where they are known before the first row."""
     features = rows.features or {}
     try:
-        needed = sorted({top_column(features, name) for name in columns.values()}) if features else []
+        for name in columns.values() if features else ():
+            if top_column(features, name) is None:
+                raise missing_column(name, [*features], _read_first_row(rows, patience))
+        needed = sorted({top for name in columns.values() if (top := top_column(features, name))})
         first_rows = list(iterate_rows((rows.select_columns(needed) if needed else rows).take(FIRST_ROWS), patience))
-        for name in columns.values() if first_rows else ():
-            get_value(first_rows[0], name)
+        for name in columns.values():
+            check_column(first_rows, name)
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
     if not first_rows:

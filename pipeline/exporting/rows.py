@@ -93,9 +93,9 @@ def _open_validation(task: Task, config: Config | None) -> list[_Opened]:
         raise ConfigError("data.validation is not set in run.yaml; give rows to compare on: --rows FILE")
     opened = []
     for name, data in sets.items():
-        split, columns = str(data.validation), task.columns(config.with_data(data))
+        split, columns = data.validation, task.columns(config.with_data(data))
         try:
-            opened.append(_Opened(open_split(data, split, columns), columns, data, f"{data.path} ({name or split})"))
+            opened.append(_Opened(open_split(data, split, columns), columns, data, f"{data.path} ({name or write_split(split)})"))
         except (ConfigError, DataError) as error:
             raise type(error)(f"{error}; or give other rows to compare on: --rows FILE") from error
     return opened

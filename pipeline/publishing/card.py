@@ -222,7 +222,7 @@ def _describe_corpora(config: Config, task: Task, counts: dict[str, dict[str, fl
     for name, data in config.data.corpora.items():
         revision = f", at revision {_as_code(data.revision)}" if data.revision else ""
         learned = _fill_in(task.card.data, config.with_data(data))
-        what = f"{_as_code(data.path)}, split {_as_code(data.train)}, {learned}{revision}"
+        what = f"{_as_code(data.path)}, split {_as_code(write_split(data.train))}, {learned}{revision}"
         corpora.append(
             {"name": escape(name), "what": what} | {key: f"{n:,}" for key, n in counts.get(name, {}).items()}
         )

@@ -11,20 +11,23 @@ types that a data set of the Hub declares, are left to `datasets`.
 import csv
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TypeAlias
 
 from datasets import Features, Value
 
 from pipeline.data.lines import LONGEST_LINE, decode, find_line_problem, read_lines
 from pipeline.data.readers.base import Rows, SplitRequest
-from pipeline.data.readers.columns import get_value
+from pipeline.data.readers.columns import missing_column
 from pipeline.data.readers.text_lines import has_suffix, is_plain, open_files
 from pipeline.data.rows import PLACE, PROBLEM
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 
 SUFFIXES = (".csv", ".tsv")
 OPTIONS = {"sep", "delimiter", "names", "column_names", "quotechar", "quoting"}
+
+Record: TypeAlias = tuple[int, list[str], str | None]  # the number of its first line, its fields, what is wrong
 
 csv.field_size_limit(LONGEST_LINE)
 
@@ -41,6 +44,8 @@ def accepts(request: SplitRequest) -> bool:
 
 def read(request: SplitRequest) -> Rows:
     config = request.builder.config
+    if isinstance(request.options.get("names", []), str):
+        raise ConfigError(f"data.options.names: give a list, as in [source, target], not {config.names!r}")
     features = Features({name: Value("string") for name in (*request.columns, PLACE, PROBLEM)})
     return open_files(
         request,
@@ -80,17 +85,13 @@ def _rows(
     """Yield the agreed columns of each row; the first record of a file holds the names, unless they are given."""
     nothing = dict.fromkeys(agreed for agreed, _ in columns)
     for (file,) in shards:
-        header = None if names is None else list(names)
-        indices = {} if header is None else _find_columns(header, columns, file)
+        records = _records(read_lines(file), separator, quote)
+        header = _read_header(records, file) if names is None else list(names)
+        rest = (fields for _, fields, _ in records if fields)
+        indices = _find_columns(header, columns, file, partial(next, rest, [])) if header else {}
+        counted = "the header has" if names is None else "data.options.names has"
         blanks: list[int] = []  # lines since the last record; those at the end of a file are none
-        for number, fields, problem in _records(read_lines(file), separator, quote):
-            if header is None:
-                if not fields and problem is None:
-                    continue
-                if problem is not None:
-                    raise DataError(f"{file}:{number}: {problem}")
-                header, indices = fields, _find_columns(fields, columns, file)
-                continue
+        for number, fields, problem in records:
             if not fields and problem is None:
                 blanks.append(number)
                 continue
@@ -99,30 +100,44 @@ def _rows(
                 yield {**nothing, **dict.fromkeys(indices, ""), PLACE: f"{file}:{blank}", PROBLEM: None}
             blanks.clear()
             if problem is None and len(fields) != len(header):
-                problem = f"the row has {len(fields)} fields, where the header has {len(header)}"
+                problem = f"the row has {len(fields)} fields, where {counted} {len(header)}"
             values = nothing if problem else {agreed: fields[index] for agreed, index in indices.items()}
             yield {**values, PLACE: f"{file}:{number}", PROBLEM: problem}
 
 
-def _find_columns(header: list[str], columns: tuple[tuple[str, str], ...], file: str) -> dict[str, int]:
+def _read_header(records: Iterator[Record], file: str) -> list[str]:
+    """Return the fields of the first record; none of an empty file."""
+    for number, fields, problem in records:
+        if problem is not None:
+            raise DataError(f"{file}:{number}: {problem}")
+        if fields:
+            return fields
+    return []
+
+
+def _find_columns(
+    header: list[str], columns: tuple[tuple[str, str], ...], file: str, first_row: Callable[[], list[str]]
+) -> dict[str, int]:
     """Return where the agreed columns stand in a row.
+
+    Args:
+        first_row: reads its fields, for the message.
 
     Raises:
         DataError: for a column that is not there, or there twice.
     """
     indices = {}
     for agreed, name in columns:
-        try:
-            get_value(dict.fromkeys(header), name)
-        except DataError as error:
-            raise DataError(f"{file}: {error}") from error
+        if name not in header:
+            row = dict(zip(header, first_row(), strict=False))
+            raise DataError(f"{file}: {missing_column(name, header, row or None)}")
         if header.count(name) > 1:
             raise DataError(f"{file}: there are {header.count(name)} columns {name!r}; rename one")
         indices[agreed] = header.index(name)
     return indices
 
 
-def _records(lines: Iterator[bytes], separator: str, quote: str | None) -> Iterator[tuple[int, list[str], str | None]]:
+def _records(lines: Iterator[bytes], separator: str, quote: str | None) -> Iterator[Record]:
     """Yield the number of the first line, the fields, and the problem of each record; a blank line has no fields."""
     waiting: deque[bytes] = deque()  # lines that were read for a record whose quotes did not end
     number = 1

@@ -7,7 +7,7 @@ from datasets import Features, Value
 
 from pipeline.data.lines import LONGEST_LINE, decode, find_line_problem, read_lines
 from pipeline.data.readers.base import Rows, SplitRequest
-from pipeline.data.readers.columns import get_value
+from pipeline.data.readers.columns import missing_column
 from pipeline.data.readers.text_lines import has_suffix, is_plain, open_files
 from pipeline.data.rows import PLACE, PROBLEM
 from pipeline.errors import DataError
@@ -31,7 +31,8 @@ def read(request: SplitRequest) -> Rows:
         DataError: for a column of another name.
     """
     for name in request.columns.values():
-        get_value({COLUMN: ""}, name)
+        if name != COLUMN:
+            raise missing_column(name, [COLUMN])
     features = Features({name: Value("string") for name in (*request.columns, PLACE, PROBLEM)})
     shards = [[file] for file in request.fetch_files()]
     by_paragraph = request.options.get(OPTION) == UNITS[1]

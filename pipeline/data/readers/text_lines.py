@@ -37,15 +37,18 @@ def is_plain(request: SplitRequest) -> bool:
     return request.is_folder_or_on_hub and "+" not in str(request.split)
 
 
-def open_lines(request: SplitRequest, shards: list[list[str]], parse: Parse) -> Rows:
+def open_lines(
+    request: SplitRequest, shards: list[list[str]], parse: Parse, make_lines: MakeRows | None = None, **settings: Any
+) -> Rows:
     """Open text files as rows that are kept as bytes, and parsed where they are used.
 
     Args:
         shards: a shard is one file, or several whose n-th lines belong together.
         parse: from columns `LINES` (one line of each file of the shard, as bytes) and `PLACE` to the columns of a row.
+        make_lines: a generator function of shards and settings that yields both columns; lines of the files if left out.
     """
     features = Features({LINES: List(Value("binary")), PLACE: Value("string")})
-    rows = open_files(request, shards, _lines, features)
+    rows = open_files(request, shards, make_lines or _lines, features, **settings)
     if isinstance(rows, Dataset):
         return rows.with_transform(parse)
     return rows.map(parse, batched=True, remove_columns=[LINES, PLACE])

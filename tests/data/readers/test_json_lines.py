@@ -42,7 +42,7 @@ def test_bad_lines_are_named_and_end_nothing(tmp_path, streaming):
 
 
 def test_what_is_left_to_datasets(tmp_path):
-    """Options, and other formats; slices and compressed lines are read here, and .json where it holds lines."""
+    """Options, and other formats; slices and compressed lines are read here, and .json where it holds lines or an array."""
     write_jsonl(tmp_path / "train.jsonl", ROWS)
     (tmp_path / "test.ndjson.gz").write_bytes(gzip.compress((tmp_path / "train.jsonl").read_bytes()))
     write_csv(tmp_path / "validation.csv", ROWS)
@@ -55,7 +55,9 @@ def test_what_is_left_to_datasets(tmp_path):
     assert accepts("train.jsonl[:2]") and not accepts("validation.csv")
     (tmp_path / "lines.json").write_text('{"en": "a"}\n{"en": "b"}')
     (tmp_path / "array.json").write_text('[\n{"en": "a"}]')
-    assert accepts("lines.json") and not accepts("array.json")
+    (tmp_path / "columns.json").write_text('{\n"en": ["a"]}')
+    assert accepts("lines.json") and accepts("array.json") and not accepts("columns.json")
+    assert accepts("columns.json", options={"field": "en"})
     assert not accepts("train.jsonl", options={"chunksize": 1 << 20})
     assert texts(open_folder(tmp_path, "train.jsonl[:2]")) == EXPECTED[:2]
     assert list(open_folder(tmp_path, "test.ndjson.gz"))[2][PLACE] == f"{tmp_path}/test.ndjson.gz:3"
@@ -77,15 +79,6 @@ def test_a_slice_is_that_of_datasets(tmp_path, slice_):
     assert [row["source"] for row in rows] == expected["en"] and rows[-1][PLACE].startswith(f"{tmp_path}/train.jsonl:")
     with pytest.raises(ConfigError, match=r"data: a stream has no part 'train\[.*; set data.streaming=false"):
         open_folder(tmp_path, f"train{slice_}", streaming=True)
-
-
-def test_an_array_may_be_one_long_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.data.lines.LONGEST_LINE", 100)
-    (tmp_path / "train.json").write_text(json.dumps(ROWS))
-    assert list(open_folder(tmp_path)) == EXPECTED
-    monkeypatch.setattr(json_lines, "LARGEST_ARRAY", 100)
-    with pytest.raises(DataError, match=r"train.json:1: the line has more than"):
-        open_folder(tmp_path)
 
 
 def test_other_content_under_the_same_time_is_read_anew(tmp_path):
