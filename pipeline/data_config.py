@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
@@ -18,6 +18,7 @@ OF_A_MIX = ("weights", "temperature", "stages")
 Refuse = Callable[..., ConfigError]  # makes an error of what is wrong, and of the key below `data` where it is
 HeldOutSplit = Literal["validation", "test"]
 HELD_OUT_SPLITS: tuple[HeldOutSplit, ...] = ("validation", "test")
+ADDRESSES = ("hf://", "https://", "http://")
 CODE = r"[A-Za-z0-9_-]{1,32}"  # of a language
 
 
@@ -46,8 +47,8 @@ class RowsConfig(Section):
     path: str = Field(
         "",
         min_length=0,  # as the default is written into run.yaml
-        description="Hub id (owner/name), local folder or file, or a generated set: reversal; needed, but for a mix "
-        "whose corpora have their own",
+        description="Hub id (owner/name), local folder or file, address (hf://, https://), or a generated set: reversal; "
+        "needed, but where corpora of a mix or addresses of splits say it",
     )
     subset: str | None = Field(None, description="configuration of a Hub data set that has several")
     revision: str | None = Field(None, description="branch, tag or commit of a Hub data set; one commit serves the run")
@@ -217,7 +218,9 @@ class DataConfig(RowsConfig):
             return {}
         if not isinstance(sets, dict):
             return {"": self}
-        named = {name: value if isinstance(value, SetConfig) else SetConfig(split=value) for name, value in sets.items()}
+        named = {
+            name: value if isinstance(value, SetConfig) else SetConfig(split=value) for name, value in sets.items()
+        }
         return {name: self._with(value, **{split: value.split or split}) for name, value in named.items()}
 
     def _with(self, rows: RowsConfig, **changes: Any) -> "DataConfig":
@@ -248,15 +251,24 @@ class DataConfig(RowsConfig):
             if known is None:
                 return rows
             rows = rows if isinstance(rows, RowsConfig) else SetConfig(split=rows)
-            return rows.model_copy(update={"revision": known})
+            return rows.model_copy(update={"revision": known} | _pin_names(rows, known))
 
         changes: dict[str, Any] = {}
         for key in ("mix", *HELD_OUT_SPLITS):
             named = getattr(self, key)
             if isinstance(named, dict):
                 changes[key] = {name: pin(f"{key}.{name}", rows) for name, rows in named.items()}
-        own = [revisions[key] for key in ("train", *HELD_OUT_SPLITS) if key in revisions]
-        return self.model_copy(update=changes | ({"revision": own[0]} if own else {}))
+        own = {key: revisions[key] for key in ("train", *HELD_OUT_SPLITS) if key in revisions}
+        for key, commit in own.items():
+            changes |= {name: value for name, value in _pin_names(self, commit).items() if name == key}
+        # A commit of `path` rather than that of an address.
+        of_path = [own[key] for key in own if not any(map(is_address, split_names(getattr(self, key))))]
+        return self.model_copy(update=changes | ({"revision": of_path[0]} if of_path else {}))
+
+
+def is_address(name: str) -> bool:
+    """Tell whether a path or a split is named by an address of the Hub or the web."""
+    return name.startswith(ADDRESSES)
 
 
 def split_names(split: SplitNames) -> list[str]:
@@ -267,6 +279,30 @@ def split_names(split: SplitNames) -> list[str]:
 def write_split(split: SplitNames) -> str:
     """Write the value of a split for a reader."""
     return ", ".join(split_names(split))
+
+
+def _pin_names(rows: RowsConfig, commit: str) -> dict[str, Any]:
+    """Return the keys of splits that are named by addresses of the Hub, at a commit."""
+    pinned: dict[str, Any] = {}
+    for key in ("train", "split", *HELD_OUT_SPLITS):
+        split = getattr(rows, key, None)
+        if isinstance(split, str | list) and any(map(is_address, split_names(split))):
+            names = [_pin_name(name, commit) for name in split_names(split)]
+            pinned[key] = names[0] if isinstance(split, str) else names
+    return pinned
+
+
+def _pin_name(name: str, commit: str) -> str:
+    """Write the commit into an address of the Hub; others are returned as they are."""
+    from huggingface_hub import constants, parse_hf_uri
+    from huggingface_hub.errors import HfUriError
+
+    address, bracket, part = name.partition("[")
+    try:
+        uri = parse_hf_uri(address, constants.ENDPOINT)
+    except HfUriError:
+        return name
+    return replace(uri, revision=commit).to_uri() + bracket + part
 
 
 def errors_of(place: str) -> AbstractContextManager[None]:
@@ -326,7 +362,7 @@ def check_data(data: DataConfig, source: Source) -> None:
     if data.mix is not None:
         _check_mix(data, data.mix, refuse)
     for place, (rows, split) in data.places.items():
-        if not rows.path:
+        if not rows.path and not all(map(is_address, split_names(split))):
             raise _explain_no_path(place, split, refuse)
 
 

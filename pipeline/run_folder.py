@@ -14,7 +14,8 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 from pipeline.config import Config, DataConfig
-from pipeline.data.hub_reading import is_on_hub, resolve_commit
+from pipeline.data.addresses import find_repository
+from pipeline.data.hub_reading import resolve_commit
 from pipeline.data.lanes import begin_other_data
 from pipeline.data.splits import fingerprint_split
 from pipeline.data_config import errors_of
@@ -262,11 +263,12 @@ def find_revisions(data: DataConfig, before: DataConfig | None, known: Mapping[s
     places = {} if before is None else before.places
     newest: dict[tuple[str, str | None], str] = {}
     revisions = {}
-    for place, (rows, _) in data.places.items():
-        if not is_on_hub(rows.path):
+    for place, (rows, split) in data.places.items():
+        with errors_of(place):
+            asked = find_repository(rows, split)
+        if asked is None:
             continue
-        asked = (rows.path, rows.revision)
-        same = [old for old, (earlier, _) in places.items() if (earlier.path, earlier.revision) == asked]
+        same = [old for old, earlier in places.items() if find_repository(*earlier) == asked]
         commit = next((known[old] for old in same if old in known), newest.get(asked))
         with errors_of(place):
             revisions[place] = commit or resolve_commit(*asked, data.hub_patience)

@@ -13,8 +13,9 @@ from typing import IO, Any
 from datasets import Dataset
 
 from pipeline.config import DataConfig
+from pipeline.data.addresses import find_repository
 from pipeline.data.fingerprints import fingerprint_files
-from pipeline.data.hub_reading import is_on_hub, iterate_rows, resolve_commit, retry_seconds
+from pipeline.data.hub_reading import iterate_rows, resolve_commit, retry_seconds
 from pipeline.data.lines import COMPRESSED, bounded_lines, read_lines
 from pipeline.data.readers.text_lines import has_suffix
 from pipeline.data.rows import PLACE, PROBLEM, find_text_problem
@@ -109,11 +110,10 @@ def split_rows(data: DataConfig, split: str, column: str) -> Corpus:
         ConfigError, DataError, RunError: as `open_split`.
     """
     columns = {"source": column}
-    commit = None
-    if is_on_hub(data.path):
-        commit = resolve_commit(data.path, data.revision, data.hub_patience)
+    repository = find_repository(data, split)
+    commit = None if repository is None else resolve_commit(*repository, data.hub_patience)
     data = data.model_copy(update={"revision": commit, "streaming": "[" not in split})
-    name = data.path if is_on_hub(data.path) else Path(data.path).name
+    name = repository[0] if repository else Path(data.path).name
     facts = {
         "name": name,
         "split": split,

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import aiohttp  # by which fsspec reads the web; a dependency of `datasets`
 from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
@@ -32,6 +33,7 @@ from huggingface_hub.utils import httpx
 
 from pipeline.config import DataConfig
 from pipeline.data.rows import Columns
+from pipeline.data_config import is_address, split_names
 from pipeline.errors import ConfigError, DataError, RunError, TeacherForcingError
 from pipeline.manifest import sha256
 
@@ -41,7 +43,7 @@ LONGEST_WAIT = 30.0  # seconds between two tries
 API_TIMEOUT = 30.0  # seconds for one answer
 # What libraries raise where the Hub gives nothing. ConnectionError is what `datasets` says, and what a client raises
 # that is told to stay offline.
-NOT_REACHED = (HfHubHTTPError, httpx.TransportError, DatasetNotFoundError, ConnectionError)
+NOT_REACHED = (HfHubHTTPError, httpx.TransportError, DatasetNotFoundError, ConnectionError, aiohttp.ClientError)
 # What they raise for files that cannot be read; pyarrow's and pandas' errors are ValueErrors.
 UNREADABLE = (
     *(ValueError, OSError, EOFError, DatasetGenerationError),
@@ -106,7 +108,10 @@ def is_on_hub(path: str) -> bool:
 
 def retry_seconds(data: DataConfig) -> float:
     """Return the seconds to try again what cannot be read; 0 for local files, where waiting cannot help."""
-    return data.hub_patience if is_on_hub(data.path) else 0.0
+    splits = (data.train, data.validation, data.test)
+    names = [name for split in splits if isinstance(split, str | list) for name in split_names(split)]
+    is_remote = is_on_hub(data.path) or any(map(is_address, (data.path, *names)))
+    return data.hub_patience if is_remote else 0.0
 
 
 def is_transient(error: BaseException) -> bool:
@@ -114,9 +119,15 @@ def is_transient(error: BaseException) -> bool:
     if _is_offline(error):
         return False
     for cause in _chain(error):
+        if isinstance(cause, TeacherForcingError):
+            return False
         response = getattr(cause, "response", None)
         if response is not None:
             return response.status_code in TRANSIENT_CODES
+        if isinstance(cause, aiohttp.ClientResponseError):
+            return cause.status in TRANSIENT_CODES
+        if isinstance(cause, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError):
+            return True
         # ConnectionError is also what `datasets` says when it cannot reach the Hub.
         if isinstance(cause, httpx.TransportError | ConnectionError | TimeoutError | EOFError):
             return True

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import aiohttp
 import numpy as np
 from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetGenerationError
@@ -19,8 +20,11 @@ from pipeline.data.hub_reading import iterate_stream
 from pipeline.data.rows import Columns
 from pipeline.errors import DataError
 
-# pyarrow's and pandas' errors are ValueErrors; the others are the Hub's, when patience is at its end.
-UNREADABLE = (ValueError, DatasetGenerationError, HfHubHTTPError, httpx.TransportError, ConnectionError, EOFError)
+# pyarrow's and pandas' errors are ValueErrors; the others are the Hub's and the web's, when patience is at its end.
+UNREADABLE = (
+    *(ValueError, DatasetGenerationError, HfHubHTTPError, httpx.TransportError, aiohttp.ClientError),
+    *(ConnectionError, TimeoutError, EOFError),
+)
 FAIR_SHARDS = 8  # of a lane, from which on one more in some lanes is a small difference
 
 Part = tuple[Callable[[], Columns], Any]  # reads some rows of a lane; and the stream's state behind them

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import fsspec
 
@@ -22,6 +22,7 @@ from pipeline.errors import DataError
 LONGEST_LINE = 10_000_000  # bytes, unpacked; also of a row that spans lines
 BUFFER = 1 << 17  # bytes
 BLOCK = 1 << 20  # bytes
+WEB_TIMEOUT = 60  # seconds without a byte
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}  # suffix -> name in fsspec
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError)  # what unpacking raises, besides OSError
 
@@ -61,7 +62,7 @@ def open_unpacked(file: str | Path) -> Iterator[IO[bytes]]:
     """
     name, compression = str(file), COMPRESSED.get(Path(file).suffix)
     try:
-        with fsspec.open(name, "rb", compression=compression) as stream:
+        with fsspec.open(name, "rb", compression=compression, **web_options(name)) as stream:
             yield stream
     except (OSError, *DAMAGED) as error:
         if "://" in name:
@@ -69,6 +70,17 @@ def open_unpacked(file: str | Path) -> Iterator[IO[bytes]]:
         raise DataError(f"{name}: {explain_unreadable(error)}") from error
     except ValueError as error:  # of fsspec, where the package of a compression is not installed
         raise DataError(f"{name}: {error}; unpack the file") from error
+
+
+def web_options(address: str) -> dict[str, Any]:
+    """Return what the client of fsspec needs for an address of the web: proxies, patience, and files as they are."""
+    if not address.startswith(("http://", "https://")):
+        return {}
+    from aiohttp import ClientTimeout
+
+    timeout = ClientTimeout(total=None, sock_connect=WEB_TIMEOUT, sock_read=WEB_TIMEOUT)
+    headers = {"Accept-Encoding": "identity"}  # or a packed file might arrive unpacked
+    return {"client_kwargs": {"trust_env": True, "timeout": timeout, "headers": headers}}
 
 
 def bounded_lines(stream: IO[bytes], name: str) -> Iterator[bytes]:

@@ -10,16 +10,18 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
+from datasets.iterable_dataset import VerticallyConcatenatedMultiSourcesExamplesIterable
 
 from pipeline.config import DataConfig
+from pipeline.data.addresses import find_place
 from pipeline.data.fingerprints import fingerprint_files
 from pipeline.data.hub_reading import (
     NOT_REACHED,
@@ -44,7 +46,8 @@ from pipeline.data.readers.columns import (
 )
 from pipeline.data.readers.generated import GENERATED
 from pipeline.data.rows import PLACE, PROBLEM, Columns
-from pipeline.data_config import ColumnNames, Constant
+from pipeline.data.web_reading import check_parts, download, find_facts
+from pipeline.data_config import ColumnNames, Constant, SplitNames, is_address, split_names, write_split
 from pipeline.errors import ConfigError, DataError, RunError
 
 FIRST_ROWS = 100  # are looked at before anything starts
@@ -53,12 +56,12 @@ SHOWN_FILES = 10  # of a folder, in a message
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
-def open_split(data: DataConfig, split: str, columns: ColumnNames, lanes: int = 1) -> Rows:
+def open_split(data: DataConfig, split: SplitNames, columns: ColumnNames, lanes: int = 1) -> Rows:
     """Open one split.
 
     Args:
         data: where the rows are.
-        split: the value of data.train, data.validation or data.test.
+        split: the value of data.train, data.validation or data.test; of a list, one is read after the other.
         columns: agreed name -> name in the data, where dots reach into nested columns; or what is the same in all rows.
         lanes: that will share a stream; it has shards for each of them, where its reader can make them.
 
@@ -74,21 +77,77 @@ def open_split(data: DataConfig, split: str, columns: ColumnNames, lanes: int = 
     """
     if reserved := {PLACE, PROBLEM} & set(columns):
         raise ConfigError(f"data: a column cannot be called {min(reserved)}; rename it")
-    place = f"data.path: {data.path} ({split})"
+    place = _name_place(data, split)
     named = {name: column for name, column in columns.items() if isinstance(column, str)}
     constants = {name: column.value for name, column in columns.items() if isinstance(column, Constant)}
     with _errors_explained(data, place):
-        request = replace(make_request(data, split, named), lanes=lanes)
+        requests = [replace(make_request(data, name, named), lanes=lanes) for name in split_names(split)]
+        _check_together(requests)
+        parts = [
+            _open_part(request, _name_place(data, name))
+            for request, name in zip(requests, split_names(split), strict=True)
+        ]
+        return _add_constants(_join(parts), constants)
+
+
+def _name_place(data: DataConfig, split: SplitNames) -> str:
+    """Name a split for a message."""
+    return f"data.path: {data.path} ({write_split(split)})" if data.path else f"data: {write_split(split)}"
+
+
+def _open_part(request: SplitRequest, place: str) -> Rows:
+    """Open what one name of a split means."""
+    reader = find_reader(request)
+    _check_left_out(request, reader.files(request))
+    rows = reader.read(request)
+    if reader.names_places:
+        first_rows = list(iterate_rows(rows.take(FIRST_ROWS), request.patience))
+        return _check_problems(rows, first_rows, place)
+    picked = _pick_columns(rows, request.columns, place, request.patience)
+    if isinstance(picked, Dataset) or is_divisible(picked.num_shards, request.lanes):
+        return picked
+    return picked.reshard()  # Parquet's groups of rows in place of its files
+
+
+def _check_together(requests: Sequence[SplitRequest]) -> None:
+    """Refuse a list of names that are read in different ways, or that mean the same file.
+
+    Raises:
+        ConfigError: naming two of them.
+    """
+    kinds: dict[str, SplitRequest] = {}
+    names_of_files: dict[str, SplitRequest] = {}
+    for request in requests if len(requests) > 1 else ():
         reader = find_reader(request)
-        _check_left_out(request, reader.files(request))
-        rows = reader.read(request)
-        if reader.names_places:
-            first_rows = list(iterate_rows(rows.take(FIRST_ROWS), request.patience))
-            return _add_constants(_check_problems(rows, first_rows, place), constants)
-        picked = _pick_columns(rows, named, constants, place, request.patience)
-        if isinstance(picked, Dataset) or is_divisible(picked.num_shards, lanes):
-            return picked
-        return picked.reshard()  # Parquet's groups of rows in place of its files
+        kind = request.builder.name if reader is READERS[-1] else reader.read.__module__.rpartition(".")[2]
+        kinds.setdefault(kind, request)
+        for file in reader.files(request):
+            other = names_of_files.setdefault(file, request)
+            if other is not request and not (other.split.slice and request.split.slice):
+                raise ConfigError(f"data: {file} would be read twice, as {other.split} and {request.split}")
+    if len(kinds) > 1:
+        (first, one), (second, other) = list(kinds.items())[:2]
+        raise ConfigError(
+            f"data: {one.split} and {other.split} are of different kinds ({first} and {second}); convert one of them, "
+            "or name them as corpora of data.mix or as sets"
+        )
+
+
+def _join(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of all parts, one after another; they were read in the same way."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, Dataset):
+        joined = datasets.concatenate_datasets([part.with_format(None) for part in parts])
+        return joined.with_transform(first.format["format_kwargs"]["transform"]) if _has_transform(first) else joined
+    # Not `concatenate_datasets`, which takes the types of the first five rows for those of all:
+    # https://github.com/huggingface/datasets/blob/5.2.0/src/datasets/iterable_dataset.py
+    return IterableDataset(VerticallyConcatenatedMultiSourcesExamplesIterable([part._ex_iterable for part in parts]))
+
+
+def _has_transform(rows: Dataset) -> bool:
+    return "transform" in rows.format["format_kwargs"]
 
 
 def _add_constants(rows: Rows, constants: dict[str, str]) -> Rows:
@@ -126,7 +185,7 @@ def _explain(error: BaseException, data: DataConfig, place: str) -> BaseExceptio
     return DataError(f"{place}: {in_short(error)}") if isinstance(error, UNREADABLE) else error
 
 
-def fingerprint_split(data: DataConfig, split: str, columns: ColumnNames) -> str:
+def fingerprint_split(data: DataConfig, split: SplitNames, columns: ColumnNames) -> str:
     """Return a hash of the source of a split's rows, and of how they are read.
 
     A data set of the Hub is known by its revision, which should be a commit.
@@ -138,14 +197,20 @@ def fingerprint_split(data: DataConfig, split: str, columns: ColumnNames) -> str
         ConfigError, DataError: as `open_split`.
     """
     named = {name: column for name, column in columns.items() if isinstance(column, str)}
-    with _errors_explained(data, f"data.path: {data.path} ({split})"):
-        request = make_request(data, split, named)
-        if request.path in GENERATED:
-            content = request.path
-        elif is_on_hub(request.path):
-            content = f"{request.path}@{request.revision}"
-        else:
-            content = fingerprint_files(find_reader(request).files(request))
+    with _errors_explained(data, _name_place(data, split)):
+        hashes = [_fingerprint(make_request(data, name, named), columns) for name in split_names(split)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _fingerprint(request: SplitRequest, columns: ColumnNames) -> str:
+    if request.path in GENERATED:
+        content = request.path
+    elif is_on_hub(request.path):
+        content = "/".join(filter(None, [f"{request.path}@{request.revision}", request.folder]))
+    elif is_address(request.path):
+        content = json.dumps([request.files, find_facts(request.files[0], request.patience)])
+    else:
+        content = fingerprint_files(find_reader(request).files(request))
     source = [content, str(request.split), columns, request.options, request.subset]
     return hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -171,12 +236,13 @@ def make_request(data: DataConfig, split: str, columns: dict[str, str]) -> Split
         ConfigError: for files that are not there, or another split of a single file.
         DataError: for an empty file.
     """
-    path, spec = data.path, SplitSpec.parse(split)
-    if path not in GENERATED:  # which has the name before a file of this machine
-        if spec.slice and data.streaming:
-            raise ConfigError(
-                f"data: a stream has no part {split!r}; set data.streaming=false, or name the whole split"
-            )
+    found = find_place(data, split)
+    path, spec = found.path, SplitSpec.parse(found.name)
+    if spec.slice and data.streaming and path not in GENERATED:
+        raise ConfigError(f"data: a stream has no part {split!r}; set data.streaming=false, or name the whole split")
+    if is_address(path):
+        path, spec = _make_ready(path, spec, data)
+    elif path not in GENERATED:  # which has the name before a file of this machine
         _check_path(path)
         if spec.name.startswith("/"):
             raise ConfigError(f"data: {spec.name} must lie below data.path; name it from there, as in train.jsonl")
@@ -191,9 +257,21 @@ def make_request(data: DataConfig, split: str, columns: dict[str, str]) -> Split
         streaming=data.streaming,
         options=data.options,
         subset=data.subset,
-        revision=data.revision,
+        revision=found.revision,
+        folder=found.folder,
         patience=retry_seconds(data),
     )
+
+
+def _make_ready(address: str, spec: SplitSpec, data: DataConfig) -> tuple[str, SplitSpec]:
+    """Download a file of the web, or check that it can be streamed; return its folder, and its name there."""
+    if not data.streaming:
+        file = download(address, data.hub_patience)
+        return str(file.parent), SplitSpec(file.name, spec.slice)
+    find_facts(address, data.hub_patience)
+    check_parts(address, data.hub_patience)
+    folder, _, name = address.rpartition("/")
+    return folder, SplitSpec(name)
 
 
 def find_reader(request: SplitRequest) -> Reader:
@@ -284,7 +362,7 @@ def _read_first_row(rows: Rows, patience: float) -> dict[str, Any] | None:
     return next((row for table in tables for row in table.to_pylist()), None)
 
 
-def _pick_columns(rows: Rows, columns: dict[str, str], constants: dict[str, str], place: str, patience: float) -> Rows:
+def _pick_columns(rows: Rows, columns: dict[str, str], place: str, patience: float) -> Rows:
     """Give rows exactly the agreed columns; others are never decoded, where they are known before the first row."""
     features = rows.features or {}
     try:
@@ -302,8 +380,7 @@ def _pick_columns(rows: Rows, columns: dict[str, str], constants: dict[str, str]
     classes = {agreed: find_class_names(features, name) for agreed, name in columns.items()}
 
     def pick(batch: Columns) -> Columns:
-        picked = {agreed: name_classes(get_column(batch, name), classes[agreed]) for agreed, name in columns.items()}
-        return {**picked, **_repeat(constants, batch)}
+        return {agreed: name_classes(get_column(batch, name), classes[agreed]) for agreed, name in columns.items()}
 
     selected = rows.select_columns(needed) if needed else rows
     if isinstance(selected, Dataset):

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.config import Config, DataConfig, EvaluationConfig, SacrebleuConfig, make_section
 from pipeline.data.hub_reading import retry_seconds
 from pipeline.data.splits import Rows, open_split
-from pipeline.data_config import ColumnNames, Constant
+from pipeline.data_config import ColumnNames, Constant, write_split
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.metrics import load_metrics
 from pipeline.tasks.base import Feature, Task

@@ -15,8 +15,8 @@ from jinja2 import Template
 from transformers import PreTrainedModel, TrainerState
 
 from pipeline.config import Config
-from pipeline.data.hub_reading import is_on_hub
-from pipeline.data_config import HELD_OUT_SPLITS, language_codes
+from pipeline.data.addresses import find_repository
+from pipeline.data_config import HELD_OUT_SPLITS, DataConfig, HeldOutSplit, language_codes, write_split
 from pipeline.languages import hub_code, known_code
 from pipeline.tasks.base import Task
 from pipeline.tasks.row_languages import target_tag
@@ -169,7 +169,7 @@ def _metadata(
 ) -> ModelCardData:
     base = config.model.get("from")
     languages = _languages(config, pipeline_tag, told)
-    paths = [corpus.path for corpus in config.data.corpora.values()]
+    repositories = [find_repository(corpus, corpus.train) for corpus in config.data.corpora.values()]
     codes = [*dict.fromkeys(map(hub_code, languages))]
     # From a language to itself, for which the Hub has no filter: https://github.com/huggingface/huggingface.js/pull/1590
     is_rewriting = pipeline_tag == "translation" and len(codes) == 1
@@ -179,7 +179,7 @@ def _metadata(
         library_name="transformers",
         license=config.hub.license,
         base_model=base if base and not Path(base).exists() else None,
-        datasets=[*dict.fromkeys(path for path in paths if is_on_hub(path))] or None,
+        datasets=[*dict.fromkeys(found[0] for found in repositories if found)] or None,
         pipeline_tag=None if is_rewriting else pipeline_tag,
         tags=["teacher-forcing", config.task],
         model_name=name,
@@ -222,7 +222,8 @@ def _describe_corpora(config: Config, task: Task, counts: dict[str, dict[str, fl
     for name, data in config.data.corpora.items():
         revision = f", at revision {_as_code(data.revision)}" if data.revision else ""
         learned = _fill_in(task.card.data, config.with_data(data))
-        what = f"{_as_code(data.path)}, split {_as_code(write_split(data.train))}, {learned}{revision}"
+        path = f"{_as_code(data.path)}, split " if data.path else ""
+        what = f"{path}{_as_code(write_split(data.train))}, {learned}{revision}"
         corpora.append(
             {"name": escape(name), "what": what} | {key: f"{n:,}" for key, n in counts.get(name, {}).items()}
         )
@@ -234,8 +235,8 @@ def _evaluation_results(config: Config, pipeline_tag: str, scores: dict[str, dic
     return [
         EvalResult(
             task_type=pipeline_tag,
-            dataset_type=data.path,
-            dataset_name=f"{data.path} ({name})" if name else data.path,
+            dataset_type=_name_set(data, split),
+            dataset_name=f"{_name_set(data, split)} ({name})" if name else _name_set(data, split),
             dataset_config=name or None,  # or the results of two sets from one path would be taken for one's
             dataset_split=split,
             dataset_revision=data.revision,
@@ -247,6 +248,10 @@ def _evaluation_results(config: Config, pipeline_tag: str, scores: dict[str, dic
         for metric, value in scores.get(split, {}).items()
         if not isinstance(value, str) and name == _set_of(metric, config.data.held_out(split))
     ]
+
+
+def _name_set(data: DataConfig, split: HeldOutSplit) -> str:
+    return data.path or write_split(getattr(data, split))
 
 
 def _set_of(metric: str, sets: Collection[str]) -> str | None:

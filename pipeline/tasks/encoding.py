@@ -11,7 +11,7 @@ from pipeline.config import Config
 from pipeline.data.hub_reading import iterate_rows, retry_seconds
 from pipeline.data.rows import HOW_TO_FIX, BadRow, separate
 from pipeline.data.splits import Rows, open_split
-from pipeline.data_config import errors_of
+from pipeline.data_config import SplitNames, errors_of, write_split
 from pipeline.errors import DataError
 from pipeline.progress import progress_bar
 from pipeline.tasks.base import Feature, Task
@@ -62,9 +62,9 @@ def encode_rows(
     return features
 
 
-def encode_opened(config: Config, task: Task, rows: Rows, split: str) -> list[Feature]:
+def encode_opened(config: Config, task: Task, rows: Rows, split: SplitNames) -> list[Feature]:
     """Encode the rows of a split of a config that is open already."""
-    return encode_rows(task, rows, f"data: {split}", config.data.on_bad_row, retry_seconds(config.data))
+    return encode_rows(task, rows, f"data: {write_split(split)}", config.data.on_bad_row, retry_seconds(config.data))
 
 
 def encode_split(config: Config, task: Task, split: Literal["train", "validation", "test"]) -> list[Feature]:

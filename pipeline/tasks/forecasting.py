@@ -23,7 +23,7 @@ from pipeline import plots
 from pipeline.config import Config, DataConfig, Section, check_distinct
 from pipeline.data.rows import HOW_TO_FIX, PLACE, PROBLEM, BadRow, Columns, Feature, name_places, shorten
 from pipeline.data.splits import Rows
-from pipeline.data_config import ColumnNames
+from pipeline.data_config import ColumnNames, write_split
 from pipeline.errors import ConfigError, DataError
 from pipeline.tasks.base import Batch, Better, CardText, Task
 

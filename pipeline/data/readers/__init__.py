@@ -19,11 +19,20 @@ their agreed names. A reader that knows file and line of each row gives the agre
 whose files do not begin with the name of their split says which they are (`files`), so that a change is noticed.
 """
 
-from pipeline.data.readers import delimited_text, generated, hf_datasets, json_lines, parallel_text, plain_text
+from pipeline.data.readers import (
+    delimited_text,
+    generated,
+    hf_datasets,
+    json_lines,
+    parallel_text,
+    plain_text,
+    saved_datasets,
+)
 from pipeline.data.readers.base import Reader
 
 READERS = [
     Reader(generated.accepts, generated.read, files=lambda request: []),
+    Reader(saved_datasets.accepts, saved_datasets.read, files=saved_datasets.files),
     Reader(parallel_text.accepts, parallel_text.read, names_places=True, files=parallel_text.files),
     Reader(json_lines.accepts, json_lines.read, names_places=True, files=lambda request: request.files),
     Reader(delimited_text.accepts, delimited_text.read, names_places=True, files=lambda request: request.files),

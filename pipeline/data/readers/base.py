@@ -11,9 +11,13 @@ from urllib.parse import unquote
 
 import datasets
 from datasets import Dataset, DatasetBuilder, IterableDataset
+from datasets.arrow_reader import ReadInstruction
 
+from pipeline.data.addresses import is_file_name
 from pipeline.data.hub_reading import download_files, in_short, is_on_hub, with_retries
-from pipeline.errors import ConfigError, nearest
+from pipeline.data.web_reading import cache_folder
+from pipeline.data_config import is_address
+from pipeline.errors import ConfigError, DataError, nearest
 
 Rows: TypeAlias = Dataset | IterableDataset
 
@@ -45,7 +49,7 @@ class SplitSpec:
 
     @property
     def is_file(self) -> bool:
-        return "." in self.name or "*" in self.name
+        return is_file_name(self.name)
 
     def __str__(self) -> str:
         return self.name + self.slice
@@ -56,13 +60,14 @@ class SplitRequest:
     """One split of a data set, as a reader is asked for it.
 
     Attributes:
-        path: a folder, owner/name on the Hub, or the name of a generated set; never a single file.
+        path: a folder, here or of the web, owner/name on the Hub, or the name of a generated set; never a single file.
         split: the split; for a data set in a single file, that file.
         columns: agreed name -> name in the data, where dots reach into nested columns.
         streaming: whether rows are read while training, or first.
         options: further arguments, `data.options` of the config.
         subset: configuration of a Hub data set that has several.
         revision: branch, tag or commit of a Hub data set.
+        folder: of a Hub data set, in which the split is.
         patience: seconds to try again what the Hub does not give.
         lanes: that share a stream.
     """
@@ -74,12 +79,13 @@ class SplitRequest:
     options: dict[str, Any] = field(default_factory=dict)
     subset: str | None = None
     revision: str | None = None
+    folder: str | None = None
     patience: float = 0.0
     lanes: int = 1
 
     @property
-    def is_folder_or_on_hub(self) -> bool:
-        return Path(self.path).is_dir() or is_on_hub(self.path)
+    def has_files(self) -> bool:
+        return Path(self.path).is_dir() or is_on_hub(self.path) or is_address(self.path)
 
     @property
     def is_downloaded(self) -> bool:
@@ -93,14 +99,17 @@ class SplitRequest:
 
     @property
     def dataset_path(self) -> str:
-        """The path as `datasets` takes it: no folder called "."."""
+        """The path as `datasets` takes it: no folder called ".", and any folder for a file of the web."""
+        if is_address(self.path):
+            return str(cache_folder())
         return str(Path(self.path).resolve()) if Path(self.path).is_dir() else self.path
 
     @property
     def dataset_arguments(self) -> dict[str, Any]:
         """What `datasets.load_dataset` gets besides path and split."""
-        arguments = {"name": self.subset, "revision": self.revision, **self.options}
-        return arguments | {"data_files": {"train": self.split.name}} if self.split.is_file else arguments
+        arguments = {"name": self.subset, "revision": self.revision, "data_dir": self.folder, **self.options}
+        file = f"{self.path}/{self.split.name}" if is_address(self.path) else self.split.name
+        return arguments | {"data_files": {"train": file}} if self.split.is_file else arguments
 
     @cached_property
     def builder(self) -> DatasetBuilder:
@@ -142,7 +151,9 @@ class SplitRequest:
 
     @property
     def files(self) -> list[str]:
-        """The files of the split, found by `datasets` by their names: paths, or hf://datasets/owner/name@commit/path."""
+        """The files of the split, found by `datasets` by their names: paths, https://, hf://datasets/owner/name@commit/."""
+        if is_address(self.path):
+            return [f"{self.path}/{self.split.name}"]
         return [str(file) for file in (self.builder.config.data_files or {}).get(self.dataset_split.name, [])]
 
     def fetch_files(self) -> list[str]:
@@ -153,6 +164,21 @@ class SplitRequest:
         parts = [file.removeprefix(prefix).split("/", 1) for file in self.files]  # [commit, path]
         names = [name for _, name in parts]
         return [str(path) for path in download_files(self.path, names, unquote(parts[0][0]), self.patience)]
+
+
+def take_slice(rows: Dataset, split: SplitSpec) -> Dataset:
+    """Return the part of all rows that the slice of a split names.
+
+    Raises:
+        DataError: where it holds none.
+    """
+    if not split.slice:
+        return rows
+    (part,) = ReadInstruction.from_spec(f"train{split.slice}").to_absolute({"train": len(rows)})
+    numbers = range(len(rows))[part.from_ : part.to]
+    if not numbers:
+        raise DataError(f"data: {split} holds no row, as there are {len(rows)} in all; name another part")
+    return rows.select(numbers)
 
 
 def files_of_split(request: SplitRequest) -> list[str]:

@@ -20,7 +20,7 @@ FIRST_LINES = 1_000  # of a file, whose length is looked at
 
 
 def accepts(request: SplitRequest) -> bool:
-    return request.is_folder_or_on_hub
+    return request.has_files
 
 
 def read(request: SplitRequest) -> Rows:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from datasets import Dataset, Features, IterableDataset, List, Value
-from datasets.arrow_reader import ReadInstruction
 
 from pipeline.data.fingerprints import fingerprint_files
 from pipeline.data.lane_rows import is_divisible
 from pipeline.data.lines import COMPRESSED, read_lines
-from pipeline.data.readers.base import Rows, SplitRequest
+from pipeline.data.readers.base import Rows, SplitRequest, take_slice
 from pipeline.data.rows import PLACE, Columns
 from pipeline.errors import DataError
 
@@ -34,7 +33,7 @@ def has_suffix(file: str, suffixes: tuple[str, ...]) -> bool:
 
 def is_plain(request: SplitRequest) -> bool:
     """Tell whether a split is one name with at most one slice; sums of splits are left to `datasets`."""
-    return request.is_folder_or_on_hub and "+" not in str(request.split)
+    return request.has_files and "+" not in str(request.split)
 
 
 def open_lines(
@@ -74,13 +73,7 @@ def open_files(
     # An argument, so that the cache of `from_generator` does not outlive the content of the files.
     arguments["fingerprint"] = fingerprint_files(file for shard in shards for file in shard)
     rows = Dataset.from_generator(make_rows, gen_kwargs=arguments, features=features)
-    if not request.split.slice:
-        return rows
-    (part,) = ReadInstruction.from_spec(f"train{request.split.slice}").to_absolute({"train": len(rows)})
-    numbers = range(len(rows))[part.from_ : part.to]
-    if not numbers:
-        raise DataError(f"data: {request.split} holds no row, as there are {len(rows)} in all; name another part")
-    return rows.select(numbers)
+    return take_slice(rows, request.split)
 
 
 def _parts(make_rows: MakeRows, shards: list[tuple[Any, int, int]], **settings: Any) -> Iterator[dict[str, Any]]:

@@ -65,7 +65,9 @@ def test_a_way_that_ends_is_explained(name, message):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("writer, name", [(write_jsonl, "train.jsonl"), (write_parquet, "train.parquet"), (write_csv, "train.csv")])
+@pytest.mark.parametrize(
+    "writer, name", [(write_jsonl, "train.jsonl"), (write_parquet, "train.parquet"), (write_csv, "train.csv")]
+)
 def test_every_reader_shows_columns_and_a_row(tmp_path, streaming, writer, name):
     """A null on the way to a column of a first row is not taken for a missing column."""
     writer(tmp_path / name, [{"en": "a" * 200, "fr": "b"}])

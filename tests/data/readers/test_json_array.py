@@ -48,7 +48,10 @@ def test_bad_elements_are_named_and_end_nothing(tmp_path, streaming, block, monk
 @pytest.mark.parametrize(
     "text, problem",
     [
-        (f'[{GOOD},\n {{"en": "a}},\n {GOOD}]', ":2, character 27 .*: this is not JSON, and a string in it does not end"),
+        (
+            f'[{GOOD},\n {{"en": "a}},\n {GOOD}]',
+            ":2, character 27 .*: this is not JSON, and a string in it does not end",
+        ),
         (f"[{GOOD},\n {{[}}]", ":2, character 27 .*: this is not JSON, and its brackets do not tell where it ends"),
         (f"[{GOOD} {GOOD}]", ":1, .*: there is neither a comma nor the end of the array behind element 1"),
         (f'[{GOOD}, {{"en": "a"', ":1, .*: the file ends within this"),
@@ -70,7 +73,7 @@ def test_what_has_no_end_ends_the_reading_with_its_place(tmp_path, text, problem
 def test_an_array_below_keys(tmp_path, streaming, name, pack, monkeypatch):
     """Of several splits in one file; the others are passed over, whatever is in them."""
     monkeypatch.setattr(lines, "BLOCK", 16)
-    content = {"version": 1.25, "notes": ["}]", {"data": "\"["}], "data": {"x": None, "train": ROWS, "test": ROWS[:2]}}
+    content = {"version": 1.25, "notes": ["}]", {"data": '"['}], "data": {"x": None, "train": ROWS, "test": ROWS[:2]}}
     (tmp_path / name).write_bytes(pack(b"\xef\xbb\xbf" + json.dumps(content, indent=1).encode()))
     assert texts(open_folder(tmp_path, streaming=streaming, field="data.train")) == EXPECTED
     assert texts(open_folder(tmp_path, streaming=streaming, field="data.test")) == EXPECTED[:2]

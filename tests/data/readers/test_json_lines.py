@@ -1,5 +1,4 @@
 import gzip
-import json
 import os
 
 import datasets
@@ -42,7 +41,7 @@ def test_bad_lines_are_named_and_end_nothing(tmp_path, streaming):
 
 
 def test_what_is_left_to_datasets(tmp_path):
-    """Options, and other formats; slices and compressed lines are read here, and .json where it holds lines or an array."""
+    """Options, and other formats; slices and compressed files are read here, and .json of lines or of one array."""
     write_jsonl(tmp_path / "train.jsonl", ROWS)
     (tmp_path / "test.ndjson.gz").write_bytes(gzip.compress((tmp_path / "train.jsonl").read_bytes()))
     write_csv(tmp_path / "validation.csv", ROWS)
