@@ -47,7 +47,7 @@ class RowsConfig(Section):
     path: str = Field(
         "",
         min_length=0,  # as the default is written into run.yaml
-        description="Hub id (owner/name), local folder or file, address (hf://, https://), or a generated set: reversal; "
+        description="Hub id (owner/name), local folder or file, hf:// or https://, or a generated set: reversal; "
         "needed, but where corpora of a mix or addresses of splits say it",
     )
     subset: str | None = Field(None, description="configuration of a Hub data set that has several")
@@ -382,8 +382,8 @@ def _explain_no_path(place: str, split: SplitNames, refuse: Refuse) -> ConfigErr
     if "." in place:
         return refuse(" is missing, and there is no data.path in its place", *place.split("."), "path")
     return refuse(
-        f": there is no data.path that could have a split {write_split(split)!r}; name sets, as in {place}: {{news: {{path: "
-        "FOLDER}}, or give null",
+        f": there is no data.path that could have a split {write_split(split)!r}; name sets, as in {place}: "
+        "{{news: {{path: FOLDER}}, or give null",
         place,
     )
 

@@ -95,7 +95,8 @@ def _open_validation(task: Task, config: Config | None) -> list[_Opened]:
     for name, data in sets.items():
         split, columns = data.validation, task.columns(config.with_data(data))
         try:
-            opened.append(_Opened(open_split(data, split, columns), columns, data, f"{data.path} ({name or write_split(split)})"))
+            rows, origin = open_split(data, split, columns), f"{data.path} ({name or write_split(split)})"
+            opened.append(_Opened(rows, columns, data, origin))
         except (ConfigError, DataError) as error:
             raise type(error)(f"{error}; or give other rows to compare on: --rows FILE") from error
     return opened

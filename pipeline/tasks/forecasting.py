@@ -117,7 +117,8 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
             finite = column[np.isfinite(column)]
             if not finite.size or finite.min() == finite.max():
                 raise DataError(
-                    f"forecasting.series: {name} is the same in all rows of {write_split(config.data.train)}; leave it out"
+                    f"forecasting.series: {name} is the same in all rows of {write_split(config.data.train)}; "
+                    "leave it out"
                 )
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):
                 mean, std = float(finite.mean()), float(finite.std())

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from pipeline.config import DataConfig
 from pipeline.data import readers
 from pipeline.data.readers.base import Reader
-from pipeline.data.splits import open_split
+from pipeline.data.splits import fingerprint_split, open_split
+from pipeline.data_config import Constant
 from pipeline.errors import ConfigError, DataError, RunError
 from tests.data.folders import (
     EXPECTED,
@@ -199,3 +200,68 @@ def test_no_room_is_not_the_fault_of_the_data(tmp_path, monkeypatch):
 def test_names_that_are_taken():
     with pytest.raises(ConfigError, match=r"a column cannot be called \(place\)"):
         open_split(DataConfig(path="reversal"), "train", {"(place)": "source"})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("writer, suffix", [(write_jsonl, "jsonl"), (write_csv, "csv"), (write_parquet, "parquet")])
+def test_several_files_are_read_one_after_another(tmp_path, streaming, writer, suffix):
+    """The types of one row do not bind those of others; a stream goes on from its state, and has shards for lanes."""
+    names = [f"b.{suffix}", f"a.{suffix}"]
+    for name, rows in zip(names, (ROWS[:5], ROWS[5:]), strict=True):
+        writer(tmp_path / name, rows)
+    data = DataConfig(path=str(tmp_path), train=names, source="en", target="fr", streaming=streaming)
+    columns = {**data.columns, "tag": Constant("<bt>")}
+    rows = open_split(data, names, columns, lanes=3)
+    if not streaming:
+        assert texts(rows) == EXPECTED and {row["tag"] for row in rows} == {"<bt>"}
+        assert texts(open_folder(tmp_path, [f"{names[0]}[:2]", f"{names[0]}[4:]"])) == [*EXPECTED[:2], EXPECTED[4]]
+        return
+    assert sorted(map(str, texts(rows))) == sorted(map(str, EXPECTED)) and rows.num_shards >= 2
+    rows = open_split(data, names, columns)
+    assert texts(rows) == EXPECTED and rows.num_shards == 2
+    steps = rows.iter(batch_size=2)
+    first = [next(steps)["source"] for _ in range(3)]
+    state = rows.state_dict()
+    again = open_split(data, names, columns)
+    again.load_state_dict(state)
+    rest = [text for batch in again.iter(batch_size=2) for text in batch["source"]]
+    assert [*sum(first, []), *rest] == [row["source"] for row in EXPECTED]
+
+
+def test_lists_of_parallel_text_and_of_splits(tmp_path):
+    for name, rows in (("a", ROWS[:3]), ("b", ROWS[3:])):
+        for column in ("en", "fr"):
+            (tmp_path / f"{name}.{column}").write_text("".join(row[column] + "\n" for row in rows))
+    rows = list(open_folder(tmp_path, ["a", "b"], streaming=True))
+    assert texts(rows) == EXPECTED and rows[3]["(place)"].endswith("b.fr:1")
+    data = DataConfig(path="reversal", options={"rows": 5, "held_out": 2})
+    assert len(open_split(data, ["train", "test"], data.columns)) == 7
+
+
+def test_lists_that_do_not_fit(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    write_parquet(tmp_path / "b.parquet", ROWS)
+    write_jsonl(tmp_path / "c.jsonl", [{"en": "a"}])
+    for split, message in (
+        (["a.jsonl", "b.parquet"], r"a.jsonl and b.parquet are of different kinds \(json_lines and parquet\)"),
+        (["a.jsonl", "none.jsonl"], r"no file .*none.jsonl; there are a.jsonl, b.parquet"),
+        (["a.jsonl", "a*.jsonl"], r"a.jsonl would be read twice, as a.jsonl and a\*.jsonl"),
+        (["a.jsonl", "c.jsonl"], r"c.jsonl:1: there is no column 'fr'"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            open_folder(tmp_path, split)
+    with pytest.raises(ValidationError, match="a.jsonl is named twice; leave one out"):
+        DataConfig(path=str(tmp_path), train=["a.jsonl", "a.jsonl"])
+    one = DataConfig(path=str(tmp_path), train=["a.jsonl", "c.jsonl"], source="en", target="en")
+    before = fingerprint_split(one, one.train, one.columns)
+    assert before != fingerprint_split(one, one.train[::-1], one.columns)
+    write_jsonl(tmp_path / "c.jsonl", [{"en": "b"}])
+    assert before != fingerprint_split(one, one.train, one.columns)
+    sets = DataConfig(path="x", validation={"news": ["a", "b"], "talks": {"split": ["c"]}}, test=["a", "b"])
+    assert {place: split for place, (_, split) in sets.places.items()} == {
+        "train": "train",
+        "validation.news": ["a", "b"],
+        "validation.talks": ["c"],
+        "test": ["a", "b"],
+    }
+    assert DataConfig(**sets.model_dump()) == sets

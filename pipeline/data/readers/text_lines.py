@@ -44,7 +44,7 @@ def open_lines(
     Args:
         shards: a shard is one file, or several whose n-th lines belong together.
         parse: from columns `LINES` (one line of each file of the shard, as bytes) and `PLACE` to the columns of a row.
-        make_lines: a generator function of shards and settings that yields both columns; lines of the files if left out.
+        make_lines: a generator function of shards and settings that yields both columns; lines if left out.
     """
     features = Features({LINES: List(Value("binary")), PLACE: Value("string")})
     rows = open_files(request, shards, make_lines or _lines, features, **settings)

@@ -5,7 +5,7 @@ import pytest
 from pipeline.config import DataConfig
 from pipeline.data.rows import PLACE, PROBLEM
 from pipeline.data.splits import open_split
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from tests.data.folders import open_folder, texts
 
 VALUES = ["000", "1e0", "0.50", "True", "NA", "null", "", " a ", "1,5", "-", "inf", "01"]
@@ -99,3 +99,24 @@ def test_a_blank_line_of_one_column_is_an_empty_field(tmp_path):
     assert [(row["load"], row[PLACE].rpartition(":")[2]) for row in rows] == [("1", "2"), ("", "3"), ("3", "4")]
     (tmp_path / "train.csv").write_text("en,fr\na,b\n\nc,d\n")
     assert pairs(open_folder(tmp_path)) == [("a", "b"), ("c", "d")]
+
+
+@STREAMING
+def test_names_of_files_without_a_header(tmp_path, streaming):
+    """They are those of every file of the split; a row with another number of fields is a bad one."""
+    (tmp_path / "train-0.tsv").write_text("a\tun\nb\tdeux\ttrop\n")
+    (tmp_path / "train-1.tsv").write_text("c\ttrois\n")
+    options = {"streaming": streaming, "source": "source", "target": "target"}
+    rows = list(open_folder(tmp_path, **options, names=["source", "target"]))
+    assert pairs(rows) == [("a", "un"), (None, None), ("c", "trois")]
+    assert rows[1][PROBLEM] == "the row has 3 fields, where data.options.names has 2"
+    assert [row[PLACE][-13:] for row in rows] == ["train-0.tsv:1", "train-0.tsv:2", "train-1.tsv:1"]
+    (tmp_path / "train-0.tsv").unlink()
+    with pytest.raises(DataError, match=r"train-1.tsv:1: the row has 2 fields, where data.options.names has 3"):
+        open_folder(tmp_path, **options, names=["source", "target", "id"])
+    with pytest.raises(
+        DataError, match=r"no column 'target'; choose from source, other. The first row: .'source': 'c'"
+    ):
+        open_folder(tmp_path, **options, names=["source", "other"])
+    with pytest.raises(ConfigError, match=r"data.options.names: give a list, as in \[source, target\]"):
+        open_folder(tmp_path, **options, names="source")
