@@ -162,7 +162,7 @@ def test_what_is_not_read(site, tmp_path, monkeypatch):
             with pytest.raises(ConfigError, match=message) as raised:
                 read(config(path=address, streaming=streaming, hub_patience=0))
             assert "secret@" not in str(raised.value)
-    with pytest.raises(ConfigError, match="an address with a . is not streamed"):
+    with pytest.raises(ConfigError, match=r"an address with a . is not streamed"):
         read(config(path=f"{site.address}/a.jsonl?download=1", streaming=True))
     rows = open_split(data := config(path=f"{site.address}/b.jsonl", streaming=True), "train", data.columns)
     assert [row["(place)"] for row in rows] == [f"{site.address}/b.jsonl:{number}" for number in (1, 2)]
@@ -198,7 +198,7 @@ def test_files_of_the_hub(hub, hub_name, streaming):
     assert read(pinned) == ROWS + ROWS and len(read(data)) == 305
     fingerprint = fingerprint_split(pinned, pinned.train, data.columns)
     assert fingerprint != fingerprint_split(data.pinned(find_revisions(data, None, {})), data.train, data.columns)
-    with pytest.raises((ConfigError, DataError), match="none.jsonl"):
+    with pytest.raises((ConfigError, DataError), match=r"none.jsonl"):
         read(config(train=f"{address}/none.jsonl", streaming=streaming))
 
 

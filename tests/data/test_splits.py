@@ -225,7 +225,7 @@ def test_several_files_are_read_one_after_another(tmp_path, streaming, writer, s
     again = open_split(data, names, columns)
     again.load_state_dict(state)
     rest = [text for batch in again.iter(batch_size=2) for text in batch["source"]]
-    assert [*sum(first, []), *rest] == [row["source"] for row in EXPECTED]
+    assert [*(text for batch in first for text in batch), *rest] == [row["source"] for row in EXPECTED]
 
 
 def test_lists_of_parallel_text_and_of_splits(tmp_path):
@@ -250,7 +250,7 @@ def test_lists_that_do_not_fit(tmp_path):
     ):
         with pytest.raises((ConfigError, DataError), match=message):
             open_folder(tmp_path, split)
-    with pytest.raises(ValidationError, match="a.jsonl is named twice; leave one out"):
+    with pytest.raises(ValidationError, match=r"a.jsonl is named twice; leave one out"):
         DataConfig(path=str(tmp_path), train=["a.jsonl", "a.jsonl"])
     one = DataConfig(path=str(tmp_path), train=["a.jsonl", "c.jsonl"], source="en", target="en")
     before = fingerprint_split(one, one.train, one.columns)
