@@ -13,6 +13,7 @@ import datasets
 from datasets import Dataset, DatasetBuilder, IterableDataset
 
 from pipeline.data.hub_reading import download_files, in_short, is_on_hub, with_retries
+from pipeline.data.lines import find_encoding
 from pipeline.errors import ConfigError, nearest
 
 Rows: TypeAlias = Dataset | IterableDataset
@@ -80,6 +81,11 @@ class SplitRequest:
     @property
     def is_folder_or_on_hub(self) -> bool:
         return Path(self.path).is_dir() or is_on_hub(self.path)
+
+    @property
+    def encoding(self) -> str | None:
+        """The codec of text files, `data.options.encoding`; None for UTF-8."""
+        return find_encoding(self.options.get("encoding"))
 
     @property
     def is_downloaded(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from datasets import Features, Value
 
-from pipeline.data.lines import LONGEST_LINE, decode, find_line_problem, read_lines
+from pipeline.data.lines import LONGEST_LINE, decode, find_encoding, find_line_problem, read_lines
 from pipeline.data.readers.base import Rows, SplitRequest
 from pipeline.data.readers.columns import get_value
 from pipeline.data.readers.text_lines import has_suffix, is_plain, open_files
@@ -24,7 +24,7 @@ from pipeline.data.rows import PLACE, PROBLEM
 from pipeline.errors import DataError
 
 SUFFIXES = (".csv", ".tsv")
-OPTIONS = {"sep", "delimiter", "names", "column_names", "quotechar", "quoting"}
+OPTIONS = {"sep", "delimiter", "names", "column_names", "quotechar", "quoting", "encoding"}
 
 csv.field_size_limit(LONGEST_LINE)
 
@@ -51,6 +51,7 @@ def read(request: SplitRequest) -> Rows:
         names=None if config.names is None else tuple(map(str, config.names)),
         separator=config.sep,
         quote=config.quotechar if has_quotes(request) else None,
+        encoding=find_encoding(config.encoding),
     )
 
 
@@ -75,6 +76,7 @@ def _rows(
     names: tuple[str, ...] | None,
     separator: str,
     quote: str | None,
+    encoding: str | None = None,
     fingerprint: str = "",
 ) -> Iterator[dict[str, Any]]:
     """Yield the agreed columns of each row; the first record of a file holds the names, unless they are given."""
@@ -83,7 +85,7 @@ def _rows(
         header = None if names is None else list(names)
         indices = {} if header is None else _find_columns(header, columns, file)
         blanks: list[int] = []  # lines since the last record; those at the end of a file are none
-        for number, fields, problem in _records(read_lines(file), separator, quote):
+        for number, fields, problem in _records(read_lines(file, encoding), separator, quote, encoding):
             if header is None:
                 if not fields and problem is None:
                     continue
@@ -122,7 +124,9 @@ def _find_columns(header: list[str], columns: tuple[tuple[str, str], ...], file:
     return indices
 
 
-def _records(lines: Iterator[bytes], separator: str, quote: str | None) -> Iterator[tuple[int, list[str], str | None]]:
+def _records(
+    lines: Iterator[bytes], separator: str, quote: str | None, encoding: str | None
+) -> Iterator[tuple[int, list[str], str | None]]:
     """Yield the number of the first line, the fields, and the problem of each record; a blank line has no fields."""
     waiting: deque[bytes] = deque()  # lines that were read for a record whose quotes did not end
     number = 1
@@ -130,7 +134,7 @@ def _records(lines: Iterator[bytes], separator: str, quote: str | None) -> Itera
     while (line := waiting.popleft() if waiting else next(lines, None)) is not None:
         if mark is None or mark not in line:
             text = decode(line)
-            yield number, text.split(separator) if text else [], find_line_problem(line)
+            yield number, text.split(separator) if text else [], find_line_problem(line, encoding)
             number += 1
             continue
         taken = [line]
@@ -145,7 +149,7 @@ def _records(lines: Iterator[bytes], separator: str, quote: str | None) -> Itera
 
         try:
             fields = next(csv.reader(follow(), delimiter=separator, quotechar=quote, strict=True))
-            yield number, fields, find_line_problem(b"".join(taken))
+            yield number, fields, find_line_problem(b"".join(taken), encoding)
         except csv.Error:
             swallowed = f", so that it swallows the lines up to {number + len(taken) - 1}" if len(taken) > 1 else ""
             yield number, [], f"a field opens with {quote} and does not end with one{swallowed}"

@@ -1,6 +1,6 @@
 """JSON lines, compressed or not, here or on the Hub; a line that cannot be parsed makes a bad row with its place.
 
-With `data.options` they are left to `datasets`, which knows those.
+With `data.options` other than `encoding` they are left to `datasets`, which knows those.
 """
 
 import json
@@ -19,21 +19,21 @@ LARGEST_ARRAY = 50_000_000  # bytes of a file that `datasets` must hold in memor
 
 
 def accepts(request: SplitRequest) -> bool:
-    if request.options or not is_plain(request):
+    if set(request.options) - {"encoding"} or not is_plain(request):
         return False
-    return bool(request.files) and all(_is_json_lines(file) for file in request.files)
+    return bool(request.files) and all(_is_json_lines(file, request.encoding) for file in request.files)
 
 
 def read(request: SplitRequest) -> Rows:
-    return open_lines(request, [[file] for file in request.fetch_files()], _parser(request.columns))
+    return open_lines(request, [[file] for file in request.fetch_files()], _parser(request.columns, request.encoding))
 
 
-def _is_json_lines(file: str) -> bool:
+def _is_json_lines(file: str, encoding: str | None) -> bool:
     """Tell whether a file holds an object a line; .json may also name a file that is one array."""
     if not has_suffix(file, (".json",)) or not Path(file).is_file():
         return has_suffix(file, SUFFIXES)
     try:
-        return isinstance(json.loads(next(read_lines(file), b"")), dict)
+        return isinstance(json.loads(next(read_lines(file, encoding), b"")), dict)
     except (ValueError, RecursionError):
         return False
     except DataError:
@@ -42,11 +42,11 @@ def _is_json_lines(file: str) -> bool:
         return False  # an array is often one line
 
 
-def _parser(columns: dict[str, str]) -> Parse:
+def _parser(columns: dict[str, str], encoding: str | None) -> Parse:
     def parse(batch: Columns) -> Columns:
         parsed: Columns = {name: [] for name in (*columns, PROBLEM)}
         for lines in batch[LINES]:  # one, as there is one file
-            values, problem = _parse_line(lines[0], columns)
+            values, problem = _parse_line(lines[0], columns, encoding)
             for name in columns:
                 parsed[name].append(values.get(name))
             parsed[PROBLEM].append(problem)
@@ -55,7 +55,7 @@ def _parser(columns: dict[str, str]) -> Parse:
     return parse
 
 
-def _parse_line(line: bytes, columns: dict[str, str]) -> tuple[dict[str, Any], str | None]:
+def _parse_line(line: bytes, columns: dict[str, str], encoding: str | None) -> tuple[dict[str, Any], str | None]:
     """Return the agreed columns of a line, or what is wrong with it."""
     try:
         row = json.loads(line.decode("utf-8"))
@@ -70,11 +70,11 @@ def _parse_line(line: bytes, columns: dict[str, str]) -> tuple[dict[str, Any], s
         return {}, find_line_problem(line) or f"byte {error.start + 1} of the line is not UTF-8"
     except json.JSONDecodeError as error:
         problem = f"the line is not JSON: {error.msg} at character {error.pos + 1}"
-        return {}, find_line_problem(line) or problem
+        return {}, find_line_problem(line, encoding) or problem
     except RecursionError:
         return {}, "the line is nested too deeply"
     except DataError as error:
         return {}, str(error)
     except ValueError as error:  # of a whole number with thousands of digits
         return {}, f"the line cannot be read: {error}"
-    return values, None
+    return values, find_line_problem(line, encoding)
