@@ -216,7 +216,7 @@ def find_encoding(name: object) -> str | None:
         known = [alias for alias, codec in aliases.items() if codec not in NO_TEXT]
         near = get_close_matches(str(name).lower(), known, n=1)
         choice = f"did you mean {near[0]}?" if near else "choose one of Python's, such as latin-1, cp1252 or utf-16"
-        raise ConfigError(f"data.options.encoding: unknown encoding {name!r}; {choice}") from error
+        raise ConfigError(f"data.options: unknown encoding {name!r}; {choice}") from error
     return None if codec in ("utf-8", "utf-8-sig") else codec
 
 

@@ -109,7 +109,7 @@ def test_names_of_encodings():
     }
     assert {name: find_encoding(name) for name in names} == names
     for name in ("latn-1", "windows1251x", "base64", "", True, "a\0", "idna"):
-        with pytest.raises(ConfigError, match=r"data.options.encoding: unknown encoding .*; (did you mean|choose one)"):
+        with pytest.raises(ConfigError, match=r"data.options: unknown encoding .*; (did you mean|choose one)"):
             find_encoding(name)
 
 

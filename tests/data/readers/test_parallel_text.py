@@ -103,7 +103,7 @@ def test_names_of_files(tmp_path, split, names, streaming):
     write_pairs(tmp_path, "other", range(9))
     assert texts(open_folder(tmp_path, split, streaming=streaming)) == pairs(range(3 * len(names)))
     if not streaming:
-        assert texts(open_folder(tmp_path, f"{split}[:50%]")) == pairs(range(3 * len(names) // 2))
+        assert texts(open_folder(tmp_path, f"{split}[1:3]")) == pairs([1, 2])
 
 
 @STREAMING
@@ -247,7 +247,7 @@ def changed(content, local, central, value):
     [
         (lambda zipped: changed(zipped, 6, 8, 1), r"X.zip/X.en-fr.en: the file is encrypted; unpack .*X.zip with its"),
         (lambda zipped: changed(zipped, 8, 10, 99), r"X.zip/X.en-fr.en: .*compression method.*; unpack .*X.zip"),
-        (lambda zipped: zipped[:300], r"X.zip: the file is damaged or not packed as its name says"),
+        (lambda zipped: zipped[:100], r"X.zip: the file is damaged or not packed as its name says"),
         (lambda zipped: zipped.replace(b"en 4", b"en 5"), r"X.en-fr.en: the file is damaged .*Bad CRC-32"),
     ],
     ids=["encrypted", "packing", "cut", "changed"],

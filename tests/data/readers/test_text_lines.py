@@ -59,5 +59,5 @@ def test_bytes_that_are_not_of_it(tmp_path, names, streaming):
 @pytest.mark.parametrize("names", FOLDERS, ids=" ".join)
 def test_encodings_that_are_unknown(tmp_path, names):
     write(tmp_path, names, "utf-8")
-    with pytest.raises(ConfigError, match=r"data.options.encoding: unknown encoding 'latn1'; did you mean latin1\?"):
+    with pytest.raises(ConfigError, match=r"data.options: unknown encoding 'latn1'; did you mean latin1\?"):
         read(tmp_path, names, True, encoding="latn1")
