@@ -237,7 +237,11 @@ def _check_files(folder: Path, spec: SplitSpec) -> None:
     name += zipped.removesuffix("/")
     files = list(folder.glob(name if spec.is_file else f"{name}.*"))
     if spec.is_file and not files:  # perhaps of parallel files, as news.en-fr is of news.en-fr.en
-        files = [file for file in folder.glob(f"{name}*") if not re.search(f"{SUFFIXES}$", file.name, re.IGNORECASE)]
+        files = [
+            file
+            for file in folder.glob(f"{name.rstrip('*')}*")
+            if not re.search(f"{SUFFIXES}$", file.name, re.IGNORECASE)
+        ]
     if spec.is_file and not files:
         raise ConfigError(f"data: no file {folder / str(spec)}; there are {_list_files(folder)}")
     for file in files:

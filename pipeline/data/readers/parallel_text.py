@@ -75,6 +75,9 @@ def _find_shards(request: SplitRequest) -> Shards:
     names = _list_files(folder, split)
     shards = _match(folder, names, split, columns)
     zips = [name for name in names if name.endswith(ZIP)]
+    if COLUMN in split and not shards:
+        files = " and ".join(split.replace(COLUMN, column) for column in columns)
+        raise ConfigError(f"data: there is no {files} in {folder}; there are {_show(sorted(names))}")
     is_elsewhere = shards or any(name.startswith(split) or has_suffix(name, TABLES) for name in names)
     if is_elsewhere or len(zips) != 1:
         return shards
@@ -121,7 +124,7 @@ def _match(place: Path, names: list[str], split: str, columns: list[str]) -> Sha
             regex = re.compile(rf"(.*/)?{pattern.replace(COLUMN, re.escape(column))}(?:{PACKED})?", re.DOTALL)
             for match in filter(None, map(regex.fullmatch, names)):
                 files = found.setdefault(match.groups(""), {})
-                file = f"{place}/{match[0]}"
+                file = str(place / match[0])
                 if files.setdefault(column, file) != file:
                     raise DataError(f"{files[column]} and {file} are both there; remove or rename one")
         whole = [shard for shard in found.values() if len(shard) == len(columns)]
