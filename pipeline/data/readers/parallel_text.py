@@ -44,7 +44,7 @@ def read(request: SplitRequest) -> Rows:
     for option in request.options:
         if option not in OPTIONS:
             raise ConfigError(f"data.options.{option}: unknown for parallel text{nearest(option, OPTIONS)}")
-    shards = [list(shard.values()) for shard in _find_shards(request)]
+    shards = [[shard[column] for column in request.columns.values()] for shard in _find_shards(request)]
     for file in files(request):
         if Path(file).stat().st_size == 0:
             raise DataError(f"{file}: the file is empty")
@@ -79,14 +79,14 @@ def _find_shards(request: SplitRequest) -> Shards:
         files = " and ".join(split.replace(COLUMN, column) for column in columns)
         raise ConfigError(f"data: there is no {files} in {folder}; there are {_show(sorted(names))}")
     is_elsewhere = shards or any(name.startswith(split) or has_suffix(name, TABLES) for name in names)
-    if is_elsewhere or len(zips) != 1:
+    if is_elsewhere or len(zips) != 1 or not _match(folder / zips[0], _list_zipped(folder / zips[0]), "*", columns):
         return shards
     return _find_in_zip(folder / zips[0], "" if split == "train" else split, columns)
 
 
 def _find_in_zip(archive: Path, member: str, columns: list[str]) -> Shards:
     """Return the shards called `member` in a zip, or else beside it; "" is train, or the only pair in the zip."""
-    names = [name for name in list_members(str(archive)) if not name.startswith("__MACOSX/")]
+    names = _list_zipped(archive)
     shards = _match(archive, names, member or "train", columns)
     if not shards and member:
         shards = _match(archive.parent, _list_files(archive.parent, member), member, columns)
@@ -165,6 +165,11 @@ def _list_files(folder: Path, split: str) -> list[str]:
     """Name the files in a folder, or as deep below it as those of the split."""
     paths = folder.glob("*/" * split.count("/") + "*")
     return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+
+
+def _list_zipped(archive: Path) -> list[str]:
+    """Name the files in a zip, but for those in which macOS keeps attributes of the others."""
+    return [name for name in list_members(str(archive)) if not name.startswith("__MACOSX/")]
 
 
 def _show(names: list[str]) -> str:

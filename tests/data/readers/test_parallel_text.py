@@ -280,3 +280,16 @@ def test_bad_rows_of_a_zip(tmp_path, streaming):
 def test_a_zip_of_a_table_is_left_to_datasets(tmp_path):
     write_zip(tmp_path / "a.zip", {"a.jsonl": "".join(f"{json.dumps(row)}\n" for row in ROWS)})
     assert texts(open_folder(tmp_path / "a.zip")) == EXPECTED
+
+
+@STREAMING
+def test_one_file_for_two_columns(tmp_path, streaming):
+    write_pairs(tmp_path, "train", range(2))
+    rows = texts(open_folder(tmp_path, streaming=streaming, target="en"))
+    assert rows == [{"source": f"en {number}", "target": f"en {number}"} for number in range(2)]
+
+
+def test_a_zip_of_other_things_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("a\nb\n")
+    write_zip(tmp_path / "X.zip", {"README": "x"})
+    assert [row["source"] for row in open_folder(tmp_path, source="text", target="text")] == ["a", "b"]
