@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.config import DataConfig
 from pipeline.data.rows import PLACE, PROBLEM
-from pipeline.data.splits import open_split
+from pipeline.data.splits import fingerprint_split, open_split
 from pipeline.errors import ConfigError, DataError
 
 STREAMING = pytest.mark.parametrize("streaming", [False, True])
@@ -101,3 +101,12 @@ def test_wrong_settings(tmp_path):
         read(tmp_path, target="target")
     with pytest.raises(ConfigError, match=r"data: no file test.\* in .*; name it"):
         read(tmp_path, split="test")
+
+
+def test_a_change_is_noticed(tmp_path):
+    fingerprints = []
+    for content in ("a b\n", "a c\n"):
+        (tmp_path / "train.txt").write_text(content)
+        data = DataConfig(path=str(tmp_path), options={"format": "label_first"})
+        fingerprints.append(fingerprint_split(data, "train", {"source": "text", "target": "label"}))
+    assert fingerprints[0] != fingerprints[1]

@@ -11,7 +11,7 @@ from pipeline.data import lines
 from pipeline.data.readers import parallel_text
 from pipeline.data.readers.base import SplitRequest, SplitSpec
 from pipeline.data.rows import PLACE, PROBLEM
-from pipeline.data.splits import open_split
+from pipeline.data.splits import fingerprint_split, open_split
 from pipeline.errors import ConfigError, DataError
 from tests.data.folders import EXPECTED, ROWS, open_folder, texts, write_jsonl
 
@@ -293,3 +293,18 @@ def test_a_zip_of_other_things_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("a\nb\n")
     write_zip(tmp_path / "X.zip", {"README": "x"})
     assert [row["source"] for row in open_folder(tmp_path, source="text", target="text")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("shape", ["shards", "zip"])
+def test_a_change_is_noticed(tmp_path, shape):
+    def fingerprint(numbers, **options):
+        if shape == "zip":
+            write_zip(tmp_path / "X.zip", moses("X", numbers))
+        else:
+            write_pairs(tmp_path, "train-0", range(2))
+            write_pairs(tmp_path, "train-1", numbers, (".en.gz", ".fr"))
+        data = DataConfig(path=str(tmp_path), source="en", target="fr", options=options)
+        return fingerprint_split(data, "train", data.columns)
+
+    first = fingerprint([1, 2])
+    assert fingerprint([1, 3]) != first and fingerprint([1, 2], encoding="latin-1") != first

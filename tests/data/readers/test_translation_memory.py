@@ -6,7 +6,7 @@ import pytest
 from pipeline.config import DataConfig
 from pipeline.data.readers import translation_memory
 from pipeline.data.rows import PLACE, PROBLEM
-from pipeline.data.splits import open_split
+from pipeline.data.splits import fingerprint_split, open_split
 from pipeline.errors import ConfigError, DataError
 from tests.data.folders import open_folder, texts
 
@@ -180,3 +180,12 @@ def test_options(tmp_path):
     (tmp_path / "train.tmx").write_text(tmx(unit("a", "b")))
     with pytest.raises(ConfigError, match=r"data.options.sep: unknown for TMX; choose from encoding"):
         open_folder(tmp_path, sep="x")
+
+
+def test_a_change_is_noticed(tmp_path):
+    fingerprints = []
+    for content in (tmx(unit("a", "b")), tmx(unit("a", "c"))):
+        (tmp_path / "train.tmx").write_text(content)
+        data = DataConfig(path=str(tmp_path), options={})
+        fingerprints.append(fingerprint_split(data, "train", {"source": "en", "target": "fr"}))
+    assert fingerprints[0] != fingerprints[1]
