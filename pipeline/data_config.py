@@ -70,7 +70,11 @@ class RowsConfig(Section):
         description="token in front of each source, such as <bt> for texts that were translated back",
     )
     streaming: bool = Field(False, description="read while training instead of downloading first")
-    options: dict[str, Any] = Field({}, description="further arguments of the generated set or of load_dataset")
+    options: dict[str, Any] = Field(
+        {},
+        description="encoding of text files; format: label_first for lines that begin with their class; further "
+        "arguments of the generated set or of load_dataset",
+    )
 
     _check_path = field_validator("path")(check_path)
 

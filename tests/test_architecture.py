@@ -164,7 +164,6 @@ def test_the_top_level_is_as_agreed():
 TESTS = ROOT / "tests"
 TESTED_ELSEWHERE = {  # module -> where
     "pipeline/data/lane_rows.py": "tests/data, by the streams that stand on it: of one data set, and of a mixture",
-    "pipeline/data/readers/text_lines.py": "tests/data/readers, by the two readers that stand on it",
     "pipeline/section.py": "tests/test_config.py, by the sections that stand on it",
 }
 OF_THE_WHOLE = {  # what no single module answers for

@@ -34,6 +34,7 @@ from pipeline.data.hub_reading import (
     with_retries,
 )
 from pipeline.data.lane_rows import is_divisible
+from pipeline.data.lines import ZIP
 from pipeline.data.readers import READERS
 from pipeline.data.readers.base import Reader, Rows, SplitRequest, SplitSpec
 from pipeline.data.readers.columns import (
@@ -290,6 +291,8 @@ def _folder_of_file(file: Path, spec: SplitSpec) -> tuple[str, SplitSpec]:
     """Take "train" of a single file as that file, and another file's name as one beside it."""
     if spec.name == "train":
         return str(file.parent), SplitSpec(file.name, spec.slice)
+    if file.suffix == ZIP and not any(file.parent.glob(spec.name)):
+        return str(file.parent), SplitSpec(f"{file.name}/{spec.name}", spec.slice)
     if spec.is_file:
         return str(file.parent), spec
     raise ConfigError(
@@ -316,7 +319,15 @@ def _check_path(path: str) -> None:
 
 
 def _check_files(folder: Path, spec: SplitSpec) -> None:
-    files = list(folder.glob(spec.name if spec.is_file else f"{spec.name}.*"))
+    name, zipped, _ = spec.name.replace("{column}", "*").partition(f"{ZIP}/")
+    name += zipped.removesuffix("/")
+    files = list(folder.glob(name if spec.is_file else f"{name}.*"))
+    if spec.is_file and not files:  # perhaps of parallel files, as news.en-fr is of news.en-fr.en
+        files = [
+            file
+            for file in folder.glob(f"{name.rstrip('*')}*")
+            if not re.search(f"{SUFFIXES}$", file.name, re.IGNORECASE)
+        ]
     if spec.is_file and not files:
         raise ConfigError(f"data: no file {folder / str(spec)}; there are {_list_files(folder)}")
     for file in files:

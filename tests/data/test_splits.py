@@ -182,13 +182,13 @@ def test_values_of_options_are_checked(tmp_path):
 
 def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "train.jsonl", ROWS)
-    monkeypatch.setattr("pipeline.data.readers.text_lines.read_lines", lambda file: 1 / 0)
+    monkeypatch.setattr("pipeline.data.readers.text_lines.read_lines", lambda file, encoding: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         open_folder(tmp_path)
 
 
 def test_no_room_is_not_the_fault_of_the_data(tmp_path, monkeypatch):
-    def fail(file):
+    def fail(file, encoding):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     write_jsonl(tmp_path / "train.jsonl", ROWS)

@@ -24,16 +24,22 @@ from pipeline.data.readers import (
     generated,
     hf_datasets,
     json_lines,
+    label_first,
     parallel_text,
     plain_text,
     saved_datasets,
+    translation_memory,
 )
 from pipeline.data.readers.base import Reader
+from pipeline.data.readers.text_lines import find_files
 
 READERS = [
     Reader(generated.accepts, generated.read, files=lambda request: []),
     Reader(saved_datasets.accepts, saved_datasets.read, files=saved_datasets.files),
+    # Before the others, as it is the only one that is asked for by name.
+    Reader(label_first.accepts, label_first.read, names_places=True, files=find_files),
     Reader(parallel_text.accepts, parallel_text.read, names_places=True, files=parallel_text.files),
+    Reader(translation_memory.accepts, translation_memory.read, names_places=True, files=translation_memory.files),
     Reader(json_lines.accepts, json_lines.read, names_places=True, files=lambda request: request.files),
     Reader(delimited_text.accepts, delimited_text.read, names_places=True, files=lambda request: request.files),
     Reader(plain_text.accepts, plain_text.read, names_places=True, files=lambda request: request.files),

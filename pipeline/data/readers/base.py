@@ -15,6 +15,7 @@ from datasets.arrow_reader import ReadInstruction
 
 from pipeline.data.addresses import is_file_name
 from pipeline.data.hub_reading import download_files, in_short, is_on_hub, with_retries
+from pipeline.data.lines import find_encoding
 from pipeline.data.web_reading import cache_folder
 from pipeline.data_config import is_address
 from pipeline.errors import ConfigError, DataError, nearest
@@ -86,6 +87,11 @@ class SplitRequest:
     @property
     def has_files(self) -> bool:
         return Path(self.path).is_dir() or is_on_hub(self.path) or is_address(self.path)
+
+    @property
+    def encoding(self) -> str | None:
+        """The codec of text files, `data.options.encoding`; None for UTF-8."""
+        return find_encoding(self.options.get("encoding"))
 
     @property
     def is_downloaded(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from datasets import Features, Value
 
-from pipeline.data.lines import LONGEST_LINE, decode, find_line_problem, read_lines
+from pipeline.data.lines import LONGEST_LINE, decode, find_encoding, find_line_problem, read_lines
 from pipeline.data.readers.base import Rows, SplitRequest
 from pipeline.data.readers.columns import missing_column
 from pipeline.data.readers.text_lines import has_suffix, is_plain, open_files
@@ -25,7 +25,7 @@ from pipeline.data.rows import PLACE, PROBLEM
 from pipeline.errors import ConfigError, DataError
 
 SUFFIXES = (".csv", ".tsv")
-OPTIONS = {"sep", "delimiter", "names", "column_names", "quotechar", "quoting"}
+OPTIONS = {"sep", "delimiter", "names", "column_names", "quotechar", "quoting", "encoding"}
 
 Record: TypeAlias = tuple[int, list[str], str | None]  # the number of its first line, its fields, what is wrong
 
@@ -56,6 +56,7 @@ def read(request: SplitRequest) -> Rows:
         names=None if config.names is None else tuple(map(str, config.names)),
         separator=config.sep,
         quote=config.quotechar if has_quotes(request) else None,
+        encoding=find_encoding(config.encoding),
     )
 
 
@@ -80,12 +81,13 @@ def _rows(
     names: tuple[str, ...] | None,
     separator: str,
     quote: str | None,
+    encoding: str | None = None,
     fingerprint: str = "",
 ) -> Iterator[dict[str, Any]]:
     """Yield the agreed columns of each row; the first record of a file holds the names, unless they are given."""
     nothing = dict.fromkeys(agreed for agreed, _ in columns)
     for (file,) in shards:
-        records = _records(read_lines(file), separator, quote)
+        records = _records(read_lines(file, encoding), separator, quote, encoding)
         header = _read_header(records, file) if names is None else list(names)
         rest = (fields for _, fields, _ in records if fields)
         indices = _find_columns(header, columns, file, partial(next, rest, [])) if header else {}
@@ -137,7 +139,7 @@ def _find_columns(
     return indices
 
 
-def _records(lines: Iterator[bytes], separator: str, quote: str | None) -> Iterator[Record]:
+def _records(lines: Iterator[bytes], separator: str, quote: str | None, encoding: str | None) -> Iterator[Record]:
     """Yield the number of the first line, the fields, and the problem of each record; a blank line has no fields."""
     waiting: deque[bytes] = deque()  # lines that were read for a record whose quotes did not end
     number = 1
@@ -145,7 +147,7 @@ def _records(lines: Iterator[bytes], separator: str, quote: str | None) -> Itera
     while (line := waiting.popleft() if waiting else next(lines, None)) is not None:
         if mark is None or mark not in line:
             text = decode(line)
-            yield number, text.split(separator) if text else [], find_line_problem(line)
+            yield number, text.split(separator) if text else [], find_line_problem(line, encoding)
             number += 1
             continue
         taken = [line]
@@ -160,7 +162,7 @@ def _records(lines: Iterator[bytes], separator: str, quote: str | None) -> Itera
 
         try:
             fields = next(csv.reader(follow(), delimiter=separator, quotechar=quote, strict=True))
-            yield number, fields, find_line_problem(b"".join(taken))
+            yield number, fields, find_line_problem(b"".join(taken), encoding)
         except csv.Error:
             swallowed = f", so that it swallows the lines up to {number + len(taken) - 1}" if len(taken) > 1 else ""
             yield number, [], f"a field opens with {quote} and does not end with one{swallowed}"

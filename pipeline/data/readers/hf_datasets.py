@@ -28,7 +28,7 @@ def read(request: SplitRequest) -> Rows:
         is_text = request.builder.name in ("csv", "text") or has_suffix(file, (".jsonl", ".ndjson"))
         if is_text and Path(file).is_file():
             # `datasets` takes a line of any length into memory, several times.
-            deque(islice(read_lines(file), FIRST_LINES), maxlen=0)
+            deque(islice(read_lines(file, request.encoding), FIRST_LINES), maxlen=0)
     path, arguments = request.dataset_path, request.dataset_arguments
     features = request.builder.info.features
     if request.files and request.is_downloaded:

@@ -5,7 +5,6 @@ its brackets tell its end, so that it makes a bad row and ends nothing. `ijson` 
 be another dependency: https://github.com/ICRAR/ijson
 """
 
-import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -25,21 +24,24 @@ LONGEST_TOKEN = 20  # characters of what is not a string, or of an escape in one
 SHOWN = 40  # characters of what is not an array
 
 
-def array_rows(shards: list[list[str]], column: str, keys: tuple[str, ...], fingerprint: str = "") -> Iterator[Any]:
+def array_rows(
+    shards: list[list[str]], column: str, keys: tuple[str, ...], encoding: str | None = None, fingerprint: str = ""
+) -> Iterator[Any]:
     """Yield the elements of arrays, not parsed yet: `column` holds a list of one, as bytes.
 
     Args:
         shards: lists of one file.
         keys: of the objects around the array, the outermost first.
+        encoding: of the files.
 
     Raises:
         DataError: for what is not an array, and where an element is so wrong that its end cannot be told.
     """
     for (file,) in shards:
-        text = ArrayText(file)
+        text = ArrayText(file, encoding)
         text.enter(keys)
         for place, element in text.elements():
-            yield {column: [element.encode()], PLACE: place}
+            yield {column: [element.encode("utf-8", "surrogatepass")], PLACE: place}
         if not keys and text.peek():
             raise text.fail("there is more behind the array; correct it, or give one file for each array")
 
@@ -49,11 +51,12 @@ class ArrayText:
 
     Args:
         file: a path or URL.
+        encoding: of the file, as `find_encoding` gives it.
     """
 
-    def __init__(self, file: str):
+    def __init__(self, file: str, encoding: str | None):
         self.file = file
-        self.blocks = _decoded(file)
+        self.blocks = lines.read_text(file, encoding)
         self.text, self.here = "", 0
         self.line, self.counted = 1, 0  # the number of the line at `counted`
         self.dropped = 0  # characters before `text`
@@ -204,14 +207,3 @@ class ArrayText:
         if not self.read_more():
             raise self.fail("the file ends within this")
         return behind
-
-
-def _decoded(file: str) -> Iterator[str]:
-    """Yield the text of a file block by block; invalid bytes become U+FFFD, which tasks refuse."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for number, block in enumerate(lines.read_blocks(file)):
-        if number == 0:
-            lines.refuse_utf16(block, file)
-            block = block.removeprefix(codecs.BOM_UTF8)
-        yield decoder.decode(block)
-    yield decoder.decode(b"", final=True)

@@ -1,15 +1,15 @@
 """JSON, compressed or not, here or on the Hub: an object a line, or one array of objects.
 
 What cannot be parsed makes a bad row with its place: file and line, and of an array the number of the element.
-Other `data.options` than `field`, the key of the array in a file that is one object, are left to `datasets`.
+Other `data.options` than `encoding`, and `field`, the key of the array in a file that is one object, are left to
+`datasets`.
 """
 
-import codecs
 import json
 from typing import Any
 
 from pipeline.data.hub_reading import with_retries
-from pipeline.data.lines import find_line_problem, read_blocks, read_lines
+from pipeline.data.lines import find_line_problem, read_lines, read_text
 from pipeline.data.readers.base import Rows, SplitRequest
 from pipeline.data.readers.columns import get_value
 from pipeline.data.readers.json_array import array_rows
@@ -20,10 +20,11 @@ from pipeline.errors import ConfigError, DataError
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 SUFFIXES = (*LINE_SUFFIXES, ".json")  # .json may hold lines, an array, or something else
 FIELD = "field"  # the option
+OPTIONS = {FIELD, "encoding"}
 
 
 def accepts(request: SplitRequest) -> bool:
-    if not set(request.options) <= {FIELD} or not is_plain(request) or not request.files:
+    if not set(request.options) <= OPTIONS or not is_plain(request) or not request.files:
         return False
     if not all(has_suffix(file, SUFFIXES) for file in request.files):
         return False
@@ -43,8 +44,8 @@ def read(request: SplitRequest) -> Rows:
         raise DataError(f"{first} and {other}: one is an array, the other is not; make them alike")
     shards = [[file] for file in files]
     if shapes[files[0]] == "array":
-        return open_lines(request, shards, _parser(request.columns, "element"), array_rows, column=LINES, keys=keys)
-    return open_lines(request, shards, _parser(request.columns, "line"))
+        return open_lines(request, shards, _parser(request, "element"), array_rows, column=LINES, keys=keys)
+    return open_lines(request, shards, _parser(request, "line"))
 
 
 def _field(request: SplitRequest) -> tuple[str, ...]:
@@ -63,27 +64,30 @@ def _find_shape(request: SplitRequest, file: str) -> str | None:
     """Return "lines", "array", or None for another shape."""
     if has_suffix(file, LINE_SUFFIXES):
         return "lines"
-    return with_retries(lambda: _look_at(file), request.patience, file)
+    return with_retries(lambda: _look_at(file, request.encoding), request.patience, file)
 
 
-def _look_at(file: str) -> str | None:
-    begin = next(read_blocks(file), b"").removeprefix(codecs.BOM_UTF8).lstrip()
-    if begin.startswith(b"["):
+def _look_at(file: str, encoding: str | None) -> str | None:
+    begin = next(read_text(file, encoding), "").lstrip()
+    if begin.startswith("["):
         return "array"
     try:
-        return "lines" if isinstance(json.loads(next(filter(bytes.strip, read_lines(file)), b"")), dict) else None
+        first = next(filter(bytes.strip, read_lines(file, encoding)), b"")
+        return "lines" if isinstance(json.loads(first), dict) else None
     except (ValueError, RecursionError):
         return None
     except DataError as error:
         hint = "; of one object that holds a list, name its key, as in data.options: {field: data}"
-        raise DataError(f"{error}{hint if begin.startswith(b'{') else ''}") from error
+        raise DataError(f"{error}{hint if begin.startswith('{') else ''}") from error
 
 
-def _parser(columns: dict[str, str], unit: str) -> Parse:
+def _parser(request: SplitRequest, unit: str) -> Parse:
+    columns, encoding = request.columns, request.encoding
+
     def parse(batch: Columns) -> Columns:
         parsed: Columns = {name: [] for name in (*columns, PROBLEM)}
         for lines in batch[LINES]:  # one, as there is one file
-            values, problem = _parse(lines[0], columns, unit)
+            values, problem = _parse(lines[0], columns, encoding, unit)
             for name in columns:
                 parsed[name].append(values.get(name))
             parsed[PROBLEM].append(problem)
@@ -92,7 +96,7 @@ def _parser(columns: dict[str, str], unit: str) -> Parse:
     return parse
 
 
-def _parse(line: bytes, columns: dict[str, str], unit: str) -> tuple[dict[str, Any], str | None]:
+def _parse(line: bytes, columns: dict[str, str], encoding: str | None, unit: str) -> tuple[dict[str, Any], str | None]:
     """Return the agreed columns of a line, or of an element; or what is wrong with it."""
     try:
         row = json.loads(line.decode("utf-8"))
@@ -107,11 +111,11 @@ def _parse(line: bytes, columns: dict[str, str], unit: str) -> tuple[dict[str, A
         return {}, find_line_problem(line) or f"byte {error.start + 1} of the {unit} is not UTF-8"
     except json.JSONDecodeError as error:
         problem = f"the {unit} is not JSON: {error.msg} at character {error.pos + 1}"
-        return {}, find_line_problem(line) or problem
+        return {}, find_line_problem(line, encoding) or problem
     except RecursionError:
         return {}, f"the {unit} is nested too deeply"
     except DataError as error:
         return {}, str(error)
     except ValueError as error:  # of a whole number with thousands of digits
         return {}, f"the {unit} cannot be read: {error}"
-    return values, None
+    return values, find_line_problem(line, encoding)

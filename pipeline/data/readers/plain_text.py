@@ -13,12 +13,13 @@ from pipeline.data.rows import PLACE, PROBLEM
 from pipeline.errors import DataError
 
 COLUMN = "text"
-OPTION = "sample_by"  # `data.options` that are known here; with others, text is left to `datasets`
+OPTION = "sample_by"
+OPTIONS = {OPTION, "encoding"}  # of `data.options`; with others, text is left to `datasets`
 UNITS = ("line", "paragraph")
 
 
 def accepts(request: SplitRequest) -> bool:
-    is_known = set(request.options) <= {OPTION} and request.options.get(OPTION, UNITS[0]) in UNITS
+    is_known = set(request.options) <= OPTIONS and request.options.get(OPTION, UNITS[0]) in UNITS
     return (
         is_known and is_plain(request) and bool(request.files) and all(has_suffix(f, (".txt",)) for f in request.files)
     )
@@ -36,17 +37,23 @@ def read(request: SplitRequest) -> Rows:
     features = Features({name: Value("string") for name in (*request.columns, PLACE, PROBLEM)})
     shards = [[file] for file in request.fetch_files()]
     by_paragraph = request.options.get(OPTION) == UNITS[1]
-    return open_files(request, shards, _rows, features, names=tuple(request.columns), by_paragraph=by_paragraph)
+    settings = {"names": tuple(request.columns), "by_paragraph": by_paragraph, "encoding": request.encoding}
+    return open_files(request, shards, _rows, features, **settings)
 
 
 def _rows(
-    shards: list[list[str]], names: tuple[str, ...], by_paragraph: bool, fingerprint: str = ""
+    shards: list[list[str]],
+    names: tuple[str, ...],
+    by_paragraph: bool,
+    encoding: str | None = None,
+    fingerprint: str = "",
 ) -> Iterator[dict[str, Any]]:
     for (file,) in shards:
-        lines = enumerate(read_lines(file), start=1)
+        lines = enumerate(read_lines(file, encoding), start=1)
         for number, content in _paragraphs(lines, file) if by_paragraph else lines:
             text = decode(content) if not by_paragraph else content.decode("utf-8", "replace")
-            yield {**dict.fromkeys(names, text), PLACE: f"{file}:{number}", PROBLEM: find_line_problem(content)}
+            problem = find_line_problem(content, encoding)
+            yield {**dict.fromkeys(names, text), PLACE: f"{file}:{number}", PROBLEM: problem}
 
 
 def _paragraphs(lines: Iterator[tuple[int, bytes]], file: str) -> Iterator[tuple[int, bytes]]:

@@ -4,6 +4,7 @@ The readers of `datasets` end at the first line that is invalid JSON or invalid 
 chunks of a file for a measure of its types. Here lines are parsed one by one, so that a bad one ends nothing.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice, zip_longest
@@ -14,7 +15,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 
 from pipeline.data.fingerprints import fingerprint_files
 from pipeline.data.lane_rows import is_divisible
-from pipeline.data.lines import COMPRESSED, read_lines
+from pipeline.data.lines import COMPRESSED, container, read_lines
 from pipeline.data.readers.base import Rows, SplitRequest, take_slice
 from pipeline.data.rows import PLACE, Columns
 from pipeline.errors import DataError
@@ -29,6 +30,20 @@ def has_suffix(file: str, suffixes: tuple[str, ...]) -> bool:
     """Tell whether a file has one of these suffixes, before that of a compression."""
     path = Path(file)
     return (path.with_suffix("") if path.suffix in COMPRESSED else path).suffix in suffixes
+
+
+def find_files(request: SplitRequest) -> list[str]:
+    """Return the files in a folder of this machine that have the name of the split, or match it where it is a glob.
+
+    train          train.txt, train.ft.txt.gz, train_5500.label, train-00000-of-00002.txt
+    train-*.txt    what matches
+    """
+    folder, name = Path(request.path), request.split.name
+    if not folder.is_dir():
+        return []
+    named = re.compile(rf"{re.escape(name)}([-_.]?\d+)?(-of-\d+)?(\.\w+)+")
+    paths = folder.glob(name) if request.split.is_file else [p for p in folder.iterdir() if named.fullmatch(p.name)]
+    return sorted(str(path) for path in paths if path.is_file())
 
 
 def is_plain(request: SplitRequest) -> bool:
@@ -47,7 +62,7 @@ def open_lines(
         make_lines: a generator function of shards and settings that yields both columns; lines if left out.
     """
     features = Features({LINES: List(Value("binary")), PLACE: Value("string")})
-    rows = open_files(request, shards, make_lines or _lines, features, **settings)
+    rows = open_files(request, shards, make_lines or _lines, features, encoding=request.encoding, **settings)
     if isinstance(rows, Dataset):
         return rows.with_transform(parse)
     return rows.map(parse, batched=True, remove_columns=[LINES, PLACE])
@@ -71,7 +86,7 @@ def open_files(
         parts = [(shard, part, request.lanes) for shard in shards for part in range(request.lanes)]
         return IterableDataset.from_generator(partial(_parts, make_rows), gen_kwargs={"shards": parts, **settings})
     # An argument, so that the cache of `from_generator` does not outlive the content of the files.
-    arguments["fingerprint"] = fingerprint_files(file for shard in shards for file in shard)
+    arguments["fingerprint"] = fingerprint_files(dict.fromkeys(container(file) for shard in shards for file in shard))
     rows = Dataset.from_generator(make_rows, gen_kwargs=arguments, features=features)
     return take_slice(rows, request.split)
 
@@ -85,10 +100,10 @@ def _parts(make_rows: MakeRows, shards: list[tuple[Any, int, int]], **settings: 
         yield from islice(make_rows([shard], **settings), part, None, parts)
 
 
-def _lines(shards: list[list[str]], fingerprint: str = "") -> Iterator[dict[str, Any]]:
+def _lines(shards: list[list[str]], encoding: str | None = None, fingerprint: str = "") -> Iterator[dict[str, Any]]:
     """Yield the lines of each shard. Blank lines of a single file are left out."""
     for files in shards:
-        for number, lines in enumerate(zip_longest(*map(read_lines, files)), start=1):
+        for number, lines in enumerate(zip_longest(*(read_lines(file, encoding) for file in files)), start=1):
             if None in lines:
                 short = files[lines.index(None)]
                 raise DataError(f"{short} has no line {number}, but its parallel file has; make them equally long")
