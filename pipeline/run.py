@@ -20,7 +20,6 @@ from pipeline import plots
 from pipeline.config import Config, DataConfig
 from pipeline.data.hub_reading import iterate_rows, retry_seconds
 from pipeline.data.lane_rows import is_divisible
-from pipeline.data.mixture import count_rows, interleave, plan_stages
 from pipeline.data.splits import Rows, open_split
 from pipeline.data_config import HELD_OUT_SPLITS, HeldOutSplit, errors_of, place_of
 from pipeline.errors import ConfigError, RunError
@@ -33,7 +32,7 @@ from pipeline.run_folder import ResumePoint, RunFolder
 from pipeline.setup.generation_setup import changed_generation, generation_config
 from pipeline.setup.loader_setup import build_loader, count_lanes
 from pipeline.setup.model_factory import build_model, find_pretrained, is_own, stored_settings
-from pipeline.setup.tokenizer_setup import check_tokenizer, prepare_tokenizer
+from pipeline.setup.tokenizer_setup import check_tokenizer, prepare_tokenizer, typical_rows
 from pipeline.signals import is_launched_by_accelerate
 from pipeline.tasks.base import Feature, Task
 from pipeline.tasks.encoding import encode_opened, join_sets
@@ -191,16 +190,10 @@ def build_task_and_model(
     def all_rows() -> Iterator[dict[str, Any]]:
         return seen.watch(chain.from_iterable(reader() for reader in readers.values()))
 
-    def typical_rows() -> Iterator[dict[str, Any]]:
-        if config.data.mix is None:
-            return all_rows()
-        stages = plan_stages(config.data, count_rows(config.data, splits.train))
-        return seen.watch(interleave(readers, stages[0].shares))
-
     task_class = get_task(config.task)
     pretrained = None if "from" not in config.model else resume.checkpoint or find_pretrained(config)
     path = resume.checkpoint or config.tokenizer.path or pretrained
-    tokenizer = prepare_tokenizer(config, typical_rows(), path)
+    tokenizer = prepare_tokenizer(config, seen.watch(typical_rows(config, splits.train, readers)), path)
     data_settings = task_class.model_settings(config, all_rows())
     if resume.checkpoint is not None:
         data_settings = stored_settings(resume.checkpoint, data_settings)
