@@ -26,7 +26,10 @@ from pipeline.data.rows import PLACE, PROBLEM, BadRow, Columns, Feature, first_t
 from pipeline.data_config import FiltersConfig, ScriptShares
 
 Row = Mapping[str, Any]
-Taken = dict[str, int]  # rule -> rows that it took
+Counts = dict[str, int]  # `READ` -> rows that were read; rule -> rows that it took
+Filtered = dict[str, Counts]  # by the name of the corpus, "" where there is one
+
+READ = "rows_read"
 
 # A number, with groups of three digits (of two before the last in India), or digits alone.
 SEPARATORS = ",.'\u2019\u066c\u060c\uff0c\uff0e \u00a0\u202f\u2009"  # those of other scripts, and spaces, among them
@@ -184,30 +187,50 @@ class Filters:
         texts = find_texts(row, self.columns)
         if texts is None:
             return None
-        is_encoded = feature is not None and not isinstance(feature, BadRow)
-        candidate = Candidate(texts, self.lengths(feature) if is_encoded else None, row)
+        lengths = None if feature is None or isinstance(feature, BadRow) else self.lengths(feature)
+        candidate = Candidate(texts, lengths, row)
         for name, value in self.values.items():
             if (reason := RULES[name].find(candidate, value)) is not None:
                 return name, reason
         return None
 
-    def sort_out(self, columns: Columns, encoded: Sequence[Feature | BadRow]) -> tuple[list[Feature | BadRow], Taken]:
-        """Return what is left of some rows, in order, and how many each rule took.
+    def sort_out(self, columns: Columns, encoded: Sequence[Feature | BadRow]) -> tuple[list[Feature | BadRow], Counts]:
+        """Return what is left of some rows, in order, and how many there were and each rule took.
 
         Args:
             columns: the rows as they were read.
             encoded: a feature or a bad row for each.
         """
         kept: list[Feature | BadRow] = []
-        taken: Counter[str] = Counter()
+        counts = Counter({READ: len(encoded)})
         rows = zip(*columns.values(), strict=True)
         for values, feature in zip(rows, encoded, strict=True):
             reason = self.find_reason(dict(zip(columns, values, strict=True)), feature)
             if reason is None:
                 kept.append(feature)
             else:
-                taken[reason[0]] += 1
-        return kept, dict(taken)
+                counts[reason[0]] += 1
+        return kept, dict(counts)
+
+
+def add_filtered(*parts: Filtered) -> Filtered:
+    """Return the sums of counts by corpus and rule."""
+    sums: dict[str, Counter[str]] = {}
+    for part in parts:
+        for name, counts in part.items():
+            sums.setdefault(name, Counter()).update(counts)
+    return {name: dict(counts) for name, counts in sums.items()}
+
+
+def count_taken(counts: Mapping[str, int]) -> int:
+    """Return how many rows all rules took together."""
+    return sum(number for name, number in counts.items() if name != READ)
+
+
+def describe(counts: Mapping[str, int]) -> str:
+    """Say how many rows rules took: `data.filters took 3 of 40: 1 by drop_identical, 2 by match_digits`; or nothing."""
+    rules = ", ".join(f"{counts[name]:,} by {name}" for name in RULES if counts.get(name))
+    return f"data.filters took {count_taken(counts):,} of {counts[READ]:,}: {rules}" if rules else ""
 
 
 def find_texts(row: Row, columns: Iterable[str]) -> dict[str, str] | None:
