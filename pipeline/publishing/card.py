@@ -15,6 +15,7 @@ from jinja2 import Template
 from transformers import PreTrainedModel, TrainerState
 
 from pipeline.config import Config
+from pipeline.data.filters import READ
 from pipeline.data.hub_reading import is_on_hub
 from pipeline.data_config import HELD_OUT_SPLITS, language_codes
 from pipeline.languages import hub_code, known_code
@@ -90,6 +91,7 @@ def render_card(
         steps=steps,
         data={key: _as_code(str(value)) for key, value in config.data.model_dump().items() if value is not None},
         corpora=_describe_corpora(config, task, scores.get("training", {}).get("corpora", {})),
+        filters=_describe_filters(scores.get("training", {}).get("filters", {})),
         scores=_score_rows(scores),
         remarks=task.remarks(scores),
         use=render_use(task, loading, name, example),
@@ -227,6 +229,16 @@ def _describe_corpora(config: Config, task: Task, counts: dict[str, dict[str, fl
             {"name": escape(name), "what": what} | {key: f"{n:,}" for key, n in counts.get(name, {}).items()}
         )
     return corpora
+
+
+def _describe_filters(filters: dict[str, dict[str, int]]) -> list[tuple[str, str, str, str]]:
+    """Return corpus, rows read, rule, and rows that it took with their share, for each rule of each corpus."""
+    return [
+        (escape(name), f"{counts[READ]:,}", _as_code(rule), f"{number:,} ({number / counts[READ]:.2%})")
+        for name, counts in filters.items()
+        for rule, number in counts.items()
+        if rule != READ
+    ]
 
 
 def _evaluation_results(config: Config, pipeline_tag: str, scores: dict[str, dict[str, Any]]) -> list[EvalResult]:
