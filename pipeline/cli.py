@@ -58,7 +58,7 @@ class Command:
 
 COMMANDS = {  # in the order of use
     "tokenizer": Command("Train", "learn a vocabulary from texts, or import a SentencePiece model", tokenizer),
-    "inspect": Command("Train", "look at the data of a config: lengths, duplicates, overlaps, encodings", inspect),
+    "inspect": Command("Train", "look at the data of a config: lengths, duplicates, faults", inspect),
     "train": Command("Train", "train the model that a config describes, or go on with its run", train),
     "plot": Command("Train", "draw the curves of runs in one picture", plot),
     "score": Command("Judge", "score a model on a split of its data", score),

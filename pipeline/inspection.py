@@ -8,6 +8,7 @@ Rows are compared as `data.filters` compares them: trimmed, and with every run o
 """
 
 import math
+import os
 import random
 import tempfile
 import unicodedata
@@ -15,8 +16,9 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
 from operator import length_hint
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,12 +55,12 @@ STREAM_ROWS = 100_000  # that are looked at of a stream, unless a number is give
 PART = 1000  # rows that are encoded at a time
 EXAMPLES, BAD_EXAMPLES = 5, 3
 SHOWN_TEXT = 200  # characters of a text in an example
+AROUND = 30  # characters on each side of what is shown of a text
 SHOWN_VALUES = 20  # of what is most frequent
 SAMPLED_ROWS = 10_000  # whose language is identified
 WRITTEN_TEXTS = 1000  # of each side, which are encoded and decoded
 WRITTEN_LENGTH = 1000  # characters of those
 MAX_PIECES = 100_000  # unknown words that are told apart
-BARS = 12
 USUAL = {  # values at which rules that are off are tried
     "drop_identical": True,
     "max_word_length": 40,  # as OpusFilter's LongWordFilter
@@ -101,7 +103,6 @@ class Lengths:
     Attributes:
         limit: `data.max_source_length` or `max_target_length`; None where the task has none.
         over: texts that are longer.
-        histogram: (shortest, longest, texts) of each bar.
         counts: tokens -> texts.
     """
 
@@ -111,7 +112,6 @@ class Lengths:
     longest: int
     limit: int | None
     over: int
-    histogram: list[tuple[int, int, int]]
     counts: dict[int, int]
 
 
@@ -439,15 +439,11 @@ class _Side:
             if token == unknown and (piece in self.pieces or len(self.pieces) < MAX_PIECES):
                 self.pieces[piece[:SHOWN_TEXT]] += 1
 
-    def describe_lengths(self, limit: int | None, bars: Sequence[int]) -> Lengths:
-        quantiles = _quantiles(self.lengths, (0.5, 0.95, 1.0))
+    def describe_lengths(self, limit: int | None) -> Lengths:
+        median, p95, longest = map(int, quantiles(self.lengths, (0.5, 0.95, 1.0)))
         over = 0 if limit is None else sum(texts for length, texts in self.lengths.items() if length > limit)
-        histogram = [
-            (begin, end - 1, sum(texts for length, texts in self.lengths.items() if begin <= length < end))
-            for begin, end in pairwise(bars)
-        ]
         tokens = sum(length * texts for length, texts in self.lengths.items())
-        return Lengths(tokens, *map(int, quantiles), limit, over, histogram, dict(sorted(self.lengths.items())))
+        return Lengths(tokens, median, p95, longest, limit, over, dict(sorted(self.lengths.items())))
 
     def describe_unwritten(self, name: str) -> Unwritten:
         tokens = sum(length * texts for length, texts in self.lengths.items())
@@ -456,7 +452,9 @@ class _Side:
         written = self._write([text for _, _, text in kept])
         for (number, place, text), other in zip(kept, written, strict=True):
             if text != other:
-                changed.add((number, Example(place, {name: _cut(text)}, f"comes back as {_cut(other)!r}")))
+                begin = len(os.path.commonprefix([text, other]))
+                parts = shorten(_around(text, begin)), shorten(_around(other, begin))
+                changed.add((number, Example(place, {name: _cut(text)}, "{} comes back as {}".format(*parts))))
         return Unwritten(
             self.unknown,
             self.unknown / max(1, tokens),
@@ -479,7 +477,7 @@ class _Side:
                 for character, ids, written in zip(
                     characters, tokenize(self.tokenizer, characters), self._write(characters), strict=True
                 )
-                if unknown not in ids and written.strip().casefold() != character.casefold()
+                if unknown not in ids and written.strip().lower() != character.lower()
             }
         )
         return dict(lost.most_common(SHOWN_VALUES))
@@ -625,8 +623,8 @@ class _Survey:
         for name, (value, _) in self.rules.items():
             if (reason := RULES[name].find(candidate, value)) is not None:
                 self.taken[name].add((number, replace(example, reason=reason)))
-        if self.has_classes and len(self.classes) < MAX_PIECES:
-            self.classes[str(row["target"]) if isinstance(feature, BadRow) else feature["target"]] += 1
+        if self.has_classes:
+            self._add_class(row["target"] if isinstance(feature, BadRow) else feature["target"])
         if isinstance(feature, BadRow):
             return
         self.sampled.add((number, example, row))
@@ -634,6 +632,11 @@ class _Survey:
             side.add(number, example.place, first_text(row[name]), feature[key], length)
         if len(lengths) > 1:
             self.ratios[round(lengths[1] / lengths[0], 2)] += 1
+
+    def _add_class(self, target: Any) -> None:
+        name = target if isinstance(target, str) else shorten(target)
+        if target is not None and (name in self.classes or len(self.classes) < MAX_PIECES):
+            self.classes[name] += 1
 
     def _find_excess(self, lengths: Sequence[int]) -> str | None:
         """Say that a row is too long for the training, as its encoding does."""
@@ -651,26 +654,25 @@ class _Survey:
         return {name: _cut(value) if isinstance(value, str) else shorten(value) for name, value in values.items()}
 
     def _add_faults(self, number: int, place: str, row: Row) -> None:
-        is_composed_row = False
-        for name in self.names:
-            text = first_text(row.get(name))
-            if not isinstance(text, str):
-                continue
-            is_composed_row |= is_composed(text)
+        values = {name: first_text(row.get(name)) for name in self.names}
+        texts = {name: text for name, text in values.items() if isinstance(text, str)}
+        self.composed += any(map(is_composed, texts.values()))
+        found: dict[str, dict[str, str]] = {}
+        for name, text in texts.items():
             for fault, begin in find_faults(text):
-                around = text[max(0, begin - 30) : begin + 50]
-                self.faults.setdefault(fault, _Sample()).add((number, Example(place, {name: around})))
-        self.composed += is_composed_row
+                found.setdefault(fault, {})[name] = _around(text, begin)
+        for fault, parts in found.items():
+            self.faults.setdefault(fault, _Sample()).add((number, Example(place, parts)))
 
     def _compare(self, first: int, examples: Mapping[int, Example]) -> None:
         """Look up the rows of a part in the held-out sets."""
         numbers = self.hashes.numbers[first:]
         is_held_out = np.zeros(len(numbers), bool)
-        for place, (pairs, sources) in self.met.items():
+        for pairs, sources in self.met.values():
             for found, hashes in ((pairs, self.hashes.texts[first:]), (sources, self.hashes.sources[first:])):
                 is_there = found.find(hashes)
                 for index in np.flatnonzero(is_there):
-                    found.sample.add((numbers[index], replace(examples[numbers[index]], reason=f"in {place}")))
+                    found.sample.add((numbers[index], examples[numbers[index]]))
                 if found is pairs:
                     is_held_out |= is_there
         for index in np.flatnonzero(is_held_out):
@@ -701,7 +703,6 @@ class _Survey:
         """
         source, known = self.source, {*known_classes}
         repeated = self._describe_repeated() if self.task.has_independent_rows else None
-        bars = _choose_bars([side.lengths for side in self.sides.values()])
         return TextReport(
             source.place,
             source.data.path,
@@ -709,7 +710,7 @@ class _Survey:
             self.rows,
             not source.has_more_than(self.rows),
             self.bad.found(),
-            {name: side.describe_lengths(self._limit(name), bars) for name, side in self.sides.items()},
+            {name: side.describe_lengths(self._limit(name)) for name, side in self.sides.items()},
             self._describe_ratio(),
             dict(self.classes.most_common()) if self.has_classes else None,
             {} if source.is_training else {name: n for name, n in self.classes.most_common() if name not in known},
@@ -733,7 +734,7 @@ class _Survey:
     def _describe_ratio(self) -> Ratio | None:
         if not self.ratios:
             return None
-        p5, median, p95 = _quantiles(self.ratios, (0.05, 0.5, 0.95))
+        p5, median, p95 = quantiles(self.ratios, (0.05, 0.5, 0.95))
         return Ratio(p5, median, p95, min(self.ratios), max(self.ratios))
 
     def _describe_repeated(self) -> Repeated:
@@ -743,7 +744,7 @@ class _Survey:
         def explain(pairs: list[tuple[int, int]], text: str) -> list[Example]:
             return [
                 Example(_place(read[later], later), self._shorten(read[later]), text.format(
-                    place=_place(read[earlier], earlier), other=_cut(str(first_text(read[earlier].get("target"))))
+                    place=Path(_place(read[earlier], earlier)).name, other=_cut(str(first_text(read[earlier].get("target"))))
                 ))
                 for earlier, later in pairs
             ]  # fmt: skip
@@ -789,27 +790,22 @@ def _language_given(row: Row, name: str) -> str | None:
     return known_code(code) if isinstance(code, str) else None
 
 
+def _around(text: str, place: int) -> str:
+    """Return the part of a text in which something is to be seen."""
+    return text[max(0, place - AROUND) : place + AROUND]
+
+
 def _cut(text: str) -> str:
     return text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]}..."
 
 
-def _quantiles(counts: Mapping[Any, int], shares: Sequence[float]) -> list[Any]:
+def quantiles(counts: Mapping[Any, int], shares: Sequence[float]) -> list[Any]:
     """Return the smallest values that so many are not above; zeros where there are none."""
     if not counts:
         return [0] * len(shares)
     values = sorted(counts)
     sums = np.cumsum([counts[value] for value in values])
     return [values[int(np.searchsorted(sums, math.ceil(share * sums[-1])))] for share in shares]
-
-
-def _choose_bars(counts: Sequence[Counter[int]]) -> list[int]:
-    """Return where the bars of a histogram begin and end: of one round width, the last one with all that is longer."""
-    longest = max((length for lengths in counts for length in lengths), default=1)
-    usual = max(_quantiles(lengths, (0.99,))[0] for lengths in counts)
-    widths = (step * 10**power for power in range(9) for step in (1, 2, 5))
-    width = next(width for width in widths if width * BARS > usual)
-    bars = [*range(0, usual + width, width)]
-    return [*bars[:-1], max(bars[-1], longest + 1)] if longest >= bars[-1] else bars
 
 
 def _usual_scripts(name: str, rows: Iterable[Row]) -> dict[str, float]:

@@ -1,10 +1,11 @@
 """teacher-forcing inspect: what the data of a config hold, before anything is trained."""
 
 import dataclasses
+import itertools
 import logging
 import unicodedata
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 WIDTH = 80  # columns of a terminal
 NAME = 20  # columns of what is counted
 BAR = 14  # columns of the longest bar
+BARS = 12
 SHOWN_LANGUAGES = 6
+SHOWN_SHARE = 0.001
 SHOWN_CLASSES = 20
+SHOWN_ABOVE = ("drop_held_out", "drop_duplicates")  # rules whose examples are those of another line
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -95,24 +99,27 @@ def _describe_texts(report: "TextReport") -> Iterator[str]:
         name = "texts, many classes" if report.classes is not None else "sources, many targets"
         yield from _found(name, report.repeated.sources)
     for place, overlap in report.overlap.items():
-        yield from _found(f"also in {place}", overlap.rows, f", {overlap.held_out_rows:,} of its rows")
-        if len(report.lengths) > 1:
-            yield from _found(
-                "  by source only", overlap.sources, f", {overlap.held_out_sources:,} of its rows", is_short=True
-            )
+        yield from _found(f"also in {place}", overlap.rows, f", as {overlap.held_out_rows:,} of its rows")
+        if overlap.sources.count > overlap.rows.count:
+            yield from _found("  its sources", overlap.sources, f", as {overlap.held_out_sources:,} of its rows")
     yield from _describe_tokens(report)
     yield from _describe_faults(report)
     yield from _describe_languages(report)
+    yield from _describe_rules(report)
+
+
+def _describe_rules(report: "TextReport") -> Iterator[str]:
     if report.filters:
         yield "  What each rule of data.filters would take by itself"
-        for name, trial in report.filters.items():
-            value = "" if trial.value is True else f" {_value(trial.value)}"
-            yield from _found(f"{name}{value} ({'on' if trial.is_on else 'off'})", trial.found, is_wide=True)
+    for name, trial in report.filters.items():
+        value = "" if trial.value is True else f" {_value(trial.value)}"
+        found = dataclasses.replace(trial.found, examples=[]) if name in SHOWN_ABOVE else trial.found
+        yield from _found(f"{name}{value} ({'on' if trial.is_on else 'off'})", found, is_wide=True)
 
 
 def _describe_lengths(report: "TextReport") -> Iterator[str]:
     for side, lengths in report.lengths.items():
-        over = "" if lengths.limit is None else f"; {lengths.over:,} over {lengths.limit} (data.max_{side}_length)"
+        over = "" if lengths.limit is None else f", {lengths.over:,} over max_{side}_length={lengths.limit}"
         yield _line(f"tokens of {side}", f"median {lengths.median}, p95 {lengths.p95}, max {lengths.longest:,}{over}")
     if report.ratio is not None:
         ratio = report.ratio
@@ -121,13 +128,30 @@ def _describe_lengths(report: "TextReport") -> Iterator[str]:
             f"median {ratio.median:g}, 5 % below {ratio.p5:g}, 5 % above {ratio.p95:g}, from {ratio.smallest:g} to "
             f"{ratio.largest:g}",
         )
-    histograms = [lengths.histogram for lengths in report.lengths.values()]
+    edges = _choose_bars([lengths.counts for lengths in report.lengths.values()])
+    rows = [[*_histogram(lengths.counts, edges)] for lengths in report.lengths.values()]
+    highest = max(1, *map(max, rows))
     yield f"{'':>{NAME}}" + "".join(f"  {side:<{BAR + 12}}" for side in report.lengths).rstrip()
-    highest = max((count for histogram in histograms for *_, count in histogram), default=0)
-    for bars in zip(*histograms, strict=True):
-        first, last, _ = bars[0]
-        cells = [f"  {'█' * round(BAR * count / max(1, highest)):<{BAR}}{count:>11,} " for *_, count in bars]
-        yield f"{f'{first:,}-{last:,}' if last > first else f'{first:,}':>{NAME}}" + "".join(cells).rstrip()
+    for (begin, end), *counts in zip(itertools.pairwise(edges), *rows, strict=True):
+        cells = [f"  {'█' * round(BAR * count / highest):<{BAR}}{count:>11,} " for count in counts]
+        yield f"{f'{begin:,}-{end - 1:,}' if end - 1 > begin else f'{begin:,}':>{NAME}}" + "".join(cells).rstrip()
+
+
+def _choose_bars(sides: Sequence[Mapping[int, int]]) -> list[int]:
+    """Return where the bars of a histogram begin and end: of one round width, the last one with all that is longer."""
+    from pipeline.inspection import quantiles
+
+    longest = max((length for counts in sides for length in counts), default=1)
+    usual = max(quantiles(counts, (0.99,))[0] for counts in sides)
+    widths = (step * 10**power for power in itertools.count() for step in (1, 2, 5))
+    width = next(width for width in widths if width * BARS >= usual)
+    edges = [*range(1, max(2, usual + 1), width)]
+    return [*edges, max(edges[-1] + width, longest + 1)]
+
+
+def _histogram(counts: Mapping[int, int], edges: Sequence[int]) -> Iterator[int]:
+    for begin, end in itertools.pairwise(edges):
+        yield sum(texts for length, texts in counts.items() if begin <= length < end)
 
 
 def _describe_classes(report: "TextReport") -> Iterator[str]:
@@ -141,7 +165,7 @@ def _describe_classes(report: "TextReport") -> Iterator[str]:
             "classes", f"{len(counts):,}; the largest, {largest}, has {most / max(1, least):,.1f} times {smallest}"
         )
     for name, count in counts[:SHOWN_CLASSES]:
-        yield _line(f"  {name}", f"{count:>9,}  {count / total:6.1%}")
+        yield f"    {_fit(name, WIDTH - 24, fill=len(counts) > 1)[: max(NAME - 2, _columns(name))]}{count:>11,}{count / total:>8.1%}"
     if len(counts) > SHOWN_CLASSES:
         yield _line("", f"and {len(counts) - SHOWN_CLASSES:,} more")
     for name, count in [*report.unseen_classes.items()][:SHOWN_CLASSES]:
@@ -152,7 +176,9 @@ def _describe_tokens(report: "TextReport") -> Iterator[str]:
     for side, unwritten in report.unwritten.items():
         if unwritten.tokens:
             pieces = ", ".join(f"{_character(piece)} {count:,}" for piece, count in unwritten.pieces.items())
-            yield _line(f"unknown in {side}", f"{unwritten.tokens:,} tokens, {unwritten.share:.2%}: {pieces}")
+            yield _line(
+                f"unknown in {side}", f"{unwritten.tokens:,} tokens, {unwritten.share:.2%}; most often {pieces}"
+            )
         if unwritten.lost_characters:
             lost = ", ".join(f"{_character(name)} {count:,}" for name, count in unwritten.lost_characters.items())
             yield _line(f"lost in {side}", f"characters that come back as others: {lost}")
@@ -177,11 +203,11 @@ def _describe_languages(report: "TextReport") -> Iterator[str]:
         return
     for side, languages in report.languages.items():
         total = sum(languages.counts.values())
-        shares = [f"{code} {count / total:.1%}" for code, count in languages.counts.items()]
-        rest = f" and {len(shares) - SHOWN_LANGUAGES} more" if len(shares) > SHOWN_LANGUAGES else ""
-        yield _line(f"languages of {side}", f"{', '.join(shares[:SHOWN_LANGUAGES])}{rest}, of {total:,} rows")
-        expected = f"{languages.expected}{'' if languages.is_given else ', that of most rows'}"
-        yield from _found("  others", languages.other, f" rows are not taken for {expected}")
+        common = [(code, count / total) for code, count in languages.counts.items()][:SHOWN_LANGUAGES]
+        shares = ", ".join(f"{code} {share:.1%}" for code, share in common if share >= SHOWN_SHARE)
+        yield _line(f"languages of {side}", f"{shares} of {total:,} rows")
+        of_most = "" if languages.is_given else ", the language of most rows"
+        yield from _found(f"  not {languages.expected}", languages.other, of_most)
 
 
 def _describe_series(report: "SeriesReport") -> Iterator[str]:
@@ -239,7 +265,7 @@ def _character(piece: str) -> str:
 
 def _line(name: str, text: str, column: int = NAME) -> str:
     """Return a line of a table, and the further ones that a long text takes."""
-    lead = f"  {name:<{column}}" if _columns(name) <= column else f"  {name} "
+    lead = f"  {name:<{column}}" if _columns(name) < column else f"  {name} "
     lines, line = [], lead
     for word in one_line(text).split(" "):
         if line.strip() and _columns(line) + _columns(word) >= WIDTH and line != " " * (column + 2):
