@@ -15,7 +15,10 @@ from pipeline.commands.report import Report
 from pipeline.errors import ConfigError, explain_path, one_line
 
 if TYPE_CHECKING:
-    from pipeline.inspection import Example, Found, Inspection, SeriesReport, TextReport
+    from pipeline.inspection.inspection import Inspection
+    from pipeline.inspection.rows import Example, Found
+    from pipeline.inspection.series import SeriesReport
+    from pipeline.inspection.texts import TextReport
 
 WIDTH = 80  # columns of a terminal
 NAME = 20  # columns of what is counted
@@ -52,7 +55,7 @@ def run(arguments: Namespace) -> Report:
     if picture is not None and (picture.suffix not in PICTURES or picture.is_dir()):
         raise ConfigError(f"--output {picture}: name a picture that ends in {', '.join(PICTURES)}")
     with quick_imports():
-        from pipeline.inspection import inspect
+        from pipeline.inspection.inspection import inspect
         from pipeline.plots import draw_lengths
         from pipeline.tasks.config_loading import load_config
         from pipeline.tasks.registry import get_task
@@ -139,7 +142,7 @@ def _describe_lengths(report: "TextReport") -> Iterator[str]:
 
 def _choose_bars(sides: Sequence[Mapping[int, int]]) -> list[int]:
     """Return where the bars of a histogram begin and end: of one round width, the last one with all that is longer."""
-    from pipeline.inspection import quantiles
+    from pipeline.inspection.sides import quantiles
 
     longest = max((length for counts in sides for length in counts), default=1)
     usual = max(quantiles(counts, (0.99,))[0] for counts in sides)
@@ -165,7 +168,7 @@ def _describe_classes(report: "TextReport") -> Iterator[str]:
             "classes", f"{len(counts):,}; the largest, {largest}, has {most / max(1, least):,.1f} times {smallest}"
         )
     for name, count in counts[:SHOWN_CLASSES]:
-        yield f"    {_fit(name, WIDTH - 24, fill=len(counts) > 1)[: max(NAME - 2, _columns(name))]}{count:>11,}{count / total:>8.1%}"
+        yield f"    {_fit(name, NAME - 2, fill=True)}{count:>9,}{count / total:>8.1%}"
     if len(counts) > SHOWN_CLASSES:
         yield _line("", f"and {len(counts) - SHOWN_CLASSES:,} more")
     for name, count in [*report.unseen_classes.items()][:SHOWN_CLASSES]:
