@@ -62,14 +62,13 @@ class Source:
     def name(self) -> str:
         return self.place.partition(".")[2]
 
+    def read_all(self) -> Iterator[Row]:
+        """Yield all rows there are."""
+        return iterate_rows(self.rows, retry_seconds(self.data))
+
     def read(self) -> Iterator[Row]:
         """Yield the rows that are looked at, from the first on."""
-        return islice(iterate_rows(self.rows, retry_seconds(self.data)), self.limit)
-
-    def has_more_than(self, count: int) -> bool:
-        if isinstance(self.rows, Dataset):
-            return len(self.rows) > count
-        return count == self.limit and next(iter(self.rows.skip(count).take(1)), None) is not None
+        return islice(self.read_all(), self.limit)
 
     def read_some(self, numbers: Iterable[int]) -> dict[int, Row]:
         """Return rows by their numbers."""

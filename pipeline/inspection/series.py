@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 from pipeline.config import Config
 from pipeline.data.rows import PLACE, PROBLEM, shorten
@@ -54,21 +55,22 @@ def inspect_series(config: Config, source: Source) -> SeriesReport:
     names = config.task_settings.series
     columns = {name: _Column() for name in names}
     moments: list[Row] = []
+    all_rows, rows = source.read_all(), 0
     with errors_of(source.place), progress_bar(f"reading {source.place}", "rows") as bar:
-        rows = 0
-        for rows, row in enumerate(source.read(), 1):
+        for rows, row in enumerate(islice(all_rows, source.limit), 1):
             for name, column in columns.items():
                 column.add(rows - 1, row, name)
             if TIME in row:
                 moments.append({name: row[name] for name in (TIME, PLACE, PROBLEM) if name in row})
             bar.update()
+        is_whole = next(all_rows, None) is None
     model = make_model_config(config, None, {"series": names} | given_settings(config))
     return SeriesReport(
         source.place,
         source.data.path,
         source.split,
         rows,
-        not source.has_more_than(rows),
+        is_whole,
         max(0, rows + 1 - model.context_length - model.prediction_length),
         _find_disorder(moments),
         {name: column.describe() for name, column in columns.items()},

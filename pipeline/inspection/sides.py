@@ -99,7 +99,9 @@ class Side:
         written = self._write([text for _, _, text in kept])
         for (number, place, text), other in zip(kept, written, strict=True):
             if text != other:
-                begin = next((n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), len(other))
+                begin = next(
+                    (n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other))
+                )
                 parts = shorten(around(text, begin)), shorten(around(other, begin))
                 changed.add((number, Example(place, {name: cut(text)}, "{} comes back as {}".format(*parts))))
         return Unwritten(

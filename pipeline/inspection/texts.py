@@ -90,7 +90,7 @@ class Survey:
         self.names = task.text_columns
         self.has_classes = "target" in task.required_columns and "target" not in self.names
         self.sides = {name: Side(task.tokenizer) for name in self.names}
-        self.rows = 0
+        self.rows, self.is_whole = 0, True
         self.bad, self.composed = Sample(BAD_EXAMPLES), 0
         self.ratios: Counter[float] = Counter()
         self.classes: Counter[str] = Counter()
@@ -108,11 +108,13 @@ class Survey:
     def read(self) -> None:
         """Look at all rows, up to the limit."""
         total = min(length_hint(self.source.rows) or math.inf, self.source.limit or math.inf)
-        rows = self.source.read()
+        all_rows = self.source.read_all()
+        rows = islice(all_rows, self.source.limit)
         with errors_of(self.source.place), progress_bar(f"reading {self.source.place}", "rows", total) as bar:
             while part := [*islice(rows, PART)]:
                 self._add(part)
                 bar.update(len(part))
+            self.is_whole = next(all_rows, None) is None
 
     def _add(self, part: list[Row]) -> None:
         numbers = range(self.rows, self.rows + len(part))
@@ -209,7 +211,7 @@ class Survey:
             source.data.path,
             source.split,
             self.rows,
-            not source.has_more_than(self.rows),
+            self.is_whole,
             self.bad.found(),
             {name: side.describe_lengths(self._limit(name)) for name, side in self.sides.items()},
             self._describe_ratio(),
