@@ -1,6 +1,5 @@
 """What is found in all data of a config."""
 
-
 from pipeline.inspection.inspection import inspect
 from tests.inspection.faulty import HELD_OUT, config_of, write
 
