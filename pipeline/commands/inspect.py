@@ -84,7 +84,8 @@ def _lengths_to_draw(inspection: "Inspection") -> tuple[dict[str, dict[str, Any]
 
 
 def _describe(inspection: "Inspection") -> Iterator[str]:
-    yield f"{inspection.task}; tokenizer: {inspection.tokenizer}"
+    yield _line("task", inspection.task)
+    yield _line("tokenizer", inspection.tokenizer)
     reports: Any = inspection.sets
     for report in reports:
         yield ""

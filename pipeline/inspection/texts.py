@@ -140,14 +140,14 @@ class Survey:
         texts = find_texts(row, self.names)
         if texts is None:
             return
-        if self.task.has_independent_rows:
-            self.hashes.add(number, row, texts)
         if self.rules is not None:
             self.rules.add(number, example, Candidate(texts, lengths, row))
         if self.has_classes:
             self._add_class(row["target"] if isinstance(feature, BadRow) else feature["target"])
         if isinstance(feature, BadRow):
             return
+        if self.task.has_independent_rows:
+            self.hashes.add(number, row, texts)
         read = {name: first_text(row[name])[:READ_LENGTH] for name in self.names}
         self.sampled.add((number, example, row | read))
         for (name, side), key, length in zip(self.sides.items(), ("input_ids", "labels"), lengths, strict=False):

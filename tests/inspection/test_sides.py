@@ -1,8 +1,11 @@
 """The texts of one column, and what the tokenizer makes of them."""
 
+from tokenizers import normalizers
+
 from pipeline.inspection.inspection import inspect
-from pipeline.inspection.sides import quantiles
+from pipeline.inspection.sides import Side, quantiles
 from tests.inspection.faulty import config_of, write
+from tokenizer.training import train
 
 
 def test_what_the_tokenizer_cannot_write(tmp_path):
@@ -12,8 +15,17 @@ def test_what_the_tokenizer_cannot_write(tmp_path):
     assert train.unwritten["source"].tokens == 1 and train.unwritten["source"].pieces == {"zebra": 1}
     assert train.unwritten["source"].changed.count == 1 and train.unwritten["source"].tried == 6
     assert inspect(config_of(path, data={"validation": None})).sets[0].unwritten["source"].changed.count == 0
-    lost = inspect(config_of(path, tokenizer={"kind": "unigram", "vocab_size": 40}, data={"validation": None})).sets[0]
-    assert lost.unwritten["target"].lost_characters == {"ﬁ": 1} and not lost.unwritten["source"].lost_characters
+
+
+def test_characters_that_come_back_as_others():
+    tokenizer = train(["a fine fin"] * 3, "bpe", 300, eos_position="end", max_length=20)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    side = Side(tokenizer)
+    for number, text in enumerate(("a fine", "a ﬁne", "ﬁn\u00a0½")):
+        side.add(number, f"x:{number}", text, [4, 2], 2)
+    unwritten = side.describe_unwritten("source")
+    assert unwritten.lost_characters == {"ﬁ": 2, "½": 1} and (unwritten.tried, unwritten.changed.count) == (3, 2)
+    assert unwritten.changed.examples[0].reason == "'a ﬁne' comes back as 'a fine'"
 
 
 def test_quantiles():
