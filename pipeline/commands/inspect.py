@@ -74,9 +74,8 @@ def run(arguments: Namespace) -> Report:
 
 def _lengths_to_draw(inspection: "Inspection") -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
     """Return the counts of lengths by side and set, and the bounds by side."""
-    reports: Any = inspection.sets
-    sides = reports[0].lengths
-    counts = {side: {report.place: report.lengths[side].counts for report in reports} for side in sides}
+    sides = inspection.texts[0].lengths
+    counts = {side: {report.place: report.lengths[side].counts for report in inspection.texts} for side in sides}
     return counts, {side: lengths.limit for side, lengths in sides.items() if lengths.limit is not None}
 
 
@@ -85,13 +84,20 @@ def _lengths_to_draw(inspection: "Inspection") -> tuple[dict[str, dict[str, Any]
 
 def _describe(inspection: "Inspection") -> Iterator[str]:
     yield _line("task", inspection.task)
-    yield _line("tokenizer", inspection.tokenizer)
-    reports: Any = inspection.sets
-    for report in reports:
-        yield ""
-        yield _fit(f"{report.place}: {report.path} ({report.split})", WIDTH)
-        yield _line("rows", f"{report.rows:,}{', all there are' if report.is_whole else ', the first ones'}")
-        yield from _describe_texts(report) if hasattr(report, "lengths") else _describe_series(report)
+    if inspection.tokenizer is not None:
+        yield _line("tokenizer", inspection.tokenizer)
+    for texts in inspection.texts:
+        yield from _describe_set(texts)
+        yield from _describe_texts(texts)
+    for series in inspection.series:
+        yield from _describe_set(series)
+        yield from _describe_series(series)
+
+
+def _describe_set(report: "TextReport | SeriesReport") -> Iterator[str]:
+    yield ""
+    yield _fit(f"{report.place}: {report.path} ({report.split})", WIDTH)
+    yield _line("rows", f"{report.rows:,}{', all there are' if report.is_whole else ', the first ones'}")
 
 
 def _describe_texts(report: "TextReport") -> Iterator[str]:

@@ -18,11 +18,16 @@ from pipeline.tasks.trained_model import load_model_config
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found in each corpus and held-out set, and the tokenizer by which tokens are counted."""
+    """What was found in each corpus and held-out set, by the kind of the data.
+
+    Attributes:
+        tokenizer: by which tokens are counted; None where there are no texts.
+    """
 
     task: str
-    tokenizer: str
-    sets: list[TextReport] | list[SeriesReport]
+    tokenizer: str | None
+    texts: list[TextReport]
+    series: list[SeriesReport]
 
 
 def inspect(config: Config, limit: int | None = None) -> Inspection:
@@ -37,7 +42,7 @@ def inspect(config: Config, limit: int | None = None) -> Inspection:
     """
     sources = [open_source(config, place, limit) for place in config.data.places]
     if not get_task(config.task).text_columns:
-        return Inspection(config.task, "none", [inspect_series(config, source) for source in sources])
+        return Inspection(config.task, None, [], [inspect_series(config, source) for source in sources])
     task, tokenizer = _make_task(config, sources)
     held_out = [Survey(config, task, source) for source in sources if not source.is_training]
     for survey in held_out:
@@ -46,7 +51,7 @@ def inspect(config: Config, limit: int | None = None) -> Inspection:
     for survey in training:
         survey.read()
     known = {name for survey in training for name in survey.classes}
-    return Inspection(config.task, tokenizer, [survey.report(known) for survey in training + held_out])
+    return Inspection(config.task, tokenizer, [survey.report(known) for survey in training + held_out], [])
 
 
 def _make_task(config: Config, sources: Sequence[Source]) -> tuple[Task, str]:
@@ -60,6 +65,7 @@ def _make_task(config: Config, sources: Sequence[Source]) -> tuple[Task, str]:
     with tempfile.TemporaryDirectory() as folder:  # where training leaves a tokenizer that it makes
         elsewhere = config.model_copy(update={"training": config.training | {"output_dir": folder}})
         tokenizer = prepare_tokenizer(elsewhere, rows, path)
+    assert tokenizer is not None  # as there are texts
     named = str(path) if path else f"{config.tokenizer.kind}, trained on the rows that were looked at"
     all_rows = chain.from_iterable(read() for read in readers.values())
     settings = task_class.model_settings(_as_known(config), all_rows)

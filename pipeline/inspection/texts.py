@@ -134,7 +134,7 @@ class Survey:
 
     def _add_row(self, number: int, example: Example, row: Row, feature: Feature | BadRow) -> None:
         lengths = None if isinstance(feature, BadRow) else self.task.lengths(feature)
-        problem = feature.reason if isinstance(feature, BadRow) else self._find_excess(lengths)
+        problem = feature.reason if isinstance(feature, BadRow) else self._find_excess(feature)
         if problem is not None:
             self.bad.add((number, replace(example, reason=problem)))
         texts = find_texts(row, self.names)
@@ -144,7 +144,7 @@ class Survey:
             self.rules.add(number, example, Candidate(texts, lengths, row))
         if self.has_classes:
             self._add_class(row["target"] if isinstance(feature, BadRow) else feature["target"])
-        if isinstance(feature, BadRow):
+        if isinstance(feature, BadRow) or lengths is None:
             return
         if self.task.has_independent_rows:
             self.hashes.add(number, row, texts)
@@ -160,11 +160,11 @@ class Survey:
         if target is not None and (name in self.classes or len(self.classes) < MAX_CLASSES):
             self.classes[name] += 1
 
-    def _find_excess(self, lengths: Sequence[int]) -> str | None:
+    def _find_excess(self, feature: Feature) -> str | None:
         """Say that a row is too long for the training, as its encoding does."""
         faults = (
             find_excess_length(name, length, self._limit(name))
-            for name, length in zip(self.names, lengths, strict=True)
+            for name, length in zip(self.names, self.task.lengths(feature), strict=True)
         )
         return next(filter(None, faults), None) if self.source.is_training else None
 

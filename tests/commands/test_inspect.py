@@ -44,11 +44,11 @@ def test_the_same_as_json(command, config):
     done = command("inspect", config, "training.seed=3", "--rows", "5", "--json")
     document = json.loads(done.stdout)
     assert document["task"] == "sequence_to_sequence" and document["picture"] is None
-    places = [report["place"] for report in document["sets"]]
+    places = [report["place"] for report in document["texts"]]
     assert places == [f"mix.{'n' * 64}", "mix.b", "validation"]
-    assert [report["is_whole"] for report in document["sets"]] == [False, False, True]
-    assert sum(document["sets"][0]["lengths"]["source"]["counts"].values()) == 5
-    assert document["sets"][0]["filters"]["max_length_ratio"] == {
+    assert [report["is_whole"] for report in document["texts"]] == [False, False, True]
+    assert sum(document["texts"][0]["lengths"]["source"]["counts"].values()) == 5
+    assert document["texts"][0]["filters"]["max_length_ratio"] == {
         "value": 3,
         "is_on": False,
         "found": {"count": 0, "examples": []},

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.inspection.inspection import inspect
 from pipeline.tasks.config_loading import parse_config
 
 GOOD = [{"source": f"number {n} is a word", "target": f"le nombre {n} est un mot"} for n in range(30)]
@@ -40,3 +41,8 @@ def config_of(path: str, task: str = "sequence_to_sequence", **sections) -> Conf
 def rows_of(found: Any) -> list[str]:
     """The last part of the places of all examples: numbers of rows from 1, as lines."""
     return [example.place.split(":")[-1].removeprefix("row ") for example in found.examples]
+
+
+def look(config: Config, limit: int | None = None) -> list[Any]:
+    """What is found in the texts of each corpus and set."""
+    return [*inspect(config, limit).texts]

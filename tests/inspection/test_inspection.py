@@ -1,11 +1,10 @@
 """What is found in all data of a config."""
 
-from pipeline.inspection.inspection import inspect
-from tests.inspection.faulty import HELD_OUT, config_of, write
+from tests.inspection.faulty import HELD_OUT, config_of, look, write
 
 
 def test_a_stream_is_looked_at_in_the_same_way(pairs):
-    plain, streamed = (inspect(config_of(pairs, data={"streaming": streaming})) for streaming in (False, True))
+    plain, streamed = (look(config_of(pairs, data={"streaming": streaming})) for streaming in (False, True))
     assert plain == streamed
 
 
@@ -15,7 +14,7 @@ def test_several_corpora_and_sets(pairs, tmp_path):
         "mix": {"clean": {}, "copy": {"path": other, "filters": {"drop_held_out": True}}},
         "validation": {"a": "validation", "b": {"path": other, "split": "train"}},
     }
-    sets = {report.place: report for report in inspect(config_of(pairs, data=data)).sets}
+    sets = {report.place: report for report in look(config_of(pairs, data=data))}
     assert [*sets] == ["mix.clean", "mix.copy", "validation.a", "validation.b"]
     copy = sets["mix.copy"]
     assert copy.overlap["validation.a"].rows.count == 4 and copy.overlap["validation.a"].held_out_rows == 2

@@ -1,13 +1,12 @@
 """Rows that are there twice."""
 
-from pipeline.inspection.inspection import inspect
 from pipeline.inspection.repeats import Hashes, HeldOut
-from tests.inspection.faulty import config_of, write
+from tests.inspection.faulty import config_of, look, write
 
 
 def test_a_target_that_is_a_list(tmp_path):
     rows = [{"source": "a b", "target": ["c d", "e"]}] * 2
-    train = inspect(config_of(write(tmp_path / "data", train=rows), data={"validation": None})).sets[0]
+    train = look(config_of(write(tmp_path / "data", train=rows), data={"validation": None}))[0]
     assert train.bad.count == 0 and train.repeated.rows.count == 1 and train.repeated.sources.count == 0
 
 

@@ -2,17 +2,16 @@
 
 import pytest
 
-from pipeline.inspection.inspection import inspect
 from pipeline.inspection.rows import Example, Sample
-from tests.inspection.faulty import config_of
+from tests.inspection.faulty import config_of, look
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_the_first_rows(pairs, streaming):
-    train, validation = inspect(config_of(pairs, data={"streaming": streaming}), 32).sets
+    train, validation = look(config_of(pairs, data={"streaming": streaming}), 32)
     assert (train.rows, train.is_whole, train.bad.count) == (32, False, 0)
     assert train.repeated.rows.count == 1 and validation.is_whole
-    assert inspect(config_of(pairs, data={"streaming": streaming}), 40).sets[0].is_whole
+    assert look(config_of(pairs, data={"streaming": streaming}), 40)[0].is_whole
 
 
 def test_a_sample_is_the_same_in_each_run():

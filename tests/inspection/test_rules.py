@@ -1,14 +1,11 @@
 """What rules of `data.filters` would take."""
 
-from pipeline.inspection.inspection import inspect
-from tests.inspection.faulty import config_of, rows_of
+from tests.inspection.faulty import config_of, look, rows_of
 
 
 def test_rules(pairs):
     """Those that are on at their value, the others at a usual one; each as if it were alone."""
-    filters = (
-        inspect(config_of(pairs, data={"filters": {"max_word_length": 6, "drop_identical": True}})).sets[0].filters
-    )
+    filters = look(config_of(pairs, data={"filters": {"max_word_length": 6, "drop_identical": True}}))[0].filters
     assert {name for name, trial in filters.items() if trial.is_on} == {"max_word_length", "drop_identical"}
     taken = {name: rows_of(trial.found) for name, trial in filters.items() if trial.found.count}
     assert "36" in taken.pop("max_length_ratio")

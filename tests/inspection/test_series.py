@@ -18,8 +18,8 @@ def test_series(tmp_path):
             forecasting={"series": ["load", "flat", "gaps"], "time": "time"},
             model={"context_length": 4, "prediction_length": 2, "patch_length": 2, "patch_stride": 2},
         )
-    ).sets
-    assert train.windows == 7 and "3" in train.disorder and "not later" in train.disorder
+    ).series
+    assert train.windows == 7 and train.disorder and "3" in train.disorder and "not later" in train.disorder
     load, flat, gaps = train.series.values()
     assert load.not_numbers.count == load.missing == 1 and (load.minimum, load.maximum) == (0, 5.5)
     assert flat.is_constant and flat.mean == 1

@@ -2,19 +2,18 @@
 
 from tokenizers import normalizers
 
-from pipeline.inspection.inspection import inspect
 from pipeline.inspection.sides import Side, quantiles
-from tests.inspection.faulty import config_of, write
+from tests.inspection.faulty import config_of, look, write
 from tokenizer.training import train
 
 
 def test_what_the_tokenizer_cannot_write(tmp_path):
     rows = [{"source": "a dog barks", "target": "ein Hund bellt"}] * 5 + [{"source": "a zebra", "target": "ﬁn"}]
     path = write(tmp_path / "data", train=rows)
-    train = inspect(config_of(path, tokenizer={"kind": "word"}, data={"validation": None})).sets[0]
+    train = look(config_of(path, tokenizer={"kind": "word"}, data={"validation": None}))[0]
     assert train.unwritten["source"].tokens == 1 and train.unwritten["source"].pieces == {"zebra": 1}
     assert train.unwritten["source"].changed.count == 1 and train.unwritten["source"].tried == 6
-    assert inspect(config_of(path, data={"validation": None})).sets[0].unwritten["source"].changed.count == 0
+    assert look(config_of(path, data={"validation": None}))[0].unwritten["source"].changed.count == 0
 
 
 def test_characters_that_come_back_as_others():

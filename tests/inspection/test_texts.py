@@ -1,14 +1,13 @@
 """What is found in texts that have one of each fault."""
 
 from pathlib import Path
+from typing import Any
 
-from pipeline.inspection.inspection import inspect
-from tests.inspection.faulty import config_of, rows_of, write
+from tests.inspection.faulty import config_of, look, rows_of, write
 
 
 def test_pairs(pairs):
-    inspection = inspect(config_of(pairs))
-    train, validation = inspection.sets
+    train, validation = look(config_of(pairs))
     assert (train.place, train.rows, train.is_whole) == ("train", 40, True)
     assert (validation.place, validation.rows, validation.bad.count) == ("validation", 2, 0)
     assert train.bad.count == 3 and rows_of(train.bad) == ["34", "35", "36"]
@@ -31,13 +30,12 @@ def test_pairs(pairs):
 
 
 def test_classes(tmp_path):
-    rows = [{"source": f"text {n}", "target": "right" if n % 4 else "wrong"} for n in range(20)]
+    rows: list[dict[str, Any]] = [{"source": f"text {n}", "target": "right" if n % 4 else "wrong"} for n in range(20)]
     rows += [{"source": "text 1", "target": "wrong"}, {"source": "text 2", "target": None}]
     held_out = [{"source": "text 3", "target": "right"}, {"source": "x", "target": "neither"}]
     path = write(tmp_path / "data", train=rows, validation=held_out)
     for streaming in (False, True):
-        inspection = inspect(config_of(path, "text_classification", data={"streaming": streaming}))
-        train, validation = inspection.sets
+        train, validation = look(config_of(path, "text_classification", data={"streaming": streaming}))
         assert train.classes == {"right": 15, "wrong": 6} and train.bad.count == 1
         assert validation.unseen_classes == {"neither": 1} and validation.bad.count == 1
         assert train.repeated.sources.count == 1  # of two classes
@@ -49,6 +47,6 @@ def test_running_text(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.txt").write_text("one line of text\nand one more\none line of text\n")
     config = config_of(str(tmp_path / "data"), "language_modeling", data={"validation": None, "source": "text"})
-    [train] = inspect(config).sets
+    [train] = look(config)
     assert (train.rows, train.repeated, train.filters) == (3, None, {})
     assert train.lengths["source"].tokens > 9 and train.lengths["source"].limit is None
