@@ -36,7 +36,7 @@ PAIR = ("source", "target")
 
 
 def lengths(feature) -> tuple[int, int]:
-    return len(feature["source"].split()), len(feature["target"].split())
+    return len(feature["source"].split()), len(str(feature["target"]).split())
 
 
 def reason(source: Any, target: Any, columns: tuple[str, ...] = PAIR, is_bad: bool = False, **rules):
