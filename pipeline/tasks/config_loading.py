@@ -55,7 +55,8 @@ def _check_filters(config: Config, task: type[Task], source: Source) -> None:
                 mix = config.data.mix or {}
                 is_own = name in mix and rule in mix[name].filters.model_fields_set
                 location = ("data", *(("mix", name) if is_own else ()), "filters", rule)
-                raise ConfigError(f"{source.place(location)}{'.'.join(location)}: {problem}")
+                corpus_name = f"of data.mix.{name}, " if name and not is_own else ""
+                raise ConfigError(f"{source.place(location)}{'.'.join(location)}: {corpus_name}{problem}")
 
 
 def _find_filter_problem(rule: str, data: DataConfig, name: str, task: type[Task]) -> str | None:
@@ -72,7 +73,7 @@ def _find_filter_problem(rule: str, data: DataConfig, name: str, task: type[Task
     if rule == "drop_held_out" and not any(getattr(data, split) for split in HELD_OUT_SPLITS):
         return "there is no set of validation or test; name one, or remove this key"
     if rule == "drop_duplicates" and data.streaming and is_on_hub(data.path):
-        return "they cannot be found in a stream from the Hub; set streaming=false, or remove this key"
+        return "a stream from the Hub is not read twice to find them; set streaming=false, or do not ask for this"
     return None
 
 

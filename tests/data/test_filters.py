@@ -36,7 +36,7 @@ PAIR = ("source", "target")
 
 
 def lengths(feature) -> tuple[int, int]:
-    return len(feature["source"].split()), len(feature["target"].split())
+    return len(feature["source"].split()), len(str(feature["target"]).split())
 
 
 def reason(source: Any, target: Any, columns: tuple[str, ...] = PAIR, is_bad: bool = False, **rules):
@@ -279,12 +279,13 @@ def steps(kind: str, ranks: int, workers: int, count: int, state: dict | None = 
     for rank in range(ranks):
         lanes = make_lanes(kind, 2, rank, ranks)
         if state is not None:
-            lanes.load_state_dict(json.loads(json.dumps(state)))
+            lanes.load_state_dict(state)
         loaders.append(BatchLoader(lanes, collate_rows, num_workers=workers))
     batches = [batch for turn in zip(*(take_loaded(each, count) for each in loaders), strict=True) for batch in turn]
     names = loaders[0].lanes.corpora
     progress = Progress.of_all([loader.lanes.progress().as_numbers() for loader in loaders], names)
-    return batches, merge_states([loader.lanes.state_dict() for loader in loaders]), progress
+    state = json.loads(json.dumps(merge_states([loader.lanes.state_dict() for loader in loaders])))
+    return batches, state, progress
 
 
 @pytest.mark.parametrize("kind", ["dataset", "stream", "mix"])

@@ -82,7 +82,7 @@ def test_metrics_default_to_the_tasks_own():
         (
             "sequence_to_sequence",
             {"drop_duplicates": True},
-            "drop_duplicates: they cannot be found in a stream from the H",
+            "drop_duplicates: a stream from the Hub is not read twice",
         ),
     ],
 )
@@ -102,6 +102,10 @@ def test_filters_of_a_corpus_are_refused_at_their_place(tmp_path):
     with pytest.raises(ConfigError, match=rf"^{path}:8: data.mix.b.filters.drop_held_out: there is no set"):
         load_config(path)
     load_config(path, ["data.mix.b.filters.drop_held_out=false"])
+    with pytest.raises(
+        ConfigError, match=r": data.filters.drop_held_out: of data.mix.a, there is no set of validation"
+    ):
+        load_config(path, ["data.filters.drop_held_out=true"])
 
 
 def test_filters_of_a_classifier():
