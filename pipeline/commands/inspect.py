@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+import os
 import unicodedata
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,8 +53,11 @@ def run(arguments: Namespace) -> Report:
     No model is made, and nothing is written but --output.
     """
     picture = arguments.output
-    if picture is not None and (picture.suffix not in PICTURES or picture.is_dir()):
-        raise ConfigError(f"--output {picture}: name a picture that ends in {', '.join(PICTURES)}")
+    if picture is not None:
+        if picture.suffix not in PICTURES or picture.is_dir():
+            raise ConfigError(f"--output {picture}: name a picture that ends in {', '.join(PICTURES)}")
+        with explain_path(f"--output {picture}"):  # before all rows are read
+            os.stat(picture.parent)
     with quick_imports():
         from pipeline.inspection.inspection import inspect
         from pipeline.plots import draw_lengths

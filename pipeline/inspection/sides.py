@@ -61,7 +61,7 @@ class Side:
     """The texts of one column."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
+        self.tokenizer, self.unknown_id = tokenizer, tokenizer.unk_token_id
         self.lengths: Counter[int] = Counter()
         self.characters: Counter[str] = Counter()
         self.pieces: Counter[str] = Counter()
@@ -72,18 +72,17 @@ class Side:
         self.lengths[length] += 1
         self.characters.update(text)
         self.texts.add((number, place, text[:WRITTEN_LENGTH]))
-        unknown = self.tokenizer.unk_token_id
-        if unknown is not None and unknown in ids:
-            self.unknown += ids.count(unknown)
-            self._add_pieces(text, unknown)
+        if self.unknown_id is not None and self.unknown_id in ids:
+            self.unknown += ids.count(self.unknown_id)
+            self._add_pieces(text)
 
-    def _add_pieces(self, text: str, unknown: int) -> None:
+    def _add_pieces(self, text: str) -> None:
         if not self.tokenizer.is_fast:  # only those know what a token stands for
             return
         encoded = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
         for token, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
             piece = text[begin:end].strip()
-            if token == unknown and (piece in self.pieces or len(self.pieces) < MAX_PIECES):
+            if token == self.unknown_id and (piece in self.pieces or len(self.pieces) < MAX_PIECES):
                 self.pieces[piece[:SHOWN_TEXT]] += 1
 
     def describe_lengths(self, limit: int | None) -> Lengths:
@@ -119,14 +118,13 @@ class Side:
         Case and spaces do not count, which some tokenizers change on purpose. One that it does not know is a piece.
         """
         characters = [character for character in self.characters if not character.isspace()]
-        unknown = self.tokenizer.unk_token_id
         lost = Counter(
             {
                 character: self.characters[character]
                 for character, ids, written in zip(
                     characters, tokenize(self.tokenizer, characters), self._write(characters), strict=True
                 )
-                if unknown not in ids and written.strip().lower() != character.lower()
+                if self.unknown_id not in ids and written.strip().lower() != character.lower()
             }
         )
         return dict(lost.most_common(SHOWN_VALUES))
