@@ -138,7 +138,7 @@ def find_all_duplicates(
         with progress_bar(f"looking for duplicates in {place}", "rows", length_hint(rows[name])) as bar:
             read = _read_all(rows[name], retry_seconds(corpus), bar.update)
             duplicates[name] = find_duplicates(read, task.text_columns, by_place, folder)
-            logger.info("%s: %d of %d rows are the same as an earlier one", place, len(duplicates[name]), bar.n)
+        logger.info("%s: %d rows are the same as an earlier one", place, len(duplicates[name]))
     return duplicates
 
 

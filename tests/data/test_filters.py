@@ -193,7 +193,9 @@ def test_duplicates(monkeypatch, tmp_path, by_place):
 
 # ---- in a stream of batches
 
-ROWS = [{"source": f"a {n % 40}", "target": f"a {n % 40}" if n % 5 == 0 else "b " * (1 + n % 7)} for n in range(100)]
+ROWS = [
+    {"source": f"a {n % 40}", "target": f"a {n % 40}" if n % 5 == 0 else "b " * (1 + n % 40 % 7)} for n in range(100)
+]
 CONFIG = FiltersConfig(drop_identical=True, max_length_ratio=2, drop_duplicates=True)
 
 

@@ -90,7 +90,7 @@ def test_rows_are_filtered(make_config, tmp_path, caplog, streaming):
     rows = {"": open_split(config.data, "train", task.columns(config))}
     with caplog.at_level("INFO", logger="pipeline"):
         duplicates = find_all_duplicates(config, SequenceToSequence, rows, tmp_path)
-    assert "train: 1 of 21 rows are the same as an earlier one" in caplog.text
+    assert "train: 1 rows are the same as an earlier one" in caplog.text
     filters = build_filters(config, task, [{"source": "a a a", "target": ["b b b", "b"]}], duplicates)
     loader = build_loader(config, training_arguments(config), task, rows, filters=filters)
     list(islice(loader, 3))
