@@ -103,7 +103,7 @@ class Constant:
 ColumnNames = Mapping[str, str | Constant]  # agreed name -> name in the data, or what is the same in all rows
 
 
-class GivenKeys(RowsConfig):
+class OwnKeys(Section):
     """Keys that are taken from `data` where they are not given; they are written as they were given."""
 
     @model_serializer(mode="wrap")
@@ -111,11 +111,85 @@ class GivenKeys(RowsConfig):
         return {name: value for name, value in serialize(self).items() if name in self.model_fields_set}
 
 
+class GivenKeys(OwnKeys, RowsConfig):
+    """Those of the rows of a corpus or a set."""
+
+
+SCRIPTS = re.compile(r"[A-Za-z_]+(\+[A-Za-z_]+)*")
+ScriptShares = dict[str, Annotated[float, Field(gt=0, le=1)]]
+
+
+class FiltersConfig(Section):
+    """Training rows to leave out. A row is counted by the first rule that takes it, in this order."""
+
+    drop_identical: bool = Field(False, description="take rows whose source is their target")
+    max_word_length: int | None = Field(
+        None, ge=1, description="take rows with a longer word on either side; characters between spaces"
+    )
+    min_script_share: dict[Literal["source", "target"], ScriptShares] | None = Field(
+        None,
+        min_length=1,
+        description="take rows with a smaller share of letters of a Unicode script: {source: {Latin: 0.8}, target: "
+        "{Cyrillic: 0.8}}; several count together as Han+Hiragana+Katakana",
+    )
+    match_digits: bool = Field(
+        False,
+        description="take rows whose sides have other numbers; 1,000 is 1.000, and digits of any script are digits",
+    )
+    max_length_ratio: float | None = Field(
+        None,
+        ge=1,
+        allow_inf_nan=False,
+        description="take rows whose longer side has more times the tokens of the other",
+    )
+    drop_held_out: bool = Field(
+        False, description="take pairs (of a classifier: texts) of the validation and test sets of this run"
+    )
+    drop_duplicates: bool = Field(
+        False,
+        description="take all but the first of equal rows of a corpus, which are found before the training; not of a "
+        "stream from the Hub or the web",
+    )
+
+    @field_validator("min_script_share")
+    @classmethod
+    def _check_scripts(cls, sides: dict[str, ScriptShares] | None) -> dict[str, ScriptShares] | None:
+        """Refuse names that are not those of scripts."""
+        for scripts in [name for shares in (sides or {}).values() for name in shares]:
+            if not SCRIPTS.fullmatch(scripts) or not all(map(_is_script, scripts.split("+"))):
+                raise ValueError(
+                    f"{scripts} is not a script of Unicode; name one, as in Latin, or several, as in "
+                    "Han+Hiragana+Katakana"
+                )
+        return sides
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """The rules that are asked for, in their order, with their values."""
+        return {name: value for name in FiltersConfig.model_fields if (value := getattr(self, name))}
+
+
+def _is_script(name: str) -> bool:
+    import regex  # here, as few configs need it
+
+    try:
+        return bool(regex.compile(rf"\p{{Script={name}}}"))
+    except regex.error:
+        return False
+
+
+class CorpusFilters(OwnKeys, FiltersConfig):
+    """Those of a corpus."""
+
+
 class CorpusConfig(GivenKeys):
     train: SplitNames = Field(
         "train",
         description="split name, a file or glob below the folder (train-*.jsonl), or a file by hf:// or https://; of "
         "several in a list, one is read after the other",
+    )
+    filters: CorpusFilters = Field(
+        CorpusFilters(), description="as data.filters; keys left out are those of data.filters"
     )
     rows: int | None = Field(None, ge=1, description="how many a stream has, for shares by size")
 
@@ -149,7 +223,7 @@ class DataConfig(RowsConfig):
     mix: dict[str, CorpusConfig] | None = Field(
         None,
         description="corpora to train on, by name; each may have its own path, subset, revision, train, source, "
-        "target, source_lang, target_lang, source_tag, streaming, options and rows (of a stream, for its size)",
+        "target, source_lang, target_lang, source_tag, streaming, options, filters and rows (of a stream, its size)",
     )
     weights: Weights | None = Field(None, description="of a mix: share of each corpus, up to a common factor")
     temperature: float | None = Field(
@@ -168,6 +242,7 @@ class DataConfig(RowsConfig):
         "source",
         description="of a new model: the target's language stands in front of the source, or first in the decoder",
     )
+    filters: FiltersConfig = FiltersConfig()
     max_source_length: int = Field(128, ge=2, le=MAX_TOKENS, description="tokens; a longer training row is a bad row")
     max_target_length: int = Field(
         128, ge=2, le=MAX_TOKENS, description="tokens; likewise, and the bound when generating"
@@ -230,6 +305,10 @@ class DataConfig(RowsConfig):
     def _with(self, rows: RowsConfig, **changes: Any) -> "DataConfig":
         """Return these data with the keys that a corpus or set gives."""
         given = {name: getattr(rows, name) for name in rows.model_fields_set & DataConfig.model_fields.keys()}
+        if isinstance(own := given.get("filters"), CorpusFilters):
+            given["filters"] = self.filters.model_copy(
+                update={name: getattr(own, name) for name in own.model_fields_set}
+            )
         alone = {"mix": None, "weights": None, "temperature": None, "stages": None}
         return self.model_copy(update={**alone, **given, **changes})
 

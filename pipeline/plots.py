@@ -141,3 +141,56 @@ def draw_attention_and_losses(
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     figure.savefig(path, dpi=120)
+
+
+def draw_lengths(counts: Mapping[str, Mapping[str, Mapping[int, int]]], limits: Mapping[str, int], path: Path) -> None:
+    """Draw how long the texts of several sets are, a panel for each side: histograms of the share of each set's texts.
+
+    The longest texts, 0.5 % of a set, may lie beyond the picture; the panel says how long they are.
+
+    Args:
+        counts: side -> set -> tokens -> texts.
+        limits: side -> the most tokens that training takes, a line where it lies in the picture.
+    """
+    sets = list(dict.fromkeys(name for lines in counts.values() for name in lines))
+    columns = max(1, min(len(sets), 4, LEGEND_WIDTH * len(counts) // max(map(len, sets))))
+    size = (5 * len(counts), 3.8 + 0.22 * math.ceil(len(sets) / columns))
+    figure = _figure(figsize=size, layout="constrained")
+    handles: dict[str, Any] = {}
+    for axes, (side, lines) in zip(figure.subplots(1, len(counts), squeeze=False)[0], counts.items(), strict=True):
+        edges = _edges([texts for texts in lines.values() if texts])
+        for name, texts in lines.items():
+            number = sets.index(name)
+            shares, _ = np.histogram([*texts], edges, weights=[*texts.values()])
+            handles[name] = axes.stairs(
+                100 * shares / max(1, sum(texts.values())),
+                edges - 0.5,
+                color=RUN_COLOURS[number % len(RUN_COLOURS)],
+                linestyle=RUN_DASHES[number % len(RUN_DASHES)],
+                fill=len(sets) == 1,
+                lw=1.5,
+            )
+        if side in limits and limits[side] < edges[-1]:
+            axes.axvline(limits[side] + 0.5, color="0.3", lw=1, ls=":")
+            place = (limits[side], 0.98)
+            label = f"max_{side}_length={limits[side]}"
+            axes.annotate(label, place, xycoords=axes.get_xaxis_transform(), rotation=90, va="top", ha="right", size=8)
+        longest = max((length for texts in lines.values() for length in texts), default=0)
+        axes.set(title=f"{side}: up to {longest:,} tokens", xlabel="tokens", ylabel="% of the texts")
+        axes.set_xlim(0, edges[-1])
+        axes.grid(alpha=0.3)
+    # A name that begins with an underscore would be left out.
+    labels = [f" {name}" for name in sets]
+    figure.legend([handles[name] for name in sets], labels, loc="outside lower center", ncols=columns)
+    figure.savefig(path, dpi=120)
+
+
+def _edges(counts: Sequence[Mapping[int, int]]) -> np.ndarray:
+    """Return where the bars of a histogram begin and end, in whole tokens; it has nearly all texts of each set."""
+    longest = 1
+    for texts in counts:
+        lengths = sorted(texts)
+        sums = np.cumsum([texts[length] for length in lengths])
+        longest = max(longest, lengths[int(np.searchsorted(sums, 0.995 * sums[-1]))])
+    width = math.ceil(longest / 40)
+    return np.arange(0, longest + 2 * width, width)

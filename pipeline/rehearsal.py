@@ -27,6 +27,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from pipeline.config import Config
 from pipeline.data.batch_stream import Position
+from pipeline.data.filters import count_taken
 from pipeline.data.rows import HOW_TO_FIX, Feature
 from pipeline.errors import ConfigError, DataError, RunError, TeacherForcingError, one_line
 from pipeline.inference.batches import batches_by_length
@@ -169,7 +170,9 @@ def check_training_rows(scene: Scene) -> Iterator[Finding]:
     scene.batches += window.batches
     # Where no tokenizer is trained, nobody has read the rows before.
     deque(scene.seen.watch(chain.from_iterable(window.batches)), maxlen=0)
-    yield Finding("ok", f"{window.num_rows:,} rows read, {len(window.bad_rows):,} of them bad")
+    filtered = sum(map(count_taken, window.filtered.values()))
+    taken = f", {filtered:,} left out by filters" if filtered else ""
+    yield Finding("ok", f"{window.num_rows:,} rows read, {len(window.bad_rows):,} of them bad{taken}")
 
 
 def check_held_out_rows(scene: Scene) -> Iterator[Finding]:
@@ -181,7 +184,7 @@ def check_held_out_rows(scene: Scene) -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 f"{split}: {len(copies):,} of {len(features):,} rows are among the training rows, such as {example!r}: "
-                "scores on them say nothing; take them out of the training split",
+                "scores on them say nothing; take them out of the training split, or set data.filters.drop_held_out",
             )
 
 

@@ -18,9 +18,9 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Seq2SeqTraining
 
 from pipeline import plots
 from pipeline.config import Config, DataConfig
+from pipeline.data.batch_loader import BatchLoader
 from pipeline.data.hub_reading import iterate_rows, retry_seconds
 from pipeline.data.lane_rows import is_divisible
-from pipeline.data.mixture import count_rows, interleave, plan_stages
 from pipeline.data.splits import Rows, open_split
 from pipeline.data_config import HELD_OUT_SPLITS, HeldOutSplit, errors_of, place_of
 from pipeline.errors import ConfigError, RunError
@@ -31,9 +31,9 @@ from pipeline.publishing.card import render_card
 from pipeline.rehearsal import Finding, Scene, SeenRows, raise_errors, rehearse, seen_rows
 from pipeline.run_folder import ResumePoint, RunFolder
 from pipeline.setup.generation_setup import changed_generation, generation_config
-from pipeline.setup.loader_setup import build_loader, count_lanes
+from pipeline.setup.loader_setup import build_filters, build_loader, count_lanes, find_all_duplicates
 from pipeline.setup.model_factory import build_model, find_pretrained, is_own, stored_settings
-from pipeline.setup.tokenizer_setup import check_tokenizer, prepare_tokenizer
+from pipeline.setup.tokenizer_setup import check_tokenizer, prepare_tokenizer, typical_rows
 from pipeline.signals import is_launched_by_accelerate
 from pipeline.tasks.base import Feature, Task
 from pipeline.tasks.encoding import encode_opened, join_sets
@@ -102,7 +102,10 @@ def train(config: Config, *, accept_changes: bool = False, dry_run: bool = False
         if config.hub.push:
             forms.check_form(config.hub, model.config)
         held_out = encode_held_out(config, task, splits)
-        trainer = build_trainer(config, args, task, model, splits, held_out, metrics, resume, lanes)
+        duplicates = from_main_process(lambda: find_all_duplicates(config, type(task), splits.train, folder.path))
+        filters = build_filters(config, task, chain.from_iterable(held_out.values()), duplicates)
+        loader = build_loader(config, args, task, splits.shared, lanes, filters)
+        trainer = build_trainer(config, args, task, model, loader, held_out, metrics, resume, lanes)
         if dry_run or resume.checkpoint is None or resume.changes:
             scene = Scene(config, trainer, folder.path, held_out, seen)
             findings = from_main_process(lambda: rehearse(scene))
@@ -183,24 +186,19 @@ def build_task_and_model(
 ) -> tuple[Task, PreTrainedModel]:
     """Make what is learned and what learns it, new or from a checkpoint: tokenizer, model and task."""
 
-    readers = {
-        name: partial(iterate_rows, splits.train[name], retry_seconds(corpus))
-        for name, corpus in config.data.corpora.items()
-    }
+    def read(name: str, corpus: DataConfig) -> Iterator[dict[str, Any]]:
+        rows = iterate_rows(splits.train[name], retry_seconds(corpus))
+        return rows if corpus.filters.drop_held_out else seen.watch(rows)
+
+    readers = {name: partial(read, name, corpus) for name, corpus in config.data.corpora.items()}
 
     def all_rows() -> Iterator[dict[str, Any]]:
-        return seen.watch(chain.from_iterable(reader() for reader in readers.values()))
-
-    def typical_rows() -> Iterator[dict[str, Any]]:
-        if config.data.mix is None:
-            return all_rows()
-        stages = plan_stages(config.data, count_rows(config.data, splits.train))
-        return seen.watch(interleave(readers, stages[0].shares))
+        return chain.from_iterable(reader() for reader in readers.values())
 
     task_class = get_task(config.task)
     pretrained = None if "from" not in config.model else resume.checkpoint or find_pretrained(config)
     path = resume.checkpoint or config.tokenizer.path or pretrained
-    tokenizer = prepare_tokenizer(config, typical_rows(), path)
+    tokenizer = prepare_tokenizer(config, typical_rows(config, splits.train, readers), path)
     data_settings = task_class.model_settings(config, all_rows())
     if resume.checkpoint is not None:
         data_settings = stored_settings(resume.checkpoint, data_settings)
@@ -241,15 +239,16 @@ def build_trainer(
     args: Seq2SeqTrainingArguments,
     task: Task,
     model: PreTrainedModel,
-    splits: Splits,
+    loader: BatchLoader,
     held_out: dict[str, list[Feature]],
     metrics: list[Metric],
     resume: ResumePoint,
     lanes: int,
 ) -> TeacherForcingTrainer:
-    """Make the trainer with its batches.
+    """Make the trainer.
 
     Args:
+        loader: the training batches.
         held_out: features of all rows of validation, by place; `evaluation.max_rows` says how many of each set are used
             while training.
         lanes: of the training rows.
@@ -271,7 +270,6 @@ def build_trainer(
         check_tokenizer(config, task.tokenizer, [feature["source"] for feature in shown[:CHECKED_TEXTS]])
     if BATCH_ROWS in resume.changes and task.make_batches(1, 1) is not None:
         raise ConfigError(f"{BATCH_ROWS}: {config.task} carries a state for each row of a batch; begin a new run")
-    loader = build_loader(config, args, task, splits.shared, lanes)
     # A pass ends with its longest lane.
     args = with_max_steps(args, lambda: lanes * max(gather_object([together(loader.lanes.count_batches)])))
     if resume.checkpoint is not None:
@@ -334,7 +332,7 @@ def finish(
             last = trainer.score(drawn, trainer.model.generation_config if trainer.model.can_generate() else None)
             scores[split] = last.scores
     refuse_divergence(scores, folder.path)
-    scores["training"] = trainer.skipped | ({"corpora": trainer.corpora} if trainer.corpora else {})
+    scores["training"] = trainer.skipped | trainer.used
     fail_together(lambda: trainer.save_model(str(folder.path)))
     model = trainer.unsharded_model()
     fail_together(lambda: task.draw(model, drawn, folder.path), main_only=True)
@@ -366,8 +364,8 @@ def write_progress_card(config: Config, trainer: TeacherForcingTrainer, folder: 
     last: dict[str, Any] = next(logs, {})
     numbers = {name.removeprefix("eval_"): value for name, value in last.items() if name.startswith("eval_")}
     scores: dict[str, dict[str, Any]] = {"validation": numbers} if numbers else {}
-    if trainer.corpora:
-        scores["training"] = {"corpora": trainer.corpora}
+    if trainer.used:
+        scores["training"] = trainer.used
     write_card_and_curves(config, trainer, folder, scores)
 
 

@@ -1,5 +1,6 @@
 """The folder of a run: who works in it, which config it was begun with, where to go on, and whether it is finished."""
 
+import hashlib
 import json
 import logging
 import resource
@@ -18,7 +19,7 @@ from pipeline.data.addresses import find_repository
 from pipeline.data.hub_reading import resolve_commit
 from pipeline.data.lanes import begin_other_data
 from pipeline.data.splits import fingerprint_split
-from pipeline.data_config import errors_of
+from pipeline.data_config import HELD_OUT_SPLITS, errors_of, place_of
 from pipeline.errors import ConfigError, RunError, is_storage_error, one_line
 from pipeline.manifest import (
     MANIFEST_FILE,
@@ -33,6 +34,7 @@ from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import get_task
 from pipeline.training import checkpoints
 from pipeline.training.changes import (
+    FILTERED,
     OF_SHARES,
     REFUSED,
     changed_content,
@@ -277,7 +279,7 @@ def find_revisions(data: DataConfig, before: DataConfig | None, known: Mapping[s
 
 
 def find_fingerprints(config: Config, revisions: Mapping[str, str]) -> dict[str, str]:
-    """Return a hash of all that a run reads, by `DataConfig.places`.
+    """Return a hash of all that a run reads, by `DataConfig.places`; of filtered rows also of what filters them.
 
     Args:
         revisions: the commits of data sets of the Hub.
@@ -290,6 +292,12 @@ def find_fingerprints(config: Config, revisions: Mapping[str, str]) -> dict[str,
         with errors_of(place):
             columns = get_task(config.task).columns(config.with_data(rows))
             fingerprints[place] = fingerprint_split(rows, split, columns)
+    held_out = [fingerprint for place, fingerprint in fingerprints.items() if place.startswith(HELD_OUT_SPLITS)]
+    for name, corpus in config.data.corpora.items():
+        if rules := corpus.filters.rules:
+            compared = held_out if corpus.filters.drop_held_out else []
+            content = json.dumps([rules, compared], sort_keys=True)
+            fingerprints[place_of("train", name)] += FILTERED + hashlib.sha256(content.encode()).hexdigest()
     return fingerprints
 
 

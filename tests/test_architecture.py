@@ -34,7 +34,7 @@ FLOORS = [
     {"training"},
     {"exporting", "pages"},
     {"publishing", "run_folder", "serving"},
-    {"rehearsal"},
+    {"rehearsal", "inspection"},
     {"run", "reference"},
     {"commands"},
     {"cli"},

@@ -18,7 +18,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, NotPublished, RunError, Stopped, TeacherForcingError
 from tests.conftest import ROOT
 
-SUBCOMMANDS = ["tokenizer", "train", "plot", "score", "trace", "generate", "export", "publish"]
+SUBCOMMANDS = ["tokenizer", "inspect", "train", "plot", "score", "trace", "generate", "export", "publish"]
 
 
 def execute(*words, **options) -> subprocess.CompletedProcess[str]:
@@ -78,6 +78,7 @@ def test_an_error_of_a_report_comes_behind_it(capsys):
         ("generate", "do_sample=true top_k=10"),
         ("score", "--predictions"),
         ("trace", "--output"),
+        ("inspect", "--rows"),
         ("plot", "--score"),
         ("export", "--json"),
         ("publish", "--public"),
@@ -225,7 +226,8 @@ def test_paths_that_cannot_be(tmp_path, monkeypatch, command, words, name):
 @pytest.mark.parametrize("subcommand", SUBCOMMANDS)
 def test_a_script_of_a_clone_is_its_subcommand(tmp_path, subcommand):
     """Wherever it is called from."""
-    script = ROOT / "scripts" / ("train_tokenizer.py" if subcommand == "tokenizer" else f"{subcommand}.py")
+    names = {"tokenizer": "train_tokenizer", "inspect": "inspect_data"}
+    script = ROOT / "scripts" / f"{names.get(subcommand, subcommand)}.py"
     done = execute(sys.executable, script, "--no-such-option", cwd=tmp_path)
     assert done.returncode == 2 and f"usage: teacher-forcing {subcommand} " in done.stderr
 

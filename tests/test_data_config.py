@@ -8,7 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline.config import Config
-from pipeline.data_config import Constant, Until
+from pipeline.data_config import Constant, DataConfig, FiltersConfig, Until
 from pipeline.errors import ConfigError
 from pipeline.tasks.config_loading import load_config, parse_config
 
@@ -177,3 +177,51 @@ def test_the_documented_mixes_are_configs():
     mixes = [parse_config(YAML(typ="safe").load(block)).data for block in blocks]
     assert [[*(data.mix or {})] for data in mixes] == [["clean", "mined", "back"], ["clean", "medium", "dirty"]]
     assert mixes[1].stages is not None and mixes[1].stages[0].until == "2 more passes of clean"
+
+
+def test_the_documented_filters_are_a_config():
+    """The YAML block of the section "Filters" of configs/README.md, and its table of keys."""
+    section = Path("configs/README.md").read_text().split("### Filters\n")[1].split("\n### ")[0]
+    (block,) = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
+    rules = {
+        name: [*corpus.filters.rules]
+        for name, corpus in parse_config(YAML(typ="safe").load(block)).data.corpora.items()
+    }
+    both = ["drop_held_out", "drop_duplicates"]
+    assert rules == {"news": both, "mined": ["min_script_share", "match_digits", "max_length_ratio", *both]}
+    keys = re.findall(r"^\| `(\w+): (.*?)` \|", section, re.MULTILINE)
+    values = YAML(typ="safe").load("\n".join(f"{name}: {value}" for name, value in keys))
+    assert [*FiltersConfig(**values).rules] == [name for name, _ in keys] == [*FiltersConfig.model_fields]
+
+
+def test_filters_of_a_corpus():
+    """Its keys replace those of `data`, one by one; what it does not say is not written."""
+    data = make(
+        filters={"drop_identical": True, "max_length_ratio": 3.0},
+        mix={**MIX["mix"], "back": {**MIX["mix"]["back"], "filters": {"drop_identical": False, "max_word_length": 9}}},
+    ).data
+    rules = {name: corpus.filters.rules for name, corpus in data.corpora.items()}
+    assert rules["back"] == {"max_word_length": 9, "max_length_ratio": 3.0}
+    assert rules["clean"] == {"drop_identical": True, "max_length_ratio": 3.0}
+    written = data.model_dump()
+    assert written["mix"]["back"]["filters"] == {"drop_identical": False, "max_word_length": 9}
+    assert "filters" not in written["mix"]["clean"] and DataConfig(**written) == data
+
+
+@pytest.mark.parametrize(
+    "filters, message",
+    [
+        ({"max_length_ratio": 0.5}, r"data.filters.max_length_ratio: Input should be greater than or equal to 1"),
+        ({"min_script_share": {"source": {"Lateen": 0.8}}}, r"data.filters.min_script_share: Lateen is not a script"),
+        ({"min_script_share": {"source": {"Latin}": 0.8}}}, r"data.filters.min_script_share: Latin\} is not a script"),
+        (
+            {"min_script_share": {"source": {"Latin": 80}}},
+            r"data.filters.min_script_share.source.Latin: Input should be",
+        ),
+        ({"min_script_share": 0.8}, r"data.filters.min_script_share: Input should be a valid dictionary"),
+        ({"drop_duplicate": True}, r"unknown key data.filters.drop_duplicate; did you mean drop_duplicates\?"),
+    ],
+)
+def test_filters_that_cannot_be(filters, message):
+    with pytest.raises(ConfigError, match=message):
+        make(filters=filters)

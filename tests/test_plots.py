@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from pipeline.plots import RUN_COLOURS, draw_forecasts, draw_runs, draw_training_curves
+from pipeline.plots import RUN_COLOURS, draw_forecasts, draw_lengths, draw_runs, draw_training_curves
 from tests.conftest import colours_of
 
 
@@ -56,3 +56,17 @@ def test_forecasts(tmp_path):
 def test_a_run_without_logs_still_gives_a_picture(tmp_path):
     draw_training_curves([], tmp_path / "none.png", "token_accuracy")
     assert (tmp_path / "none.png").stat().st_size > 0
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_lengths_of_texts(tmp_path):
+    """A panel for each side, a colour for each set; the bound is drawn where it is near."""
+    counts = {
+        "source": {"_a": {3: 5, 4: 9, 500: 1}, "b $x$": {2: 1}, "empty": {}},
+        "target": {"_a": {6: 10}, "b $x$": {9: 3}, "empty": {}},
+    }
+    draw_lengths(counts, {"source": 2, "target": 5000}, tmp_path / "lengths.png")
+    picture = Image.open(tmp_path / "lengths.png").convert("RGB")
+    assert picture.width == 1200 and {ImageColor.getrgb(colour) for colour in RUN_COLOURS[:2]} <= colours_of(picture)
+    draw_lengths({"source": {"train": {1: 1}}}, {}, tmp_path / "one.png")
+    assert Image.open(tmp_path / "one.png").width == 600

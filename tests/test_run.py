@@ -521,3 +521,48 @@ def test_the_score_of_a_language_pair_is_watched(make_config, tmp_path, no_step)
 def test_a_mix_of_a_running_text(make_config, no_step):
     with pytest.raises(ConfigError, match=r"data.mix: the rows of language_modeling belong together; give one corpus"):
         train(make_config("language_modeling", data={"mix": {"a": {}}, "options": {}}, evaluation={"metrics": []}))
+
+
+def test_a_run_with_filters(make_config, make_pairs, caplog):
+    """Counts in scores, logs and card; with other rules it goes on, and counts on."""
+    folder = make_pairs(rows=40)
+    held_out = (folder / "test.jsonl").read_text().splitlines()[5]
+    with (folder / "train.jsonl").open("a") as stream:
+        stream.write(
+            f'{held_out}\n{held_out}\n{{"source": "a", "target": "a"}}\n{{"source": "a b c", "target": "a"}}\n'
+        )
+    filters = {"drop_held_out": True, "drop_identical": True, "max_length_ratio": 1.5}
+    data = {"path": str(folder), "options": {}, "filters": filters, "shuffle_window": 100}
+    with caplog.at_level("WARNING"):
+        result = train(make_config(data=data, training={"eval_strategy": "no"}))
+    assert "are among the training rows" not in caplog.text  # as they are left out
+    counts = result.scores["training"]["filters"]["train"]
+    assert counts["rows_read"] == 44 and counts["max_length_ratio"] == 1 and counts["drop_held_out"] >= 2
+    assert counts["drop_identical"] > 1 and result.scores["training"]["skipped_rows"] == 0  # also those of one letter
+    assert json.loads((result.output_dir / "metrics.json").read_text())["training"]["filters"]["train"] == counts
+    assert "| train | 44 | `max_length_ratio` | 1 (2.27%) |" in (result.output_dir / "README.md").read_text()
+    assert logged(result.output_dir, "filtered_rows")[-1] == sum(counts.values()) - 44
+    state = json.loads((result.output_dir / "checkpoint-4" / "run_state.json").read_text())["data"]["lanes"][0]
+    assert state["filtered_in_window"] == {"": {name: number for name, number in counts.items() if number}}
+    changed = make_config(
+        data={**data, "filters": {"drop_identical": True}}, training={"eval_strategy": "no", "max_steps": 6}
+    )
+    after = train(changed, accept_changes=True).scores["training"]["filters"]["train"]
+    assert after == {
+        "rows_read": 88,
+        "drop_identical": 2 * counts["drop_identical"],
+        "max_length_ratio": 1,
+        "drop_held_out": counts["drop_held_out"],
+    }
+
+
+def test_a_run_whose_filters_take_all(make_config, no_step):
+    data = {
+        "filters": {"max_word_length": 1},
+        "options": {"length": 4, "symbols": 99, "rows": 64, "held_out": 8, "seed": 1},
+    }
+    config = make_config(data=data, training={"max_steps": -1, "num_train_epochs": 1})
+    with pytest.raises(
+        DataError, match=r"none of the 64 training rows can be used; data.filters took 64 of 64: 64 by max"
+    ):
+        train(config)

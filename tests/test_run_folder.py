@@ -20,6 +20,7 @@ from pipeline.run import train
 from pipeline.run_folder import RunFolder, explain_storage, find_fingerprints, write_text
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.trained_model import load_trained
+from pipeline.training.changes import changed_content, other_training_data
 from pipeline.training.checkpoints import NEW_RUN, Phase, commit, find_config, save_run_state
 from tests.conftest import ROOT
 
@@ -329,3 +330,22 @@ def test_a_folder_on_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.mkdir", fill)
     with pytest.raises(RunError, match="No space left on device; make room"), RunFolder(tmp_path / "x").locked():
         pass
+
+
+def test_filters_are_part_of_what_is_trained_on(stopped):
+    """Other filters begin the rows anew; with `drop_held_out` so does another test set, whose content alone changed."""
+    folder, make = stopped
+    with pytest.raises(ConfigError, match=r"other settings \(data.filters\); .*--accept-changes"):
+        folder.find_resume_point(make(data={"filters": {"drop_held_out": True}}), None, False)
+    resume = folder.find_resume_point(make(data={"filters": {"drop_held_out": True}}), None, True)
+    assert [*resume.changes] == ["data.filters"]
+    assert resume.state.data["lanes"][0]["pass_index"] == 1 and resume.state.data["lanes"][0]["first_row"] == 0
+    before = resume.state.fingerprints
+    edit(folder, "test", '{"source": "c", "target": "c"}\n')
+    now = find_fingerprints(make(data={"filters": {"drop_held_out": True}}), {})
+    assert [*changed_content(before, now)] == ["the content of data.test"]
+    assert other_training_data(before, now, ()) == {"train"}
+    without = find_fingerprints(make(), {})
+    assert without["train"] == before["train"].split("+")[0]
+    identical = [find_fingerprints(make(data={"filters": {"drop_identical": True}}), {}) for _ in range(2)]
+    assert identical[0] == identical[1] and other_training_data(without, identical[0], ()) == {"train"}

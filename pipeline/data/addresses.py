@@ -52,6 +52,16 @@ def find_place(data: DataConfig, name: str) -> Place:
     return Place(data.path, name, data.revision)
 
 
+def is_remote(data: DataConfig, split: SplitNames) -> bool:
+    """Tell whether some of a split is on the Hub or the web.
+
+    Raises:
+        ConfigError: as `find_place`.
+    """
+    paths = [find_place(data, name).path for name in split_names(split)]
+    return any(is_on_hub(path) or is_address(path) for path in paths)
+
+
 def find_repository(data: DataConfig, split: SplitNames) -> tuple[str, str | None] | None:
     """Return name and revision of the data set of the Hub that a split is read from; None where there is none.
 

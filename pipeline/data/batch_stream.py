@@ -24,7 +24,7 @@ stream, `stream_state` says where window 1 begins.
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, count, cycle, repeat
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 
+from pipeline.data.filters import Filtered, Filters, add_filtered, describe
 from pipeline.data.lane_rows import LaneRows, Part
 from pipeline.data.length_grouping import Lengths, group, pack
 from pipeline.data.rows import HOW_TO_FIX, BadRow, Columns, Feature, separate
@@ -66,6 +67,8 @@ class Position:
         epoch: passes done, with the fraction of the current one where the number of rows is known.
         used: of a mixture, rows, tokens and bad rows of each corpus before the window.
         used_in_window: likewise, of the batches of the window that are consumed, and of all its bad rows.
+        filtered: where rows are filtered, how many were read, and taken by each rule, before the window.
+        filtered_in_window: of the window.
     """
 
     pass_index: int = 0
@@ -80,11 +83,18 @@ class Position:
     epoch: float = 0.0
     used: Counts = field(default_factory=dict)
     used_in_window: Counts = field(default_factory=dict)
+    filtered: Filtered = field(default_factory=dict)
+    filtered_in_window: Filtered = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "Position":
         """Read a position as a checkpoint holds it; those of version 0.1.0 have other names for two of its fields."""
         return cls(**{OLD_NAMES.get(name, name): value for name, value in state.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the position as plain data; where no rows are filtered, as versions without filters wrote it."""
+        state = asdict(self)
+        return {name: value for name, value in state.items() if value or not name.startswith("filtered")}
 
     def after(self, window: "Window") -> "Position":
         """Return the beginning of the next window, where `window` begins here."""
@@ -99,6 +109,8 @@ class Position:
             skipped_in_window=0,
             used=add_counts(self.used, window.counts[-1]) if window.counts else self.used,
             used_in_window={},
+            filtered=add_filtered(self.filtered, window.filtered),
+            filtered_in_window={},
         )
 
     def begin_pass(self, pass_index: int) -> "Position":
@@ -114,6 +126,8 @@ class Position:
             skipped_in_window=0,
             used=add_counts(self.used, self.used_in_window),
             used_in_window={},
+            filtered=add_filtered(self.filtered, self.filtered_in_window),
+            filtered_in_window={},
         )
 
 
@@ -125,10 +139,11 @@ class Window:
         lane: that it belongs to.
         pass_index: of its pass.
         batches: lists of features, or what they are collated into.
-        num_rows: rows that were read for it, bad ones included.
+        num_rows: rows that were read for it, bad and filtered ones included.
         bad_rows: those that are in no batch.
         end_state: in a stream, the state behind its last row.
         counts: of a mixture, `Position.used_in_window` behind the first n batches, at index n.
+        filtered: as `Position.filtered_in_window`.
     """
 
     lane: int
@@ -138,6 +153,19 @@ class Window:
     bad_rows: list[BadRow]
     end_state: Any
     counts: list[Counts] = field(default_factory=list)
+    filtered: Filtered = field(default_factory=dict)
+
+
+@dataclass
+class Encoded:
+    """What some rows of one corpus give: features, bad rows, and counts of `Filters.sort_out` where they are filtered.
+
+    Rows that a filter took are neither features nor bad rows.
+    """
+
+    features: list[Feature]
+    bad_rows: list[BadRow]
+    filtered: dict[str, int]
 
 
 def add_counts(first: Counts, second: Counts) -> Counts:
@@ -161,6 +189,7 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
         make_batches: makes the batches of a window, in their order, from rows that are read in order, not permuted;
             None groups rows by length.
         augment: changes a feature, by random numbers that differ for every pass and row.
+        filters: which rows are left out of each corpus, by its name; "" is the only one.
         patience: seconds to try again what a stream cannot read.
         max_bad_rows: bad rows that a pass may have; they are skipped. None skips any number.
         lane, lanes: which of how many lanes is made here.
@@ -193,6 +222,7 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
         window: int = 10_000,
         make_batches: Callable[[list[Feature], np.random.Generator], list[list[Feature]]] | None = None,
         augment: Callable[[Feature, np.random.Generator], Feature] | None = None,
+        filters: Mapping[str, Filters] = MappingProxyType({}),
         max_bad_rows: int | None = 0,
         patience: float = 0.0,
         seed: int = 0,
@@ -202,7 +232,7 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
         self.encode, self.lengths = encode, lengths
         self.batch_rows, self.batch_tokens, self.packing = batch_rows, batch_tokens, packing
         self.window, self.max_bad_rows, self.patience = window, max_bad_rows, patience
-        self.make_batches, self.augment = make_batches, augment
+        self.make_batches, self.augment, self.filters = make_batches, augment, filters
         self.lane, self.lanes = lane, lanes
         self.seed = seed if lanes == 1 else int(np.random.SeedSequence((seed, lanes, lane)).generate_state(1)[0])
         self.position = Position()
@@ -255,23 +285,29 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
                 bad_rows = window.bad_rows
                 self._report_bad_rows(bad_rows, position)
             end = position.after(window)
-            yield replace(position, skipped_in_window=len(window.bad_rows)), end, window
+            start = replace(position, skipped_in_window=len(window.bad_rows), filtered_in_window=window.filtered)
+            yield start, end, window
             is_useful = is_useful or bool(window.batches)
             position = end
         if not is_useful:
-            last = f"; the last: {bad_rows[-1]}" if bad_rows else ""
-            raise DataError(f"none of the {position.first_row} training rows can be used{last}")
+            reasons = [describe(position.filtered.get("", {})), f"the last: {bad_rows[-1]}" if bad_rows else ""]
+            why = "".join(f"; {reason}" for reason in reasons if reason)
+            raise DataError(f"none of the {position.first_row} training rows can be used{why}")
 
-    def encode_rows(self, columns: Columns, pass_index: int, seed: int) -> tuple[list[Feature], list[BadRow]]:
-        """Encode some rows of a pass, and change them by `augment`; return the features and the bad rows."""
-        features, bad_rows = separate(self.encode(columns))
+    def encode_rows(self, columns: Columns, pass_index: int, seed: int, corpus: str = "") -> Encoded:
+        """Encode some rows of a pass, leave those out that `filters` take, and change the others by `augment`."""
+        encoded = self.encode(columns)
+        filtered: dict[str, int] = {}
+        if corpus in self.filters:
+            encoded, filtered = self.filters[corpus].sort_out(columns, encoded)
+        features, bad_rows = separate(encoded)
         if self.augment is not None:
             # By row, so that the noise is the same however the rows fall into windows. The 1 keeps these seeds apart.
             features = [
                 self.augment(feature, np.random.default_rng((seed, pass_index, feature["sample_id"], 1)))
                 for feature in features
             ]
-        return features, bad_rows
+        return Encoded(features, bad_rows, filtered)
 
     def cut(self, features: list[Feature], pass_index: int, index: int) -> list[list[Feature]]:
         """Make the batches of window `index` of a pass of its features."""
@@ -384,9 +420,17 @@ class BatchStream(LaneStream):
         )
 
     def _make_window(self, columns: Columns, end_state: Any, pass_index: int, index: int) -> Window:
-        features, bad_rows = self.encode_rows(columns, pass_index, self.seed)
-        batches = self.cut(features, pass_index, index)
-        return Window(self.lane, pass_index, batches, len(columns["row"]), bad_rows, end_state)
+        encoded = self.encode_rows(columns, pass_index, self.seed)
+        batches = self.cut(encoded.features, pass_index, index)
+        return Window(
+            self.lane,
+            pass_index,
+            batches,
+            len(columns["row"]),
+            encoded.bad_rows,
+            end_state,
+            filtered={"": encoded.filtered} if encoded.filtered else {},
+        )
 
     def _check_bad_rows(self, bad_rows: list[BadRow], position: Position) -> None:
         if self.max_bad_rows == 0:

@@ -51,6 +51,7 @@ UNREADABLE = (
 )
 
 Result = TypeVar("Result")
+ROWS_AT_ONCE = 1000  # that are read of a data set
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +190,9 @@ def iterate_rows(rows: Dataset | IterableDataset, patience: float) -> Iterator[d
         DataError: for rows that cannot be read.
     """
     if isinstance(rows, Dataset):
-        yield from rows
+        for columns in rows.iter(ROWS_AT_ONCE):  # several times as fast as one by one
+            for values in zip(*columns.values(), strict=True):
+                yield dict(zip(columns, values, strict=True))
         return
     count = 0
     try:

@@ -25,8 +25,10 @@ from sys import maxsize
 from typing import Any
 
 from pipeline.data.batch_stream import NOTHING, BatchStream, LaneStream, Position, Window, add_counts
+from pipeline.data.filters import READ, RULES, add_filtered
 from pipeline.data.mixture import MixtureState
 
+COUNTED = (READ, *RULES)  # of each corpus, in the order in which ranks tell each other
 Placed = tuple[Position, Position, Window]  # a window between the positions of its beginning and its end
 
 
@@ -74,6 +76,8 @@ class Progress:
         skipped_rows: bad rows, over all passes.
         skipped_in_pass: bad rows of the passes that the lanes are in.
         corpora: of a mixture, by name.
+        filtered: by name of the corpora whose rows are filtered, rows that were read and that each rule took, over all
+            passes.
     """
 
     epoch: float = 0.0
@@ -81,6 +85,7 @@ class Progress:
     skipped_rows: int = 0
     skipped_in_pass: int = 0
     corpora: Mapping[str, CorpusProgress] = field(default_factory=dict)
+    filtered: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @classmethod
     def of_positions(
@@ -93,6 +98,7 @@ class Progress:
             names: of the corpora of a mixture.
         """
         nothing = CorpusProgress(pass_index=maxsize)
+        filtered = add_filtered(*(part for here in counted for part in (here.filtered, here.filtered_in_window)))
         return cls(
             epoch=min(position.epoch for position in positions),
             pass_index=min(position.pass_index for position in positions),
@@ -102,12 +108,15 @@ class Progress:
                 name: CorpusProgress.together([nothing, *(CorpusProgress.of_lane(here, name) for here in counted)])
                 for name in names
             },
+            filtered={name: filtered[name] for name in names or ("",) if name in filtered},
         )
 
     def as_numbers(self) -> list[float]:
         """Return all of it, as it is told to the other ranks; see `of_all`."""
         of_corpora = [number for corpus in self.corpora.values() for number in astuple(corpus)]
-        return [self.epoch, self.pass_index, self.skipped_rows, self.skipped_in_pass, *of_corpora]
+        counts = [self.filtered.get(name, {}) for name in self.corpora or ("",)]
+        of_filters = [numbers.get(rule, 0) for numbers in counts for rule in COUNTED]
+        return [self.epoch, self.pass_index, self.skipped_rows, self.skipped_in_pass, *of_corpora, *of_filters]
 
     @classmethod
     def of_all(cls, ranks: Sequence[Sequence[float]], names: Collection[str] = ()) -> "Progress":
@@ -120,7 +129,15 @@ class Progress:
             )
             for start, name in zip(count(4, width), names, strict=False)
         }
-        return cls(min(epochs), int(min(passes)), int(sum(skipped_rows)), int(sum(skipped_in_pass)), corpora)
+        totals = [
+            int(sum(told)) for told in zip(*(numbers[4 + width * len(names) :] for numbers in ranks), strict=True)
+        ]
+        filtered = {
+            name: {rule: number for rule, number in zip(COUNTED, totals[start:], strict=False) if number}
+            for start, name in zip(count(0, len(COUNTED)), names or ("",), strict=False)
+            if totals[start]
+        }
+        return cls(min(epochs), int(min(passes)), int(sum(skipped_rows)), int(sum(skipped_in_pass)), corpora, filtered)
 
 
 @dataclass(frozen=True)
@@ -200,7 +217,7 @@ class Lanes:
     def state_dict(self) -> dict[str, Any]:
         """Return the positions, as plain data; `merge_states` joins those of all ranks."""
         next_batch = self.deal.begin + self.turns * self.deal.world_size
-        return {"next_batch": next_batch, "lanes": {lane: asdict(here) for lane, here in self.positions.items()}}
+        return {"next_batch": next_batch, "lanes": {lane: here.to_dict() for lane, here in self.positions.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the lanes of a checkpoint are."""
@@ -318,5 +335,5 @@ def begin_other_data(state: dict[str, Any], corpora: Collection[str] | None = No
             kept = {name: place for name, place in mixture.corpora.items() if name not in corpora}
             mixture = replace(mixture, rows=mixture.rows + used, corpora=kept)
             other = replace(other, stream_state=asdict(mixture), window=position.window + 1)
-        lanes.append(asdict(other))
+        lanes.append(other.to_dict())
     return {"next_batch": state["next_batch"], "lanes": lanes}

@@ -21,7 +21,8 @@ from typing import Any, ClassVar
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from pipeline.data.batch_stream import Counts, LaneStream, Position, Window
+from pipeline.data.batch_stream import Counts, Encoded, LaneStream, Position, Window
+from pipeline.data.filters import Filtered, add_filtered, count_taken, describe
 from pipeline.data.lane_rows import LaneRows
 from pipeline.data.length_grouping import Lengths
 from pipeline.data.rows import HOW_TO_FIX, BadRow, Columns, Feature
@@ -29,8 +30,6 @@ from pipeline.data_config import DataConfig, Until
 from pipeline.errors import ConfigError, DataError
 
 CORPUS = "corpus"  # of a feature: the name of the one that it comes from
-
-Encoded = tuple[list[Feature], list[BadRow]]
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class CorpusReader:
     Args:
         name: of the corpus.
         rows: the lane's.
-        encode: columns of some rows of a pass -> features and bad rows.
+        encode: columns of some rows of a pass -> features, bad rows, and counts of what was filtered.
         chunk_rows: rows that are read at a time.
         max_bad_rows: that a pass may have; None for any number.
         place: where to begin.
@@ -162,7 +161,7 @@ class CorpusReader:
         self._chunks = self._read(self._begin)
         if place.used:  # the bad rows of this chunk were counted when it was first read
             self._next_chunk()
-            self._used = place.used
+            self._used = min(place.used, len(self._features))  # there may be fewer than before
 
     @property
     def place(self) -> Place:
@@ -170,43 +169,50 @@ class CorpusReader:
         return self._end if self._used == len(self._features) else replace(self._begin, used=self._used)
 
     def take(self, count: int) -> Encoded:
-        """Return the next features, and the bad rows that were met on the way."""
+        """Return the next features, with the bad rows that were met on the way, and what was filtered there."""
         features: list[Feature] = []
         bad_rows: list[BadRow] = []
+        filtered: Filtered = {}
         while len(features) < count:
             if self._used == len(self._features):
-                bad_rows += self._next_chunk()
+                chunk = self._next_chunk()
+                bad_rows += chunk.bad_rows
+                filtered = add_filtered(filtered, {self.name: chunk.filtered})
                 self._used = 0
             taken = self._features[self._used : self._used + count - len(features)]
             self._used += len(taken)
             features += taken
-        return features, bad_rows
+        return Encoded(features, bad_rows, filtered.get(self.name, {}))
 
-    def _next_chunk(self) -> list[BadRow]:
-        self._begin, self._end, self._features, bad_rows = next(self._chunks)
-        return bad_rows
+    def _next_chunk(self) -> Encoded:
+        self._begin, self._end, chunk = next(self._chunks)
+        self._features = chunk.features
+        return chunk
 
-    def _read(self, place: Place) -> Iterator[tuple[Place, Place, list[Feature], list[BadRow]]]:
-        """Yield chunks from a place on, without end: their beginning and end, features and bad rows."""
+    def _read(self, place: Place) -> Iterator[tuple[Place, Place, Encoded]]:
+        """Yield chunks from a place on, without end: their beginning and end, and what their rows give."""
         for pass_index in count(place.pass_index):
             begin = place if pass_index == place.pass_index else Place(pass_index)
             is_whole, num_features = begin.first_row == 0, 0
             bad_rows: list[BadRow] = []
+            filtered: Filtered = {}
             for read, stream_state in self.rows.read(
                 pass_index, begin.first_row, begin.stream_state, repeat(self.chunk_rows), self.chunk_rows
             ):
                 columns = read()
-                features, bad_rows = self._encode(columns, pass_index, begin)
+                chunk = self._encode(columns, pass_index, begin)
+                bad_rows = chunk.bad_rows
                 end = self._place_behind(begin, len(columns["row"]), stream_state, len(bad_rows))
-                yield begin, end, features, bad_rows
-                num_features += len(features)
+                yield begin, end, chunk
+                num_features += len(chunk.features)
+                filtered = add_filtered(filtered, {self.name: chunk.filtered})
                 begin = end
             if is_whole and not num_features:  # or this would go on for ever
-                raise DataError(self._explain_nothing(begin.first_row, bad_rows))
+                raise DataError(self._explain_nothing(describe(filtered.get(self.name, {})), bad_rows))
 
     def _encode(self, columns: Columns, pass_index: int, begin: Place) -> Encoded:
-        features, found = self.encode(columns, pass_index)
-        bad_rows = [BadRow(f"data.mix.{self.name}: {row.place}", row.reason) for row in found]
+        encoded = self.encode(columns, pass_index)
+        bad_rows = [BadRow(f"data.mix.{self.name}: {row.place}", row.reason) for row in encoded.bad_rows]
         num_bad = begin.bad_in_pass + len(bad_rows)
         if bad_rows and self.max_bad_rows == 0:
             raise DataError(f"{bad_rows[0]}; {HOW_TO_FIX}")
@@ -215,7 +221,8 @@ class CorpusReader:
                 f"{num_bad} bad rows in one pass over data.mix.{self.name}, where data.max_bad_rows="
                 f"{self.max_bad_rows}; one: {bad_rows[0]}"
             )
-        return [{**feature, CORPUS: self.name} for feature in features], bad_rows
+        features = [{**feature, CORPUS: self.name} for feature in encoded.features]
+        return Encoded(features, bad_rows, encoded.filtered)
 
     def _place_behind(self, begin: Place, num_rows: int, stream_state: Any, num_bad: int) -> Place:
         first_row = begin.first_row + num_rows
@@ -223,12 +230,14 @@ class CorpusReader:
             return Place(begin.pass_index + 1)
         return Place(begin.pass_index, first_row, stream_state, bad_in_pass=begin.bad_in_pass + num_bad)
 
-    def _explain_nothing(self, num_rows: int, bad_rows: list[BadRow]) -> str:
+    def _explain_nothing(self, filtered: str, bad_rows: list[BadRow]) -> str:
         lanes = self.rows.lanes
         hint = "" if lanes == 1 else f" for one of data.lanes={lanes}; set fewer"
-        if not bad_rows:
+        reasons = [filtered, f"the last: {bad_rows[-1]}" if bad_rows else ""]
+        why = "".join(f"; {reason}" for reason in reasons if reason)
+        if not why:
             return f"data.mix.{self.name}: there are no training rows{hint}"
-        return f"data.mix.{self.name}: none of the training rows can be used{hint}; the last: {bad_rows[-1]}"
+        return f"data.mix.{self.name}: none of the training rows can be used{hint}{why}"
 
 
 class MixedStream(LaneStream):
@@ -278,10 +287,13 @@ class MixedStream(LaneStream):
             features: list[Feature] = []
             bad_rows: list[BadRow] = []
             bad: Counts = {}
+            filtered: Filtered = {}
             for name, number in self._draw(index, size, self.stages[state.stage].shares).items():
-                taken, found = readers[name].take(number)
-                features, bad_rows = features + taken, bad_rows + found
-                bad[name] = [0, 0, len(found)]
+                taken = readers[name].take(number)
+                features, bad_rows = features + taken.features, bad_rows + taken.bad_rows
+                bad[name] = [0, 0, len(taken.bad_rows)]
+                if taken.filtered:
+                    filtered[name] = taken.filtered
             places = {name: reader.place for name, reader in readers.items()}
             state = replace(state, rows=state.rows + size, corpora=places)
             batches = self.cut(features, position.pass_index, index)
@@ -289,10 +301,11 @@ class MixedStream(LaneStream):
                 self.lane,
                 position.pass_index,
                 batches,
-                size + len(bad_rows),
+                size + len(bad_rows) + sum(map(count_taken, filtered.values())),
                 bad_rows,
                 asdict(state),
                 self._count(batches, bad),
+                filtered,
             )
 
     def _reader(self, name: str, place: Place) -> CorpusReader:
@@ -300,7 +313,7 @@ class MixedStream(LaneStream):
         return CorpusReader(
             name,
             self.lane_rows[name],
-            lambda columns, pass_index: self.encode_rows(columns, pass_index, seed),
+            lambda columns, pass_index: self.encode_rows(columns, pass_index, seed, name),
             self.chunk_rows,
             self.max_bad_rows,
             place,

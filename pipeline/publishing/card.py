@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, TrainerState
 
 from pipeline.config import Config
 from pipeline.data.addresses import find_repository
+from pipeline.data.filters import READ
 from pipeline.data_config import HELD_OUT_SPLITS, DataConfig, HeldOutSplit, language_codes, write_split
 from pipeline.languages import hub_code, known_code
 from pipeline.tasks.base import Task
@@ -90,6 +91,7 @@ def render_card(
         steps=steps,
         data={key: _as_code(str(value)) for key, value in config.data.model_dump().items() if value is not None},
         corpora=_describe_corpora(config, task, scores.get("training", {}).get("corpora", {})),
+        filters=_describe_filters(scores.get("training", {}).get("filters", {})),
         scores=_score_rows(scores),
         remarks=task.remarks(scores),
         use=render_use(task, loading, name, example),
@@ -228,6 +230,16 @@ def _describe_corpora(config: Config, task: Task, counts: dict[str, dict[str, fl
             {"name": escape(name), "what": what} | {key: f"{n:,}" for key, n in counts.get(name, {}).items()}
         )
     return corpora
+
+
+def _describe_filters(filters: dict[str, dict[str, int]]) -> list[tuple[str, str, str, str]]:
+    """Return corpus, rows read, rule, and rows that it took with their share, for each rule of each corpus."""
+    return [
+        (escape(name), f"{counts[READ]:,}", _as_code(rule), f"{number:,} ({number / counts[READ]:.2%})")
+        for name, counts in filters.items()
+        for rule, number in counts.items()
+        if rule != READ
+    ]
 
 
 def _evaluation_results(config: Config, pipeline_tag: str, scores: dict[str, dict[str, Any]]) -> list[EvalResult]:

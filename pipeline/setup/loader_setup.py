@@ -1,9 +1,12 @@
-"""The training batches of a config."""
+"""The training batches of a config, and the filters of their rows."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from math import gcd
+from operator import length_hint
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from accelerate import PartialState
@@ -14,25 +17,35 @@ from pipeline.config import Config
 from pipeline.data.augmentation import Augmentation
 from pipeline.data.batch_loader import BatchLoader
 from pipeline.data.batch_stream import BatchStream, LaneStream
-from pipeline.data.hub_reading import retry_seconds
+from pipeline.data.filters import Duplicates, Filters, find_duplicates, hash_held_out
+from pipeline.data.hub_reading import iterate_rows, retry_seconds
 from pipeline.data.lane_rows import is_divisible
 from pipeline.data.lanes import Lanes, positions_of
 from pipeline.data.mixture import MixedStream, count_rows, plan_stages
+from pipeline.data.rows import PLACE, Feature
 from pipeline.data.splits import Rows
+from pipeline.data_config import place_of
 from pipeline.errors import ConfigError
+from pipeline.progress import progress_bar
 from pipeline.tasks.base import Task
 
 logger = logging.getLogger(__name__)
 
 
 def build_loader(
-    config: Config, args: Seq2SeqTrainingArguments, task: Task, rows: Mapping[str, Rows], lanes: int = 1
+    config: Config,
+    args: Seq2SeqTrainingArguments,
+    task: Task,
+    rows: Mapping[str, Rows],
+    lanes: int = 1,
+    filters: Mapping[str, Filters] = MappingProxyType({}),
 ) -> BatchLoader:
     """Make the loader of this rank's training batches.
 
     Args:
         rows: of the training split, as they were read; or of each corpus of a mixture, by name.
         lanes: shares of the rows that are prepared by themselves; see `count_lanes`.
+        filters: of the corpora whose rows are filtered; see `build_filters`.
 
     Raises:
         ConfigError: for augmentation of a task without a source to change, fewer rows than lanes, or shares by a size
@@ -56,6 +69,7 @@ def build_loader(
         "window": config.data.shuffle_window,
         "make_batches": make_batches,
         "augment": augment,
+        "filters": filters,
         "max_bad_rows": config.data.max_bad_rows if config.data.on_bad_row == "skip" else 0,
         "patience": max(retry_seconds(corpus) for corpus in config.data.corpora.values()),
         "seed": args.seed if args.data_seed is None else args.data_seed,
@@ -76,6 +90,60 @@ def build_loader(
         timeout=config.data.worker_timeout,
         pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
     )
+
+
+def build_filters(
+    config: Config, task: Task, held_out: Iterable[Feature], duplicates: Mapping[str, Duplicates]
+) -> dict[str, Filters]:
+    """Make the filters of each corpus that has any.
+
+    Args:
+        held_out: features of all sets of validation and test.
+        duplicates: see `find_all_duplicates`.
+    """
+    filtered = {name: corpus.filters for name, corpus in config.data.corpora.items() if corpus.filters.rules}
+    needs_held_out = any(filters.drop_held_out for filters in filtered.values())
+    hashes = hash_held_out(held_out, task.text_columns) if needs_held_out else set()
+    return {
+        name: Filters(filters, task.lengths, task.text_columns, hashes, duplicates.get(name))
+        for name, filters in filtered.items()
+    }
+
+
+def find_all_duplicates(
+    config: Config, task: type[Task], rows: Mapping[str, Rows], folder: Path
+) -> dict[str, Duplicates]:
+    """Find the duplicates inside each corpus that drops them, by reading it once.
+
+    Args:
+        rows: of the training split, or of each corpus of a mixture, by name; to be read from front to back.
+        folder: in which there is room for hashes of the rows meanwhile.
+
+    Raises:
+        ConfigError: for a stream whose rows cannot be told apart.
+        DataError: when rows cannot be read.
+    """
+    duplicates = {}
+    for name, corpus in config.data.corpora.items():
+        if not corpus.filters.drop_duplicates:
+            continue
+        place, by_place = place_of("train", name), not isinstance(rows[name], Dataset)
+        if by_place and PLACE not in next(iterate_rows(rows[name].take(1), retry_seconds(corpus)), {}):
+            raise ConfigError(
+                f"data.filters.drop_duplicates: the rows of this stream ({place}) have no file and line by which they "
+                "could be told apart; set streaming=false, or leave it out"
+            )
+        with progress_bar(f"looking for duplicates in {place}", "rows", length_hint(rows[name])) as bar:
+            read = _counted(iterate_rows(rows[name], retry_seconds(corpus)), bar.update)
+            duplicates[name] = find_duplicates(read, task.text_columns, by_place, folder)
+        logger.info("%s: %d rows are the same as an earlier one", place, len(duplicates[name]))
+    return duplicates
+
+
+def _counted(rows: Iterable[dict[str, Any]], update: Callable[[int], Any]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        update(1)
+        yield row
 
 
 def _check_lanes(corpora: Mapping[str, Rows], lanes: int, ranks: int) -> None:

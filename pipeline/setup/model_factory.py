@@ -92,7 +92,7 @@ def build_model(
             weights that this project can take, or a model whose batches cannot be packed.
     """
     transformers.set_seed(seed)
-    settings = data_settings | {name: value for name, value in config.model.items() if name not in OWN_KEYS}
+    settings = data_settings | given_settings(config)
     embeddings = config.model.get("embeddings")
     if embeddings is not None:
         _check_embeddings(config, embeddings, tokenizer)
@@ -147,6 +147,32 @@ def _make_model(
 ) -> PreTrainedModel:
     if pretrained is not None:
         return _load_model(config, tokenizer, settings, pretrained)
+    model_config = make_model_config(config, tokenizer, settings)
+    try:
+        _check_memory(config, get_model(config).model, model_config)
+        return get_model(config).model(model_config)
+    except KeyError as error:  # of a table of transformers, such as that of activation functions
+        raise ConfigError(f"model: {error} is unknown") from error
+    except (ValueError, StrictDataclassError) as error:
+        raise ConfigError(f"model: {error}") from error
+
+
+def given_settings(config: Config) -> dict[str, Any]:
+    """Return what the section `model` sets of the model's own config."""
+    return {name: value for name, value in config.model.items() if name not in OWN_KEYS}
+
+
+def make_model_config(
+    config: Config, tokenizer: PreTrainedTokenizerBase | None, settings: dict[str, Any]
+) -> PreTrainedConfig:
+    """Make the config of a new model that fits its tokenizer.
+
+    Args:
+        settings: `given_settings`, and what the data determine of the model.
+
+    Raises:
+        ConfigError: for an unknown or impossible size, or a vocabulary that the tokenizer overflows.
+    """
     spec = get_model(config)
     known = spec.config().to_dict()
     _check_settings(config.model, spec.config, known)
@@ -158,11 +184,7 @@ def _make_model(
             raise ConfigError(f"data.target_lang: {spec.config.__name__} has no languages; leave it out")
         fitting |= {"languages": languages, "target_lang_in": config.data.target_lang_in}
     try:
-        model_config = spec.config(**fitting | settings)
-        _check_memory(config, spec.model, model_config)
-        return spec.model(model_config)
-    except KeyError as error:  # of a table of transformers, such as that of activation functions
-        raise ConfigError(f"model: {error} is unknown") from error
+        return spec.config(**fitting | settings)
     except (ValueError, StrictDataclassError) as error:
         raise ConfigError(f"model: {error}") from error
 

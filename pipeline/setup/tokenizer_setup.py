@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import Config
+from pipeline.data.mixture import count_rows, interleave, plan_stages
 from pipeline.data.rows import first_text
+from pipeline.data.splits import Rows
 from pipeline.data.word_vectors import read_words
 from pipeline.data_config import LanguageColumn, language_codes
 from pipeline.errors import ConfigError
@@ -34,6 +36,21 @@ ATTRIBUTES = {"source_lang": "src_lang", "target_lang": "tgt_lang"}  # of a toke
 MAX_LANGUAGES = 1000  # of a column; one with more is another column
 
 logger = logging.getLogger(__name__)
+
+
+def typical_rows(
+    config: Config, corpora: Mapping[str, Rows], readers: Mapping[str, Callable[[], Iterator[dict[str, Any]]]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the training rows that a tokenizer is trained on; those of a mix by the shares of its first stage.
+
+    Args:
+        corpora: the training rows by name; their sizes make shares.
+        readers: what begins to read each of them.
+    """
+    if config.data.mix is None:
+        return chain.from_iterable(reader() for reader in readers.values())
+    stages = plan_stages(config.data, count_rows(config.data, corpora))
+    return interleave(readers, stages[0].shares)
 
 
 def prepare_tokenizer(

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, validate
+from pipeline.data.addresses import is_remote
+from pipeline.data.filters import RULES
+from pipeline.data_config import HELD_OUT_SPLITS, DataConfig
 from pipeline.errors import ConfigError
 from pipeline.source import Location, Source, plain, read_source
+from pipeline.tasks.base import Task
 from pipeline.tasks.registry import TASKS, get_task
 
 logger = logging.getLogger(__name__)
@@ -34,7 +38,43 @@ def parse_config(values: dict[str, Any]) -> Config:
 
 def _validate(source: Source) -> Config:
     task = get_task(source.values.get("task", Config.model_fields["task"].default))
-    return validate(_with_new_names(source), task.settings, task.default_metrics)
+    config = validate(_with_new_names(source), task.settings, task.default_metrics)
+    _check_filters(config, task, source)
+    return config
+
+
+def _check_filters(config: Config, task: type[Task], source: Source) -> None:
+    """Refuse filters that have nothing to look at.
+
+    Raises:
+        ConfigError: for the first.
+    """
+    for name, corpus in config.data.corpora.items():
+        for rule in corpus.filters.rules:
+            if problem := _find_filter_problem(rule, corpus, config.task, task):
+                mix = config.data.mix or {}
+                is_own = name in mix and rule in mix[name].filters.model_fields_set
+                location = ("data", *(("mix", name) if is_own else ()), "filters", rule)
+                corpus_name = f"of data.mix.{name}, " if name and not is_own else ""
+                raise ConfigError(f"{source.place(location)}{'.'.join(location)}: {corpus_name}{problem}")
+
+
+def _find_filter_problem(rule: str, data: DataConfig, name: str, task: type[Task]) -> str | None:
+    """Say why a rule cannot be used; None where it can."""
+    if not task.has_independent_rows:
+        return f"the rows of {name} are one text, of which no part can be left out; remove this key"
+    if not task.text_columns:
+        return f"the rows of {name} are not texts; remove this key"
+    sides = data.filters.min_script_share or {} if rule == "min_script_share" else {}
+    if other := [side for side in sides if side not in task.text_columns]:
+        return f"the {other[0]} of {name} is not a text; remove it"
+    if RULES[rule].compares_sides and len(task.text_columns) < 2:
+        return f"{name} has no target text to compare with the source; remove this key"
+    if rule == "drop_held_out" and not any(getattr(data, split) for split in HELD_OUT_SPLITS):
+        return "there is no set of validation or test; name one, or remove this key"
+    if rule == "drop_duplicates" and data.streaming and is_remote(data, data.train):
+        return "a stream from the Hub or the web is not read twice to find them; set streaming=false, or do not ask for this"
+    return None
 
 
 def _with_new_names(source: Source) -> Source:

@@ -139,7 +139,7 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
                 order of `forecasting.time`.
         """
         steps = [*rows]
-        _check_order(steps)
+        check_order(steps)
         values = _values(steps, self.series)
         length = self.context_length + self.prediction_length
         if len(values) < length:
@@ -246,7 +246,7 @@ def _values(rows: list[dict[str, Any]], series: list[str]) -> np.ndarray:
     for number, name in enumerate(series):
         for step, row in enumerate(rows):
             try:
-                values[step, number] = _to_number(row[name])
+                values[step, number] = to_number(row[name])
             except (TypeError, ValueError, OverflowError) as error:
                 raise DataError(
                     f"forecasting.series: {name} is {shorten(row[name])} in row {step} of the split, not a number"
@@ -255,7 +255,12 @@ def _values(rows: list[dict[str, Any]], series: list[str]) -> np.ndarray:
     return values
 
 
-def _to_number(value: Any) -> float:
+def to_number(value: Any) -> float:
+    """Read a value of a series; null and empty ones are NaN.
+
+    Raises:
+        TypeError, ValueError, OverflowError: for a value that is not a number.
+    """
     if isinstance(value, str):
         text = value.strip()
         if "_" in text:  # Python takes 1_000 for a number
@@ -279,7 +284,7 @@ def _name_place(rows: list[dict[str, Any]], step: int) -> str:
     return f" ({rows[step][PLACE]})" if PLACE in rows[step] else ""
 
 
-def _check_order(rows: list[dict[str, Any]]) -> None:
+def check_order(rows: list[dict[str, Any]]) -> None:
     """Raise DataError where a row is not later than the one before it, if `forecasting.time` names a column."""
     before: Any = None
     for step, row in enumerate(rows):

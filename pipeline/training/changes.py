@@ -38,7 +38,7 @@ FREE = (
 )
 # Applied from the resume point on, with --accept-changes.
 APPLIED = (
-    _keys("data", "path subset revision train validation test source target options")  # changed data
+    _keys("data", "path subset revision train validation test source target options filters")  # changed data
     | _keys("data", "mix weights temperature stages")
     | _keys("generation", "*")
     | _keys("evaluation", "*")
@@ -75,8 +75,9 @@ LENGTHS = {"training.max_steps", "training.num_train_epochs"}
 # Their learning rate does not depend on where a training ends, so a training may be made longer or shorter.
 ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt", "noam", "reduce_lr_on_plateau", "greedy")
 CONTENT = "the content of data."  # and a place, in that of a key, where files hold something else
+FILTERED = "+"  # in a fingerprint of training rows, between that of their content and that of their filters
 HELD_OUT = tuple(f"{CONTENT}{split}" for split in HELD_OUT_SPLITS)  # of one set, or the beginning of several
-OF_TRAINING_DATA = _keys("data", "path subset revision train source target options mix")
+OF_TRAINING_DATA = _keys("data", "path subset revision train source target options filters mix")
 OF_SHARES = _keys("data", "mix weights temperature stages")  # what a window of a mixture is drawn by
 # What is used when a run has made all of its steps; `evaluation.*` and `generation.*` are as well.
 USED_AT_THE_END = (
@@ -122,7 +123,7 @@ def changed_content(before: Mapping[str, str] | None, now: Mapping[str, str]) ->
     return {
         f"{CONTENT}{place}": [fingerprint[:12], now[place][:12]]
         for place, fingerprint in (before or {}).items()
-        if place in now and now[place] != fingerprint
+        if place in now and now[place].split(FILTERED)[0] != fingerprint.split(FILTERED)[0]
     }
 
 

@@ -22,6 +22,7 @@ from transformers import GenerationConfig, ProgressCallback, TrainerCallback, Tr
 from transformers.trainer_callback import DefaultFlowCallback
 
 from pipeline.data.batch_loader import BatchLoader
+from pipeline.data.filters import READ, RULES, count_taken
 from pipeline.data.lanes import CorpusProgress, Progress, merge_states, positions_of
 from pipeline.errors import DataError, RunError, Stopped
 from pipeline.inference.evaluation import Evaluation, evaluate_features
@@ -212,7 +213,8 @@ class TeacherForcingTrainer(TrainerInternals):
                 for name, number in numbers.items()
             }
         self.state.epoch = self.progress.epoch
-        super().log(logs | {name: count for name, count in self.skipped.items() if count}, start_time)
+        left_out = self.skipped | {"filtered_rows": sum(map(count_taken, self.progress.filtered.values()))}
+        super().log(logs | {name: count for name, count in left_out.items() if count}, start_time)
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -226,11 +228,32 @@ class TeacherForcingTrainer(TrainerInternals):
             name: {
                 "rows": corpus.rows,
                 "tokens": corpus.tokens,
-                "passes": _count_passes(corpus, self.loader.stream.sizes[name]),
+                "passes": self._count_passes(name, corpus),
                 "bad_rows": corpus.bad_rows,
             }
             for name, corpus in self.progress.corpora.items()
         }
+
+    def _count_passes(self, name: str, corpus: CorpusProgress) -> float:
+        """Return the passes over a corpus, with the fraction of the present one where its size is known."""
+        size = self.loader.stream.sizes[name]
+        num_filtered = count_taken(self.progress.filtered.get(name, {}))
+        return corpus.pass_index if size is None else round((corpus.rows + corpus.bad_rows + num_filtered) / size, 4)
+
+    @property
+    def filtered(self) -> dict[str, dict[str, int]]:
+        """Rows that were read of each corpus with filters, and how many of them each rule took, over all passes."""
+        asked = {name: {*filters.values} for name, filters in self.loader.stream.filters.items()}
+        return {
+            name or "train": {READ: counts[READ]}
+            | {rule: counts.get(rule, 0) for rule in RULES if rule in asked.get(name, set()) | counts.keys()}
+            for name, counts in self.progress.filtered.items()
+        }
+
+    @property
+    def used(self) -> dict[str, dict[str, Any]]:
+        """What the scores and the card say of the training rows, as far as there is anything to say."""
+        return {name: counts for name, counts in (("corpora", self.corpora), ("filters", self.filtered)) if counts}
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval", **gen_kwargs):
         """Score the validation features; see `pipeline.inference.evaluation.evaluate_features`."""
@@ -330,11 +353,6 @@ class TeacherForcingTrainer(TrainerInternals):
                 f"evaluation.average_checkpoints: {self.args.output_dir} has {len(newest)} of {count}; save more often"
             )
         self.model.load_state_dict(checkpoints.average(newest), strict=False)  # tied weights are there by one name
-
-
-def _count_passes(corpus: CorpusProgress, size: int | None) -> float:
-    """Return the passes over a corpus, with the fraction of the present one where its size is known."""
-    return corpus.pass_index if size is None else round((corpus.rows + corpus.bad_rows) / size, 4)
 
 
 class TrainingBar(ProgressCallback):

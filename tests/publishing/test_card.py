@@ -167,3 +167,16 @@ def test_scores_are_of_the_set_that_they_name(make_config, make_model):
     results = ModelCard(card).data.eval_results
     found = {(result.dataset_config, result.metric_type): result.metric_value for result in results}
     assert found == {("a", "loss"): 1, ("a", "en-de_loss"): 2, ("a_b", "loss"): 3}
+
+
+def test_filters_are_counted_by_corpus_and_rule(make_config, make_model):
+    counts = {"mined|": {"rows_read": 2_000, "drop_identical": 50, "match_digits": 0}}
+    scores = {"training": {"skipped_rows": 0, "filters": counts}, "test": {"loss": 0.5}}
+    text = render_card(make_config(), SequenceToSequence(None), make_model(), STATE, scores)  # type: ignore[arg-type]
+    assert (
+        "| mined\\| | 2,000 | `drop_identical` | 50 (2.50%) |\n| mined\\| | 2,000 | `match_digits` | 0 (0.00%) |"
+        in text
+    )
+    tables = [block for block in render_markdown(text) if block.type == "table_open"]
+    assert len(tables) == 2 and "filters" not in str(ModelCard(text).data)
+    assert "Filters" not in render_card(make_config(), SequenceToSequence(None), make_model(), STATE, {"test": {}})  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """What a config says of batches reaches the loader."""
 
+import json
 from itertools import islice
 from types import SimpleNamespace
 
@@ -7,8 +8,10 @@ import pytest
 import torch
 from datasets import Dataset
 
+from pipeline.data.filters import READ
+from pipeline.data.splits import open_split
 from pipeline.errors import ConfigError, DataError
-from pipeline.setup.loader_setup import build_loader, count_lanes
+from pipeline.setup.loader_setup import build_filters, build_loader, count_lanes, find_all_duplicates
 from pipeline.tasks.language_modeling import LanguageModeling
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from pipeline.training.arguments import training_arguments
@@ -72,6 +75,39 @@ def test_sources_are_augmented(build, task):
     with pytest.raises(ConfigError, match="augmentation: sequence_to_sequence has no source to change; leave it out"):
         task.make_batches = lambda *_: [].append
         build(augmentation={"delete": 0.9})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_are_filtered(make_config, tmp_path, caplog, streaming):
+    """Of 21 rows: one that is held out, one too often, and one whose sides are the same."""
+    pairs = [("a " * number, "b " * number) for number in range(1, 20)] + [("a a", " b b"), ("c", "c")]
+    lines = [json.dumps({"source": source, "target": target}) for source, target in pairs]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    rules = {"drop_held_out": True, "drop_duplicates": True, "drop_identical": True}
+    data = {"path": str(tmp_path), "options": {}, "streaming": streaming, "filters": rules, "shuffle_window": 8}
+    config = make_config(data=data)
+    task = SequenceToSequence(train(["a b c d"] * 2, "word", 10, max_length=16))
+    rows = {"": open_split(config.data, "train", task.columns(config))}
+    with caplog.at_level("INFO", logger="pipeline"):
+        duplicates = find_all_duplicates(config, SequenceToSequence, rows, tmp_path)
+    assert "train: 1 rows are the same as an earlier one" in caplog.text
+    filters = build_filters(config, task, [{"source": "a a a", "target": ["b b b", "b"]}], duplicates)
+    loader = build_loader(config, training_arguments(config), task, rows, filters=filters)
+    list(islice(loader, 3))
+    assert loader.lanes.progress().filtered == {"": {READ: 21} | dict.fromkeys(rules, 1)}
+    assert loader.lanes.count_batches() == 3  # of 18 rows, in windows of 8
+
+
+def test_duplicates_need_rows_that_can_be_told_apart(make_config, tmp_path):
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "train.parquet")
+    data = {"path": str(tmp_path), "options": {}, "streaming": True, "filters": {"drop_duplicates": True}}
+    config = make_config(data=data)
+    rows = {"": open_split(config.data, "train", SequenceToSequence.columns(config))}
+    with pytest.raises(ConfigError, match=r"drop_duplicates: the rows of this stream \(train\) have no file and line"):
+        find_all_duplicates(config, SequenceToSequence, rows, tmp_path)
+    config = make_config(data={**data, "streaming": False})
+    rows = {"": open_split(config.data, "train", SequenceToSequence.columns(config))}
+    assert len(find_all_duplicates(config, SequenceToSequence, rows, tmp_path)[""]) == 14
 
 
 def test_a_run_keeps_its_lanes(make_config, monkeypatch):

@@ -55,3 +55,64 @@ def test_the_section_of_a_task_is_checked(values, message):
 def test_metrics_default_to_the_tasks_own():
     assert parse_config({"data": {"path": "x"}}).evaluation.metrics == ["exact_match"]
     assert parse_config({"task": "language_modeling", "data": {"path": "x"}}).evaluation.metrics == []
+
+
+@pytest.mark.parametrize(
+    "task, filters, message",
+    [
+        (
+            "text_classification",
+            {"drop_identical": True},
+            "drop_identical: text_classification has no target text to comp",
+        ),
+        (
+            "text_classification",
+            {"match_digits": True},
+            "match_digits: text_classification has no target text to compare",
+        ),
+        ("text_classification", {"max_length_ratio": 3}, "max_length_ratio: text_classification has no target text"),
+        (
+            "text_classification",
+            {"min_script_share": {"target": {"Latin": 1}}},
+            "min_script_share: the target of text_cl",
+        ),
+        ("language_modeling", {"max_word_length": 9}, "max_word_length: the rows of language_modeling are one text"),
+        ("forecasting", {"drop_duplicates": True}, "drop_duplicates: the rows of forecasting are not texts; remove"),
+        ("sequence_to_sequence", {"drop_held_out": True}, "drop_held_out: there is no set of validation or test"),
+        (
+            "sequence_to_sequence",
+            {"drop_duplicates": True},
+            "drop_duplicates: a stream from the Hub or the web is not read twice",
+        ),
+    ],
+)
+def test_filters_without_anything_to_look_at(task, filters, message):
+    data = {"path": "owner/name", "streaming": True, "filters": filters, "validation": None}
+    values = {"task": task, "data": data} | ({"forecasting": {"series": ["a"]}} if task == "forecasting" else {})
+    with pytest.raises(ConfigError, match=f"^data.filters.{message}"):
+        parse_config(values)
+
+
+def test_filters_of_a_corpus_are_refused_at_their_place(tmp_path):
+    path = tmp_path / "mix.yaml"
+    path.write_text(
+        "data:\n  validation:\n  mix:\n    a: {path: x}\n    b:\n      path: y\n"
+        "      filters:\n        drop_held_out: true\n"
+    )
+    with pytest.raises(ConfigError, match=rf"^{path}:8: data.mix.b.filters.drop_held_out: there is no set"):
+        load_config(path)
+    load_config(path, ["data.mix.b.filters.drop_held_out=false"])
+    with pytest.raises(
+        ConfigError, match=r": data.filters.drop_held_out: of data.mix.a, there is no set of validation"
+    ):
+        load_config(path, ["data.filters.drop_held_out=true"])
+
+
+def test_filters_of_a_classifier():
+    rules = {
+        "max_word_length": 9,
+        "min_script_share": {"source": {"Latin": 1}},
+        "drop_held_out": True,
+        "drop_duplicates": True,
+    }
+    parse_config({"task": "text_classification", "data": {"path": "x", "filters": rules}})
