@@ -141,7 +141,7 @@ def test_lengths():
 
 def test_held_out_pairs():
     """All targets of a source count; a source with another target is another pair."""
-    features = [{"source": "a  b", "target": ["c", "d "]}, {"source": "e", "target": "f"}]
+    features: list[dict[str, Any]] = [{"source": "a  b", "target": ["c", "d "]}, {"source": "e", "target": "f"}]
     for columns, others in ((PAIR, {("a b", "x"): False}), (("source",), {("a b", "x"): True})):
         filters = Filters(FiltersConfig(drop_held_out=True), lengths, columns, hash_held_out(features, columns))
         expected = {("a b", "c"): True, (" a b", "d"): True, ("e", "f"): True, ("ab", "c"): False} | others
@@ -159,7 +159,8 @@ def test_the_first_rule_counts():
 
 def test_bad_rows():
     """A row without its texts stays bad; one that is too long can be taken by what it says."""
-    for source in (None, 3, " ", []):
+    unreadable: list[Any] = [None, 3, " ", []]
+    for source in unreadable:
         assert reason(source, source, drop_identical=True, max_word_length=1) is None
     assert find_texts({"source": "a", "target": "a", PROBLEM: "broken"}, PAIR) is None
     assert reason("a a a", "b", is_bad=True, max_length_ratio=2) is None
