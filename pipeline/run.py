@@ -20,7 +20,7 @@ from pipeline import plots
 from pipeline.config import Config, DataConfig
 from pipeline.data.hub_reading import iterate_rows, retry_seconds
 from pipeline.data.lane_rows import is_divisible
-from pipeline.data.mixture import count_rows, interleave, plan_stages
+from pipeline.data.mixture import CORPUS, count_rows, interleave, plan_stages
 from pipeline.data.splits import Rows, open_split
 from pipeline.data_config import HELD_OUT_SPLITS, HeldOutSplit, errors_of, place_of
 from pipeline.errors import ConfigError, RunError
@@ -183,10 +183,11 @@ def build_task_and_model(
 ) -> tuple[Task, PreTrainedModel]:
     """Make what is learned and what learns it, new or from a checkpoint: tokenizer, model and task."""
 
-    readers = {
-        name: partial(iterate_rows, splits.train[name], retry_seconds(corpus))
-        for name, corpus in config.data.corpora.items()
-    }
+    def read(name: str) -> Iterator[dict[str, Any]]:
+        rows = iterate_rows(splits.train[name], retry_seconds(config.data.corpora[name]))
+        return ({**row, CORPUS: name} for row in rows)
+
+    readers = {name: partial(read, name) for name in splits.train}
 
     def all_rows() -> Iterator[dict[str, Any]]:
         return seen.watch(chain.from_iterable(reader() for reader in readers.values()))

@@ -36,6 +36,7 @@ from datasets import Dataset, IterableDataset
 from pipeline.data.lane_rows import LaneRows, Part
 from pipeline.data.length_grouping import Lengths, group, pack
 from pipeline.data.rows import HOW_TO_FIX, BadRow, Columns, Feature, separate
+from pipeline.data.text_noise import TextNoise, add_noise
 from pipeline.errors import DataError
 
 NAMED_BAD_ROWS = 3  # of a window, in the log
@@ -160,6 +161,7 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
             is short.
         make_batches: makes the batches of a window, in their order, from rows that are read in order, not permuted;
             None groups rows by length.
+        noise: changes texts before they are encoded, by the name of a corpus; "" where there is one.
         augment: changes a feature, by random numbers that differ for every pass and row.
         patience: seconds to try again what a stream cannot read.
         max_bad_rows: bad rows that a pass may have; they are skipped. None skips any number.
@@ -192,6 +194,7 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
         packing: bool = False,
         window: int = 10_000,
         make_batches: Callable[[list[Feature], np.random.Generator], list[list[Feature]]] | None = None,
+        noise: Mapping[str, TextNoise] = MappingProxyType({}),
         augment: Callable[[Feature, np.random.Generator], Feature] | None = None,
         max_bad_rows: int | None = 0,
         patience: float = 0.0,
@@ -202,7 +205,7 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
         self.encode, self.lengths = encode, lengths
         self.batch_rows, self.batch_tokens, self.packing = batch_rows, batch_tokens, packing
         self.window, self.max_bad_rows, self.patience = window, max_bad_rows, patience
-        self.make_batches, self.augment = make_batches, augment
+        self.make_batches, self.noise, self.augment = make_batches, noise, augment
         self.lane, self.lanes = lane, lanes
         self.seed = seed if lanes == 1 else int(np.random.SeedSequence((seed, lanes, lane)).generate_state(1)[0])
         self.position = Position()
@@ -262,9 +265,13 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
             last = f"; the last: {bad_rows[-1]}" if bad_rows else ""
             raise DataError(f"none of the {position.first_row} training rows can be used{last}")
 
-    def encode_rows(self, columns: Columns, pass_index: int, seed: int) -> tuple[list[Feature], list[BadRow]]:
-        """Encode some rows of a pass, and change them by `augment`; return the features and the bad rows."""
+    def encode_rows(
+        self, columns: Columns, pass_index: int, seed: int, corpus: str = ""
+    ) -> tuple[list[Feature], list[BadRow]]:
+        """Encode some rows of a pass, with `noise` and `augment`; return the features and the bad rows."""
         features, bad_rows = separate(self.encode(columns))
+        if corpus in self.noise:
+            features = add_noise(features, columns, self.noise[corpus], self.encode, (seed, pass_index))
         if self.augment is not None:
             # By row, so that the noise is the same however the rows fall into windows. The 1 keeps these seeds apart.
             features = [

@@ -300,7 +300,7 @@ class MixedStream(LaneStream):
         return CorpusReader(
             name,
             self.lane_rows[name],
-            lambda columns, pass_index: self.encode_rows(columns, pass_index, seed),
+            lambda columns, pass_index: self.encode_rows(columns, pass_index, seed, name),
             self.chunk_rows,
             self.max_bad_rows,
             place,

@@ -2,17 +2,20 @@
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import Config
+from pipeline.data.mixture import CORPUS
 from pipeline.data.rows import first_text
+from pipeline.data.text_noise import make_noise
 from pipeline.data.word_vectors import read_words
 from pipeline.data_config import LanguageColumn, language_codes
 from pipeline.errors import ConfigError
@@ -42,7 +45,7 @@ def prepare_tokenizer(
     """Load the tokenizer in `path`; else train one, and leave it in the output folder; None where data hold no text.
 
     Args:
-        rows: to train it on; not touched where there is a path.
+        rows: to train it on, those of a mixture with the name of their `CORPUS`; not touched where there is a path.
 
     Raises:
         ConfigError: for a path without a tokenizer, or one that cannot be trained.
@@ -196,7 +199,7 @@ def _set_languages(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _train(config: Config, rows: Iterable[dict[str, Any]]) -> PreTrainedTokenizerBase:
     task, codes = get_task(config.task), _Codes(config)
-    rows = codes.watch(rows)
+    rows = _add_noise(config, codes.watch(rows), task.text_columns)
     fields = (first_text(row[name]) for row in rows for name in task.text_columns)
     texts: Iterable[str] = (field for field in fields if isinstance(field, str))
     if config.tokenizer.words is not None:
@@ -219,6 +222,18 @@ def _train(config: Config, rows: Iterable[dict[str, Any]]) -> PreTrainedTokenize
         raise ConfigError(str(error)) from error
     _add_tags(tokenizer, [*marks, *map(target_tag, codes.found)])
     return tokenizer
+
+
+def _add_noise(config: Config, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield rows with the noise that training puts on them.
+
+    A BPE of texts in their usual case cuts those in upper case into single letters: 3.4 times as many tokens a row of
+    Multi30k, 14 % of them over a limit of 80. Trained on texts of which 5 % are in upper case, 1.3 times as many.
+    """
+    noise, generator = make_noise(config.augmentation, config.data, columns), np.random.default_rng(0)
+    for row in rows:
+        of_corpus = noise.get(row.get(CORPUS, ""))
+        yield row if of_corpus is None else row | of_corpus(row, generator)
 
 
 def check_tokenizer(config: Config, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> None:
