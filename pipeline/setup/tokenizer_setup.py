@@ -228,7 +228,7 @@ def _add_noise(config: Config, rows: Iterable[dict[str, Any]], columns: Sequence
     """Yield rows with the noise that training puts on them.
 
     A BPE of texts in their usual case cuts those in upper case into single letters: 3.4 times as many tokens a row of
-    Multi30k, 14 % of them over a limit of 80. Trained on texts of which 5 % are in upper case, 1.3 times as many.
+    Multi30k. Trained on texts of which a tenth are in upper case, it makes 1.3 times as many of those.
     """
     noise, generator = make_noise(config.augmentation, config.data, columns), np.random.default_rng(0)
     for row in rows:
