@@ -98,7 +98,7 @@ def make_noise(augmentation: AugmentationConfig, data: DataConfig, columns: Sequ
     for name, corpus in data.corpora.items():
         rates = augmentation.text_rates(name)
         if any(rates.values()):
-            languages = {column: known_code(corpus.columns[column].split(".")[-1]) for column in columns}
+            languages = {side: known_code(getattr(corpus, side).split(".")[-1]) for side in ("source", "target")}
             noise[name] = TextNoise(rates, columns, languages)
     return noise
 
