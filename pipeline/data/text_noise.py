@@ -26,6 +26,7 @@ from pipeline.data_config import DataConfig
 from pipeline.languages import known_code
 
 DOTTED = ("az", "tr")  # languages whose i is İ in upper case: https://www.unicode.org/Public/UNIDATA/SpecialCasing.txt
+# https://unicode-org.github.io/icu/userguide/transforms/casemappings.html
 GREEK_LETTER = regex.compile(r"\p{Greek}\p{M}*")
 GREEK_ACCENTS = "\u0300\u0301\u0313\u0314\u0342"  # grave, acute, breathings, circumflex; the diaeresis stays
 # The accent on the first of two vowels says that they are two sounds; without it the second has a diaeresis: μάιος.
@@ -75,10 +76,14 @@ class TextNoise:
             if column == "source":
                 text = swap_letters(text, self.rates["swap_letters"], generator)
             if recase is not None:
-                text = recase(text, known_code(row.get(f"{column}_lang") or "") or self.languages.get(column))
+                text = recase(text, self._language(row, column))
             if text != before:
                 changed[column] = text
         return changed
+
+    def _language(self, row: Texts, column: str) -> str | None:
+        code = row.get(f"{column}_lang")
+        return (known_code(code) if isinstance(code, str) else None) or self.languages.get(column)
 
     def _choose_case(self, draw: float) -> Callable[[str, str | None], str] | None:
         if draw < self.rates["upper_case"]:
@@ -104,11 +109,7 @@ def make_noise(augmentation: AugmentationConfig, data: DataConfig, columns: Sequ
 
 
 def add_noise(
-    features: list[Feature],
-    columns: Columns,
-    noise: TextNoise,
-    encode: Encode,
-    seed: Sequence[int],
+    features: list[Feature], columns: Columns, noise: TextNoise, encode: Encode, seed: Sequence[int]
 ) -> list[Feature]:
     """Encode anew the rows that noise changes; one that would be too long or empty stays as it is.
 
@@ -134,8 +135,7 @@ def add_noise(
 def upper_case(text: str, language: str | None = None) -> str:
     """Put a text in upper case, as its language does: `straße` STRASSE, Turkish `ilk` İLK, Greek `μάιος` ΜΑΪΟΣ.
 
-    Greek has no accents there, which Python leaves (https://unicode-org.github.io/icu/userguide/transforms/casemappings).
-    Scripts without case stay.
+    Greek has no accents there, which Python leaves. Scripts without case stay.
     """
     text = _dot(text, language)
     text = GREEK_HIATUS.sub(lambda vowel: vowel[0] + "\u0308", text)

@@ -142,6 +142,7 @@ def test_languages_of_rows_and_columns():
     assert noise[""](row, generator) == {"source": "İLK", "target": "ILK"}
     row |= {"source_lang": "de", "target_lang": "azj_Latn"}
     assert noise[""](row, generator) == {"source": "ILK", "target": "İLK"}
+    assert noise[""](row | {"source_lang": 5}, generator)["source"] == "İLK"  # a bad row, which a tokenizer may see
 
 
 def test_rates_of_a_mixture():
