@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     Field,
@@ -52,11 +52,35 @@ class TokenizerConfig(Section):
     _check_paths = field_validator("path", "words")(check_path)
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Rates = Share | dict[str, Share]
+TEXT_RATES = ("upper_case", "title_case", "drop_end_punctuation", "swap_letters")
+
+
 class AugmentationConfig(Section):
+    upper_case: Rates = Field(
+        0.0, description="share of rows whose texts are put in upper case; for all, or {CORPUS: share} of a mix"
+    )
+    title_case: Rates = Field(0.0, description="share of rows whose words all begin in upper case; likewise")
+    drop_end_punctuation: Rates = Field(
+        0.0, description="share of rows whose texts lose the end of their last sentence; likewise"
+    )
+    swap_letters: Rates = Field(
+        0.0, description="share of source words, of four letters or more, in which two letters are swapped; likewise"
+    )
     swap: float = Field(0.0, ge=0, lt=1, description="probability that a source token changes places with the next")
     delete: float = Field(0.0, ge=0, lt=1, description="probability that a source token is left out")
     insert: float = Field(0.0, ge=0, lt=1, description="probability that a random token is put behind a source token")
     bpe_dropout: float = Field(0.0, ge=0, lt=1, description="probability that a merge of a source word is passed over")
+
+    @property
+    def changes_tokens(self) -> bool:
+        return any(rate for name, rate in self.model_dump().items() if name not in TEXT_RATES)
+
+    def text_rates(self, corpus: str) -> dict[str, float]:
+        """Return the rates of a corpus by the names of `TEXT_RATES`; where others are named, and it is not, 0."""
+        given = {name: getattr(self, name) for name in TEXT_RATES}
+        return {name: rate.get(corpus, 0.0) if isinstance(rate, dict) else rate for name, rate in given.items()}
 
 
 class SacrebleuConfig(Section):
@@ -217,9 +241,29 @@ def validate(source: Source, section: type[Section], default_metrics: Sequence[s
     except ValidationError as error:
         raise ConfigError(_explain(error, schema, source)) from error
     check_data(config.data, source)
+    _check_text_rates(config.augmentation, config.data, source)
     training = _check_training(config.training, source)
     generation = check_generation(config.generation, source.place)
     return config.model_copy(update={"training": training, "generation": generation})
+
+
+def _check_text_rates(augmentation: AugmentationConfig, data: DataConfig, source: Source) -> None:
+    """Raise ConfigError for rates of a corpus that there is not, or of more rows than there are."""
+    for name in TEXT_RATES:
+        rates = getattr(augmentation, name)
+        where = f"{source.place(('augmentation', name))}augmentation.{name}"
+        for corpus in rates if isinstance(rates, dict) else ():
+            if data.mix is None:
+                raise ConfigError(f"{where}: there is no data.mix that could have a corpus {corpus!r}; give one number")
+            if corpus not in data.mix:
+                raise ConfigError(f"{where}: there is no corpus {corpus!r}{nearest(corpus, data.mix)}")
+    for corpus in data.mix or [""]:
+        rates = augmentation.text_rates(corpus)
+        if rates["upper_case"] + rates["title_case"] > 1:
+            raise ConfigError(
+                f"{source.place(('augmentation', 'title_case'))}augmentation.title_case: a row is in upper case or in "
+                f"title case, so both rates {f'of {corpus} ' if corpus else ''}are 1 together at most"
+            )
 
 
 @functools.cache

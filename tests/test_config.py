@@ -126,3 +126,35 @@ def test_a_config_holds_no_secrets(tmp_path, key):
         ) as caught:
             load_config(path, overrides)
         assert "hidden" not in str(caught.value) and names[-1] in str(caught.value)
+
+
+MIX_OF_TWO = {
+    "mix": {"clean": {"path": "x"}, "mined": {"path": "y"}},
+    "weights": {"clean": 1, "mined": 1},
+    "validation": None,
+}
+
+
+@pytest.mark.parametrize(
+    "data, augmentation, message",
+    [
+        (MIX_OF_TWO, {"upper_case": {"claen": 0.1}}, "upper_case: there is no corpus 'claen'; did you mean clean?"),
+        ({"path": "x"}, {"swap_letters": {"clean": 0.1}}, "swap_letters: there is no data.mix .* give one number"),
+        ({"path": "x"}, {"title_case": 1.5}, r"title_case: Input should be less than or equal to 1 \(given: 1.5\)"),
+        (MIX_OF_TWO, {"title_case": {"mined": -1}}, r"title_case.mined: Input should be greater .* \(given: -1\)"),
+        ({"path": "x"}, {"drop_end_punctuation": True}, r"drop_end_punctuation: .*number \(given: True\)"),
+        ({"path": "x"}, {"upper_case": 0.6, "title_case": 0.6}, "title_case: a row is in .* both rates are 1 together"),
+        (MIX_OF_TWO, {"upper_case": 0.6, "title_case": {"mined": 0.6}}, "title_case: .* both rates of mined are 1"),
+    ],
+)
+def test_rates_of_noise_that_cannot_be(data, augmentation, message):
+    with pytest.raises(ConfigError, match=rf"augmentation\.{message}"):
+        parse_config({"data": data, "augmentation": augmentation})
+
+
+def test_rates_of_a_corpus():
+    rates = {"upper_case": {"mined": 0.5}, "swap_letters": 0.1}
+    augmentation = parse_config({"data": MIX_OF_TWO, "augmentation": rates}).augmentation
+    none = {"title_case": 0.0, "drop_end_punctuation": 0.0}
+    assert augmentation.text_rates("clean") == {"upper_case": 0.0, "swap_letters": 0.1, **none}
+    assert augmentation.text_rates("mined") == {"upper_case": 0.5, "swap_letters": 0.1, **none}

@@ -5,6 +5,7 @@
     batch_stream.py       ->  batches, and a position behind each; length_grouping.py cuts a window into batches
     batch_loader.py       ->  batches as tensors, made here or by worker processes
 
-augmentation.py changes features, word_vectors.py reads vectors for an embedding. Here may be whatever reads, orders or
-changes data; no model, no metric, and no task's name: what is of a task comes in as a function (`encode`, `collate`).
+text_noise.py changes texts, augmentation.py tokens, word_vectors.py reads vectors for an embedding. Here may be
+whatever reads, orders or changes data; no model, no metric, and no task's name: what is of a task comes in as a
+function (`encode`, `collate`).
 """

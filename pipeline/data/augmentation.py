@@ -1,4 +1,7 @@
-"""Add noise to the source of training rows: swapped, deleted and inserted tokens, and BPE-dropout."""
+"""Add noise to the tokens of a training row's source: swapped, deleted and inserted tokens, and BPE-dropout.
+
+Noise on texts, which comes before they are encoded, is in text_noise.py.
+"""
 
 import json
 from itertools import pairwise

@@ -37,6 +37,7 @@ from pipeline.data.filters import Filtered, Filters, add_filtered, describe
 from pipeline.data.lane_rows import LaneRows, Part
 from pipeline.data.length_grouping import Lengths, group, pack
 from pipeline.data.rows import HOW_TO_FIX, BadRow, Columns, Feature, separate
+from pipeline.data.text_noise import TextNoise, add_noise
 from pipeline.errors import DataError
 
 NAMED_BAD_ROWS = 3  # of a window, in the log
@@ -188,6 +189,7 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
             is short.
         make_batches: makes the batches of a window, in their order, from rows that are read in order, not permuted;
             None groups rows by length.
+        noise: changes texts before they are encoded, by the name of a corpus; "" where there is one.
         augment: changes a feature, by random numbers that differ for every pass and row.
         filters: which rows are left out of each corpus, by its name; "" is the only one.
         patience: seconds to try again what a stream cannot read.
@@ -221,6 +223,7 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
         packing: bool = False,
         window: int = 10_000,
         make_batches: Callable[[list[Feature], np.random.Generator], list[list[Feature]]] | None = None,
+        noise: Mapping[str, TextNoise] = MappingProxyType({}),
         augment: Callable[[Feature, np.random.Generator], Feature] | None = None,
         filters: Mapping[str, Filters] = MappingProxyType({}),
         max_bad_rows: int | None = 0,
@@ -232,7 +235,7 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
         self.encode, self.lengths = encode, lengths
         self.batch_rows, self.batch_tokens, self.packing = batch_rows, batch_tokens, packing
         self.window, self.max_bad_rows, self.patience = window, max_bad_rows, patience
-        self.make_batches, self.augment, self.filters = make_batches, augment, filters
+        self.make_batches, self.noise, self.augment, self.filters = make_batches, noise, augment, filters
         self.lane, self.lanes = lane, lanes
         self.seed = seed if lanes == 1 else int(np.random.SeedSequence((seed, lanes, lane)).generate_state(1)[0])
         self.position = Position()
@@ -295,12 +298,17 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
             raise DataError(f"none of the {position.first_row} training rows can be used{why}")
 
     def encode_rows(self, columns: Columns, pass_index: int, seed: int, corpus: str = "") -> Encoded:
-        """Encode some rows of a pass, leave those out that `filters` take, and change the others by `augment`."""
+        """Encode some rows of a pass, leave those out that `filters` take, and put `noise` and `augment` on the others.
+
+        Filters look at rows as they were read, and at their lengths without noise, so they take the same in all passes.
+        """
         encoded = self.encode(columns)
         filtered: dict[str, int] = {}
         if corpus in self.filters:
             encoded, filtered = self.filters[corpus].sort_out(columns, encoded)
         features, bad_rows = separate(encoded)
+        if corpus in self.noise:
+            features = add_noise(features, columns, self.noise[corpus], self.encode, (seed, pass_index))
         if self.augment is not None:
             # By row, so that the noise is the same however the rows fall into windows. The 1 keeps these seeds apart.
             features = [

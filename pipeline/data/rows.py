@@ -47,6 +47,9 @@ class BadRow:
         return f"{self.place}: {self.reason}"
 
 
+Encode: TypeAlias = Callable[[Columns], list[Feature | BadRow]]  # a feature or a `BadRow` for each row
+
+
 def encode_rows(
     columns: Columns,
     find_problem: Callable[[dict[str, Any]], str | None],

@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import Seq2SeqTrainingArguments
+from transformers import PreTrainedTokenizerBase, Seq2SeqTrainingArguments
 
 from pipeline.config import Config
 from pipeline.data.augmentation import Augmentation
@@ -24,6 +24,7 @@ from pipeline.data.lanes import Lanes, positions_of
 from pipeline.data.mixture import MixedStream, count_rows, plan_stages
 from pipeline.data.rows import PLACE, Feature
 from pipeline.data.splits import Rows
+from pipeline.data.text_noise import TextNoise, make_noise
 from pipeline.data_config import place_of
 from pipeline.errors import ConfigError
 from pipeline.progress import progress_bar
@@ -48,16 +49,19 @@ def build_loader(
         filters: of the corpora whose rows are filtered; see `build_filters`.
 
     Raises:
-        ConfigError: for augmentation of a task without a source to change, fewer rows than lanes, or shares by a size
-            that is not known.
+        ConfigError: for augmentation of a task without a source to change, or of case that is lost; fewer rows than
+            lanes; shares by a size that is not known.
     """
     state = PartialState()
     make_batches = task.make_batches(args.per_device_train_batch_size, state.num_processes)
-    augment = None
-    if any(config.augmentation.model_dump().values()):
+    augmentation = config.augmentation
+    augment, noise = None, make_noise(augmentation, config.data, task.text_columns)
+    if noise or augmentation.changes_tokens:
         if task.tokenizer is None or make_batches is not None:
             raise ConfigError(f"augmentation: {config.task} has no source to change; leave it out")
-        augment = Augmentation(config.augmentation, task.tokenizer, config.data.max_source_length)
+        _check_casing(noise, task.tokenizer)
+    if augmentation.changes_tokens:
+        augment = Augmentation(augmentation, task.tokenizer, config.data.max_source_length)
     samples = {name: task.to_samples(corpus) for name, corpus in rows.items()}
     _check_lanes(samples, lanes, state.num_processes)
     settings = {
@@ -68,6 +72,7 @@ def build_loader(
         "packing": config.data.packing,
         "window": config.data.shuffle_window,
         "make_batches": make_batches,
+        "noise": noise,
         "augment": augment,
         "filters": filters,
         "max_bad_rows": config.data.max_bad_rows if config.data.on_bad_row == "skip" else 0,
@@ -144,6 +149,19 @@ def _counted(rows: Iterable[dict[str, Any]], update: Callable[[int], Any]) -> It
     for row in rows:
         update(1)
         yield row
+
+
+def _check_casing(noise: Mapping[str, TextNoise], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse casing of texts that the tokenizer then puts in lower case."""
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if normalizer is None or normalizer.normalize_str("A").strip("▁ ") != "a":
+        return
+    for name in ("upper_case", "title_case"):
+        if any(of_corpus.rates[name] for of_corpus in noise.values()):
+            raise ConfigError(
+                f"augmentation.{name}: the tokenizer puts all texts in lower case, so this changes nothing; leave it "
+                "out, or set tokenizer.lowercase=false"
+            )
 
 
 def _check_lanes(corpora: Mapping[str, Rows], lanes: int, ranks: int) -> None:

@@ -2,19 +2,22 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import Config
-from pipeline.data.mixture import count_rows, interleave, plan_stages
+from pipeline.data.mixture import CORPUS, count_rows, interleave, plan_stages
 from pipeline.data.rows import first_text
 from pipeline.data.splits import Rows
+from pipeline.data.text_noise import make_noise
 from pipeline.data.word_vectors import read_words
 from pipeline.data_config import LanguageColumn, language_codes
 from pipeline.errors import ConfigError
@@ -41,16 +44,23 @@ logger = logging.getLogger(__name__)
 def typical_rows(
     config: Config, corpora: Mapping[str, Rows], readers: Mapping[str, Callable[[], Iterator[dict[str, Any]]]]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the training rows that a tokenizer is trained on; those of a mix by the shares of its first stage.
+    """Yield the training rows that a tokenizer is trained on, each with the name of its `CORPUS`.
+
+    Those of a mix come by the shares of its first stage.
 
     Args:
         corpora: the training rows by name; their sizes make shares.
         readers: what begins to read each of them.
     """
+    named = {name: partial(_read_named, name, reader) for name, reader in readers.items()}
     if config.data.mix is None:
-        return chain.from_iterable(reader() for reader in readers.values())
+        return chain.from_iterable(reader() for reader in named.values())
     stages = plan_stages(config.data, count_rows(config.data, corpora))
-    return interleave(readers, stages[0].shares)
+    return interleave(named, stages[0].shares)
+
+
+def _read_named(name: str, reader: Callable[[], Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    return ({**row, CORPUS: name} for row in reader())
 
 
 def prepare_tokenizer(
@@ -59,7 +69,7 @@ def prepare_tokenizer(
     """Load the tokenizer in `path`; else train one, and leave it in the output folder; None where data hold no text.
 
     Args:
-        rows: to train it on; not touched where there is a path.
+        rows: to train it on, those of a mixture with the name of their `CORPUS`; not touched where there is a path.
 
     Raises:
         ConfigError: for a path without a tokenizer, or one that cannot be trained.
@@ -213,7 +223,7 @@ def _set_languages(config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _train(config: Config, rows: Iterable[dict[str, Any]]) -> PreTrainedTokenizerBase:
     task, codes = get_task(config.task), _Codes(config)
-    rows = codes.watch(rows)
+    rows = _add_noise(config, codes.watch(rows), task.text_columns)
     fields = (first_text(row[name]) for row in rows for name in task.text_columns)
     texts: Iterable[str] = (field for field in fields if isinstance(field, str))
     if config.tokenizer.words is not None:
@@ -236,6 +246,18 @@ def _train(config: Config, rows: Iterable[dict[str, Any]]) -> PreTrainedTokenize
         raise ConfigError(str(error)) from error
     _add_tags(tokenizer, [*marks, *map(target_tag, codes.found)])
     return tokenizer
+
+
+def _add_noise(config: Config, rows: Iterable[dict[str, Any]], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield rows with the noise that training puts on them.
+
+    A BPE of texts in their usual case cuts those in upper case into single letters: 3.4 times as many tokens a row of
+    Multi30k. Trained on texts of which a tenth are in upper case, it makes 1.3 times as many of those.
+    """
+    noise, generator = make_noise(config.augmentation, config.data, columns), np.random.default_rng(0)
+    for row in rows:
+        of_corpus = noise.get(row.get(CORPUS, ""))
+        yield row if of_corpus is None else row | of_corpus(row, generator)
 
 
 def check_tokenizer(config: Config, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> None:

@@ -73,7 +73,7 @@ def _find_filter_problem(rule: str, data: DataConfig, name: str, task: type[Task
     if rule == "drop_held_out" and not any(getattr(data, split) for split in HELD_OUT_SPLITS):
         return "there is no set of validation or test; name one, or remove this key"
     if rule == "drop_duplicates" and data.streaming and is_remote(data, data.train):
-        return "a stream from the Hub or the web is not read twice to find them; set streaming=false, or do not ask for this"
+        return "a stream from the Hub or the web is not read twice to find them; set streaming=false, or leave it out"
     return None
 
 

@@ -73,6 +73,40 @@ def test_noise_depends_on_seed_pass_and_row_alone(kind):
 
 
 @KINDS
+def test_noise_on_texts_is_the_same_however_rows_are_read(kind):
+    """In other windows, behind a resume, and in workers; rows that noise does not change are encoded once."""
+    encoded = []
+
+    def number(columns):
+        encoded.extend(columns["row"])
+        rows = zip(columns["row"], columns["value"], strict=True)
+        return [{"sample_id": row, "value": value, "lengths": (3, 3)} for row, value in rows]
+
+    def noise(row, generator):
+        return {"value": row["value"] + 1000 * generator.integers(1, 10)} if generator.random() < 0.3 else {}
+
+    def read(position=None, **options):
+        stream = make_stream(kind, noise={"": noise}, encode=number, **options)
+        stream.position = position or stream.position
+        return list(islice(iter(stream), 60))
+
+    whole = read(window=25)
+    assert 100 * 1.1 < len(encoded) / 3 < 100 * 1.5  # three passes
+    values = [feature["value"] for batch, _ in whole for feature in batch]
+    assert sorted(value % 1000 for value in values[:100]) == [*range(100)]
+    assert 0.2 < sum(value >= 1000 for value in values) / len(values) < 0.4
+    first, second = ({value % 1000: value for value in values[start : start + 100]} for start in (0, 100))
+    assert first != second
+    other = [feature["value"] for batch, _ in read(window=100) for feature in batch]
+    assert {value % 1000: value for value in other[:100]} == first
+    assert {value % 1000: value for value in other[100:200]} == second
+    resumed = read(whole[20][1], window=25)
+    assert [batch for batch, _ in resumed[:30]] == [batch for batch, _ in whole[21:51]]
+    loader = BatchLoader(make_lanes(kind, noise={"": noise}, encode=number, window=25), collate, num_workers=2)
+    assert take_loaded(loader, 30) == [[feature["value"] for feature in batch] for batch, _ in whole[:30]]
+
+
+@KINDS
 def test_every_row_once_a_pass(kind):
     batches = [(batch, position) for batch, position in islice(iter(make_stream(kind)), 90)]
     passes = [position.pass_index for _, position in batches]

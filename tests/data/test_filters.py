@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -235,8 +236,9 @@ def make_filters(by_place: bool) -> Filters:
     return Filters(CONFIG, lengths, duplicates=duplicates)
 
 
-def make_lanes(kind: str, lanes: int, rank: int = 0, ranks: int = 1) -> Lanes:
+def make_lanes(kind: str, lanes: int, rank: int = 0, ranks: int = 1, **options: Any) -> Lanes:
     settings: dict[str, Any] = {"batch_rows": 4, "window": 20, "seed": 1, "lanes": lanes, "max_bad_rows": None}
+    settings |= options
     if kind == "mix":
         settings |= {"stages": [Stage({"one": 0.5, "two": 0.5})], "sizes": {"one": 100, "two": None}}
         settings["filters"] = {"one": make_filters(False), "two": make_filters(True)}
@@ -274,6 +276,22 @@ def test_a_pass_counts_every_row_once(kind):
     starts = stream.with_positions(stream.windows(Position()), Position())
     begin = next(start for start, _, _ in starts if start.pass_index == 1)
     assert (begin.filtered[""], begin.skipped_before) == expected_counts()
+
+
+def test_filters_do_not_see_noise():
+    """With noise by which every rule would take every row, each pass counts, and leaves, what it does without."""
+
+    def noise(row, generator):
+        return {"source": "b " * 50, "target": "b " * 50} if generator.random() < 0.9 else {}
+
+    plain, noisy = (make_lanes("dataset", 1, noise=each).first.windows(Position()) for each in ({}, {"": noise}))
+    windows = [*islice(zip(plain, noisy, strict=True), 10)]  # two passes
+    for before, after in windows:
+        assert before.filtered == after.filtered and before.bad_rows == after.bad_rows
+        numbers = [sorted(row["sample_id"] for batch in window.batches for row in batch) for window in (before, after)]
+        assert numbers[0] == numbers[1]
+    sources = [row["source"] for _, window in windows for batch in window.batches for row in batch]
+    assert 0.8 < sum(source.startswith("b") for source in sources) / len(sources) < 1
 
 
 def steps(kind: str, ranks: int, workers: int, count: int, state: dict | None = None):

@@ -304,3 +304,16 @@ def test_rows_for_a_tokenizer_have_the_shares():
     }
     assert {*rows["a"]} | {*rows["b"]} == {*mixed}
     assert [*interleave({"a": lambda: iter(())}, {"a": 1.0})] == []
+
+
+def test_noise_is_that_of_a_corpus():
+    def noise(row, generator):
+        return {"value": row["value"] + 60_000}  # the same lengths
+
+    plain = train(1, 1, 0, 40)[0]
+    noisy = train(1, 1, 0, 40, noise={"mined": noise})[0]
+    is_mined = [[200_000 <= value < 300_000 for value in batch] for batch in plain]
+    assert any(map(any, is_mined)) and noisy != plain
+    assert [sorted(value - 60_000 * (260_000 <= value < 300_000) for value in batch) for batch in noisy] == [
+        sorted(batch) for batch in plain
+    ]

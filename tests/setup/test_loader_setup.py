@@ -110,6 +110,28 @@ def test_duplicates_need_rows_that_can_be_told_apart(make_config, tmp_path):
     assert len(find_all_duplicates(config, SequenceToSequence, rows, tmp_path)[""]) == 14
 
 
+def test_texts_are_augmented(build, task):
+    """Both sides before they are encoded, and then the tokens of what came of it."""
+    task.tokenizer = train(["a b c d A B C D"] * 2, "word", 20, max_length=16)
+    cased, changed = ([*islice(build(augmentation={"upper_case": 1.0, "delete": rate}), 2)] for rate in (0, 0.9))
+    capitals = {*task.tokenizer.convert_tokens_to_ids([*"ABCD"])}
+    for name in ("input_ids", "labels"):
+        assert {*torch.cat([batch[name].flatten() for batch in cased]).tolist()} - {-100, 0, 2} == capitals
+    sources = torch.cat([batch["input_ids"].flatten() for batch in changed])
+    assert {*sources.tolist()} - {0, 2} <= capitals and int(sources.ne(0).sum()) < 8 * 5 + 8 * 2
+    with pytest.raises(ConfigError, match="augmentation: sequence_to_sequence has no source to change; leave it out"):
+        task.make_batches = lambda *_: [].append
+        build(augmentation={"swap_letters": 0.1})
+
+
+def test_case_that_the_tokenizer_loses_is_refused(build, task):
+    task.tokenizer = train(["a b c d"] * 2, "word", 10, max_length=16, lowercase=True)
+    build(augmentation={"swap_letters": 0.1, "drop_end_punctuation": 0.1})
+    for name in ("upper_case", "title_case"):
+        with pytest.raises(ConfigError, match=rf"augmentation\.{name}: the tokenizer puts all texts in lower case"):
+            build(augmentation={name: 0.1})
+
+
 def test_a_run_keeps_its_lanes(make_config, monkeypatch):
     """As many as ranks when it begins, or as the config says; from a checkpoint as many as that has."""
 

@@ -26,6 +26,21 @@ def test_a_new_tokenizer_lies_in_the_output_folder(make_config, tmp_path):
     assert tokenizer.model_max_length == make_config().data.max_source_length
 
 
+def test_a_new_tokenizer_has_seen_the_noise(make_config):
+    """Of each corpus its own, with the rows of both."""
+
+    def vocabulary(rows, **changes):
+        tokenizer = prepare_tokenizer(make_config(**changes), rows, None)
+        assert tokenizer is not None
+        return {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens}
+
+    rows = [{"source": "a", "target": "b"}] * 16
+    assert vocabulary(rows, augmentation={"upper_case": 0.5}) == {*"abAB"}
+    mix = {"data": {"path": "", "mix": {"one": {"path": "reversal"}, "two": {"path": "reversal"}}}}
+    mixed = [{**row, "corpus": "one"} for row in rows] + [{"source": "c", "target": "d", "corpus": "two"}] * 4
+    assert vocabulary(mixed, **mix, augmentation={"upper_case": {"two": 1.0}}) == {*"abCD"}
+
+
 def test_with_a_path_no_row_is_read(make_config, tmp_path):
     train_tokenizer(["a b"] * 2, "word", 20, max_length=64).save_pretrained(tmp_path / "tokenizer")
     tokenizer = prepare_tokenizer(make_config(), untouchable(), tmp_path / "tokenizer")
