@@ -28,7 +28,7 @@ from pipeline.errors import ConfigError, DataError
 
 LONGEST_LINE = 10_000_000  # bytes, unpacked; also of a row that spans lines
 BUFFER = 1 << 17  # bytes
-BLOCK = 1 << 20  # bytes
+BLOCK = 1 << 19  # characters
 WEB_TIMEOUT = 60  # seconds without a byte
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}  # suffix -> name in fsspec
 ZIP = ".zip"

@@ -116,6 +116,8 @@ class ArrayText:
                 self.skip()
                 self.take(",")
         if not self.take("["):
+            while len(self.text) - self.here < SHOWN and self.read_more():
+                pass
             raise self.fail(f"there is no JSON array, but {shorten(self.text[self.here : self.here + SHOWN])}")
 
     def _key(self) -> str | None:
