@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import AugmentationConfig, DataConfig
-from pipeline.data.rows import BadRow
+from pipeline.data.rows import BadRow, Columns
 from pipeline.data.text_noise import (
     TextNoise,
     add_noise,
@@ -146,7 +146,7 @@ def test_languages_of_rows_and_columns():
 
 
 def test_rates_of_a_mixture():
-    data = DataConfig(mix={"clean": {"path": "x"}, "mined": {"path": "y"}, "back": {"path": "z"}})
+    data = DataConfig.model_validate({"mix": {name: {"path": name} for name in ("clean", "mined", "back")}})
     augmentation = AugmentationConfig(upper_case={"mined": 0.5, "back": 0.0}, swap_letters={"mined": 0.1})
     noise = make_noise(augmentation, data, ("source",))
     assert {name: of_corpus.rates for name, of_corpus in noise.items()} == {
@@ -164,7 +164,7 @@ def test_what_becomes_too_long_or_empty_stays():
             for number, text in rows
         ]
 
-    columns = {"row": [5, 3, 8, 2], "source": ["ab.", "ßßßß.", "...", "bad one"]}
+    columns: Columns = {"row": [5, 3, 8, 2], "source": ["ab.", "ßßßß.", "...", "bad one"]}
     before = [feature for feature in encode(columns) if not isinstance(feature, BadRow)]
     noise = TextNoise({**NONE, "upper_case": 1.0, "drop_end_punctuation": 1.0}, ("source",), {})
     after = add_noise(before, columns, noise, encode, (0, 0))

@@ -36,7 +36,7 @@ def test_a_new_tokenizer_has_seen_the_noise(make_config):
 
     rows = [{"source": "a", "target": "b"}] * 16
     assert vocabulary(rows, augmentation={"upper_case": 0.5}) == {*"abAB"}
-    mix = {"data": {"path": "", "mix": {"one": {"path": "reversal"}, "two": {"path": "reversal"}}}}
+    mix = {"data": {"path": "reversal", "mix": {"one": {}, "two": {}}}}
     mixed = [{**row, "corpus": "one"} for row in rows] + [{"source": "c", "target": "d", "corpus": "two"}] * 4
     assert vocabulary(mixed, **mix, augmentation={"upper_case": {"two": 1.0}}) == {*"abCD"}
 
