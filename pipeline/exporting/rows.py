@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.config import Config, DataConfig, EvaluationConfig, SacrebleuConfig, make_section
 from pipeline.data.hub_reading import retry_seconds
 from pipeline.data.splits import Rows, open_split
-from pipeline.data_config import ColumnNames, Constant, write_split
+from pipeline.data_config import ColumnNames, Constant, place_of, write_split
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.metrics import load_metrics
 from pipeline.tasks.base import Feature, Task
@@ -93,7 +93,8 @@ def _open_validation(task: Task, config: Config | None) -> list[_Opened]:
         raise ConfigError("data.validation is not set in run.yaml; give rows to compare on: --rows FILE")
     opened = []
     for name, data in sets.items():
-        split, columns = data.validation, task.columns(config.with_data(data))
+        _, split = config.data.places[place_of("validation", name)]
+        columns = task.columns(config.with_data(data))
         try:
             rows, origin = open_split(data, split, columns), f"{data.path} ({name or write_split(split)})"
             opened.append(_Opened(rows, columns, data, origin))

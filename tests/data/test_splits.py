@@ -10,7 +10,7 @@ from pipeline.config import DataConfig
 from pipeline.data import readers
 from pipeline.data.readers.base import Reader
 from pipeline.data.splits import fingerprint_split, open_split
-from pipeline.data_config import Constant
+from pipeline.data_config import Constant, SetConfig
 from pipeline.errors import ConfigError, DataError, RunError
 from tests.data.folders import (
     EXPECTED,
@@ -257,7 +257,7 @@ def test_lists_that_do_not_fit(tmp_path):
     assert before != fingerprint_split(one, one.train[::-1], one.columns)
     write_jsonl(tmp_path / "c.jsonl", [{"en": "b"}])
     assert before != fingerprint_split(one, one.train, one.columns)
-    sets = DataConfig(path="x", validation={"news": ["a", "b"], "talks": {"split": ["c"]}}, test=["a", "b"])
+    sets = DataConfig(path="x", validation={"news": ["a", "b"], "talks": SetConfig(split=["c"])}, test=["a", "b"])
     assert {place: split for place, (_, split) in sets.places.items()} == {
         "train": "train",
         "validation.news": ["a", "b"],
