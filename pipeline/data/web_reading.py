@@ -7,6 +7,7 @@ the user's own netrc file. The client follows redirects to http and https only.
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -17,7 +18,7 @@ import aiohttp  # the client of fsspec, a dependency of `datasets`
 import datasets
 import fsspec
 
-from pipeline.data.hub_reading import in_short, is_transient, with_retries
+from pipeline.data.hub_reading import Result, in_short, is_transient, with_retries
 from pipeline.data.lines import web_options
 from pipeline.errors import ConfigError, DataError, RunError
 
@@ -114,7 +115,7 @@ def _files() -> Any:
     return fsspec.filesystem("https", **web_options("https://"))
 
 
-def _ask(url: str, patience: float, action: Any) -> Any:
+def _ask(url: str, patience: float, action: Callable[[], Result]) -> Result:
     """Do something that asks the server, and explain what it refuses."""
     try:
         return with_retries(action, patience, url)

@@ -82,12 +82,13 @@ def test_rows_are_filtered(make_config, tmp_path, caplog, streaming):
     """Of 21 rows: one that is held out, one too often, and one whose sides are the same."""
     pairs = [("a " * number, "b " * number) for number in range(1, 20)] + [("a a", " b b"), ("c", "c")]
     lines = [json.dumps({"source": source, "target": target}) for source, target in pairs]
-    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    for name, part in (("a", lines[:10]), ("b", lines[10:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(part))
     rules = {"drop_held_out": True, "drop_duplicates": True, "drop_identical": True}
     data = {"path": str(tmp_path), "options": {}, "streaming": streaming, "filters": rules, "shuffle_window": 8}
-    config = make_config(data=data)
+    config = make_config(data={**data, "train": ["a.jsonl", "b.jsonl"]})
     task = SequenceToSequence(train(["a b c d"] * 2, "word", 10, max_length=16))
-    rows = {"": open_split(config.data, "train", task.columns(config))}
+    rows = {"": open_split(config.data, config.data.train, task.columns(config))}
     with caplog.at_level("INFO", logger="pipeline"):
         duplicates = find_all_duplicates(config, SequenceToSequence, rows, tmp_path)
     assert "train: 1 rows are the same as an earlier one" in caplog.text

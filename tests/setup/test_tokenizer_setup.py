@@ -1,12 +1,16 @@
+from functools import partial
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from pipeline.data.hub_reading import iterate_rows
+from pipeline.data.mixture import CORPUS
 from pipeline.errors import ConfigError
 from pipeline.run import train
-from pipeline.setup.tokenizer_setup import check_tokenizer, model_languages, prepare_tokenizer
+from pipeline.setup.tokenizer_setup import check_tokenizer, model_languages, prepare_tokenizer, typical_rows
 from tokenizer.training import train as train_tokenizer
 
 ROWS: list[dict[str, Any]] = [{"source": "a b c", "target": "c b a"}, {"source": "a d", "target": None}] * 2
@@ -39,6 +43,14 @@ def test_a_new_tokenizer_has_seen_the_noise(make_config):
     mix = {"data": {"path": "reversal", "mix": {"one": {}, "two": {}}}}
     mixed = [{**row, "corpus": "one"} for row in rows] + [{"source": "c", "target": "d", "corpus": "two"}] * 4
     assert vocabulary(mixed, **mix, augmentation={"upper_case": {"two": 1.0}}) == {*"abCD"}
+
+
+def test_rows_for_a_tokenizer_name_their_corpus(make_config):
+    mix = {name: {"path": "reversal", "rows": 2} for name in ("one", "two")}
+    corpora = {name: Dataset.from_list([{"source": name}] * 2) for name in mix}
+    readers = {name: partial(iterate_rows, rows, 0.0) for name, rows in corpora.items()}
+    rows = [*typical_rows(make_config(data={"path": "", "mix": mix}), corpora, readers)]
+    assert len(rows) == 4 and all(row[CORPUS] == row["source"] for row in rows)
 
 
 def test_with_a_path_no_row_is_read(make_config, tmp_path):

@@ -114,6 +114,19 @@ def test_a_resumed_stream_goes_on_behind_the_last_element(tmp_path):
     assert [batch["source"] for batch in again.iter(batch_size=3)] == rest and len(rest) == 2
 
 
+@STREAMING
+@pytest.mark.parametrize("encoding, broken", [("cp1252", b"\x81"), ("utf-16-le", b"\x00\xd8")])
+def test_an_array_in_another_encoding(tmp_path, streaming, encoding, broken, monkeypatch):
+    monkeypatch.setattr(lines, "BLOCK", 5)
+    text = '[{"en": "é€", "fr": "ß"}, {"en": "é*", "fr": "ß"}, {"en": "ü", "fr": "b"}]\n'
+    before, behind = (part.encode(encoding) for part in text.split("*"))
+    (tmp_path / "train.json").write_bytes(before + broken + behind)
+    first, bad, last = open_folder(tmp_path, streaming=streaming, encoding=encoding)
+    assert [(row["source"], row["target"]) for row in (first, last)] == [("é€", "ß"), ("ü", "b")]
+    assert bad[PROBLEM] == f"the line holds bytes that are not {encoding}"
+    assert bad[PLACE] == f"{tmp_path / 'train.json'}:1, element 2"
+
+
 def test_memory_does_not_grow_with_the_file(tmp_path):
     element = json.dumps({"en": "a" * 400, "fr": "b" * 400})
     (tmp_path / "train.json").write_text("[" + ",".join([element] * 12_000) + "]")  # 10 MB in one line
