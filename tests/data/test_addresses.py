@@ -104,7 +104,9 @@ FILES = {
 
 
 @STREAMING
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.json", *(pytest.param(name, marks=pytest.mark.slow) for name in ("a.csv.gz", "a.parquet"))]
+)
 def test_files_of_the_web(site, streaming, name):
     """As `data.path` and in `data.train`; without streaming they are downloaded once; no login is sent."""
     site.files = FILES
