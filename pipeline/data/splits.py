@@ -35,7 +35,7 @@ from pipeline.data.hub_reading import (
 )
 from pipeline.data.lane_rows import is_divisible
 from pipeline.data.lines import ZIP
-from pipeline.data.readers import READERS
+from pipeline.data.readers import READERS, translation_memory
 from pipeline.data.readers.base import Reader, Rows, SplitRequest, SplitSpec
 from pipeline.data.readers.columns import (
     check_column,
@@ -46,6 +46,7 @@ from pipeline.data.readers.columns import (
     top_column,
 )
 from pipeline.data.readers.generated import GENERATED
+from pipeline.data.readers.text_lines import has_suffix
 from pipeline.data.rows import PLACE, PROBLEM, Columns
 from pipeline.data.web_reading import check_parts, download, find_facts
 from pipeline.data_config import ColumnNames, Constant, SplitNames, is_address, split_names, write_split
@@ -53,6 +54,7 @@ from pipeline.errors import ConfigError, DataError, RunError
 
 FIRST_ROWS = 100  # are looked at before anything starts
 SUFFIXES = r"\.(csv|tsv|json|jsonl|ndjson|txt|parquet|arrow)(\.(gz|bz2|xz|zst))?"  # of tables and texts
+LOCAL_ONLY = (ZIP, *translation_memory.SUFFIXES)  # suffixes of what is read where it lies
 SHOWN_FILES = 10  # of a folder, in a message
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
@@ -174,7 +176,7 @@ def _explain(error: BaseException, data: DataConfig, place: str) -> BaseExceptio
     """Turn what a library raises while it reads into an error of ours, where it is not the fault of our code."""
     if isinstance(error, TypeError | LookupError):  # of an option's value, such as an encoding that is unknown
         return ConfigError(f"data.options: {in_short(error)}") if data.options else error
-    if isinstance(error, datasets.exceptions.DataFilesNotFoundError) and Path(data.path).is_dir():
+    if isinstance(error, datasets.exceptions.DataFilesNotFoundError) and data.path and Path(data.path).is_dir():
         return ConfigError(f"{place}: there is no file of data; there are {_list_files(Path(data.path))}")
     if "corresponds to no data" in str(error):
         return DataError(f"{place} is empty: there is no row to read")
@@ -269,6 +271,8 @@ def _make_ready(address: str, spec: SplitSpec, data: DataConfig) -> tuple[str, S
     if not data.streaming:
         file = download(address, data.hub_patience)
         return str(file.parent), SplitSpec(file.name, spec.slice)
+    if has_suffix(address, LOCAL_ONLY):
+        raise ConfigError(f"data: {address}: a file of this kind is not streamed; set data.streaming=false")
     find_facts(address, data.hub_patience)
     check_parts(address, data.hub_patience)
     folder, _, name = address.rpartition("/")

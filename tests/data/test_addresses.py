@@ -1,9 +1,11 @@
 """Splits at addresses: hf:// on the Hub of the tests, and http:// on a server of this machine that serves parts."""
 
 import gzip
+import io
 import json
 import re
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -118,6 +120,27 @@ def test_files_of_the_web(site, streaming, name):
         assert read(config(train=[f"{address}[:10]", f"{address}[290:]"])) == ROWS[:10] + ROWS[290:]
         assert [method for method, _, _ in site.log].count("GET") == 1
         assert read(config(path=f"{address}?download=1")) == ROWS
+
+
+@STREAMING
+def test_parallel_texts_of_the_web(site, streaming):
+    """They are read from this machine, so they are not streamed."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.en-fr.en", "a\nb\n")
+        archive.writestr("a.en-fr.fr", "c\nd\n")
+    units = "".join(
+        f"<tu><tuv xml:lang='en'><seg>{source}</seg></tuv><tuv xml:lang='fr'><seg>{target}</seg></tuv></tu>"
+        for source, target in ("ac", "bd")
+    )
+    site.files = {"a.zip": packed.getvalue(), "a.tmx": f"<tmx><body>{units}</body></tmx>".encode()}
+    for name in site.files:
+        data = config(train=f"{site.address}/{name}", source="en", target="fr", streaming=streaming)
+        if streaming:
+            with pytest.raises(ConfigError, match=rf"{name}: .* set data.streaming=false"):
+                read(data)
+        else:
+            assert read(data) == [{"source": "a", "target": "c"}, {"source": "b", "target": "d"}]
 
 
 @pytest.mark.parametrize("fault", [503, "cut"])
