@@ -167,7 +167,9 @@ def _type_name(annotation: Any) -> str:
         return _type_name(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return " | ".join(map(_type_name, typing.get_args(annotation)))
-    is_class = isinstance(annotation, type) and typing.get_origin(annotation) is None
+    if (container := typing.get_origin(annotation)) in (dict, list):
+        return f"{container.__name__}[{', '.join(map(_type_name, typing.get_args(annotation)))}]"
+    is_class = isinstance(annotation, type) and container is None
     name = annotation.__name__ if is_class else str(annotation)
     if choice := re.fullmatch(r"typing\.Literal\[(.*)\]", name):
         name = choice[1].replace("'", "").replace(", ", " | ")

@@ -49,7 +49,9 @@ def test_rows_for_a_tokenizer_name_their_corpus(make_config):
     mix = {name: {"path": "reversal", "rows": 2} for name in ("one", "two")}
     corpora = {name: Dataset.from_list([{"source": name}] * 2) for name in mix}
     readers = {name: partial(iterate_rows, rows, 0.0) for name, rows in corpora.items()}
-    rows = [*typical_rows(make_config(data={"path": "", "mix": mix, "validation": None}), corpora, readers)]
+    rows = [
+        *typical_rows(make_config(data={"path": "", "mix": mix, "validation": None, "test": None}), corpora, readers)
+    ]
     assert len(rows) == 4 and all(row[CORPUS] == row["source"] for row in rows)
 
 

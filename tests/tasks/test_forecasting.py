@@ -70,7 +70,7 @@ def test_forecasting(finished):
     [
         ({"train": "train[:10]"}, DataError, "a split has 10 rows, where one window needs 16"),
         ({"validation": "train[90:100]"}, DataError, "a split has 10 rows"),
-        ({"series": ["HUFL", "TO"]}, DataError, "there is no column 'TO'; choose from HUFL, OT"),
+        ({"series": ["HUFL", "TO"]}, DataError, "there is no column 'TO'; choose from date, HUFL, OT, load"),
         ({"series": ["date"]}, DataError, "forecasting.series: date is 't0' in row 0 of the split, not a number"),
         ({"series": None}, ConfigError, r"forecasting.series: Input should be a valid list"),
         ({"series": []}, ConfigError, r"forecasting.series: List should have at least 1 item"),
