@@ -101,6 +101,10 @@ class Seq2SeqTransformerPreTrainedModel(PreTrainedModel):
         else:
             position_ids = positions_in_rows(rows)  # (1, T)
         vectors = vectors + sinusoidal_positions(position_ids, self.config.d_model, vectors.dtype)
+        if vectors.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # Autocast on a CPU leaves sums and norms in the type that they get. From here on all states then have the
+            # type of the products, or each product would cast its inputs, and each sum and norm move twice the bytes.
+            vectors = vectors.to(torch.get_autocast_dtype("cpu"))
         return self.dropout(vectors)
 
     def _check_attentions(self, requested: bool | None) -> None:

@@ -136,7 +136,7 @@ def eager_attention(
     scores = query @ key.transpose(-2, -1) * scaling  # (B, H, T, K)
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = scores.float().softmax(dim=-1).to(query.dtype)
+    weights = scores.softmax(dim=-1).to(query.dtype)  # whose sums are in float32, whatever the type
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
