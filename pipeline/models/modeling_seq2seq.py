@@ -26,6 +26,7 @@ from .transformer_layers import (
     DecoderLayer,
     Dropout,
     EncoderLayer,
+    LayerNorm,
     MultiHeadAttention,
     positions_in_rows,
     rows_mask,
@@ -123,7 +124,7 @@ class Seq2SeqTransformerEncoder(Seq2SeqTransformerPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList([EncoderLayer(config) for _ in range(config.encoder_layers)])
-        self.final_norm = nn.LayerNorm(config.d_model) if config.pre_norm else nn.Identity()
+        self.final_norm = LayerNorm(config.d_model) if config.pre_norm else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -165,7 +166,7 @@ class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList([DecoderLayer(config, index) for index in range(config.decoder_layers)])
-        self.final_norm = nn.LayerNorm(config.d_model) if config.pre_norm else nn.Identity()
+        self.final_norm = LayerNorm(config.d_model) if config.pre_norm else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
 

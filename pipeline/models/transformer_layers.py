@@ -241,6 +241,21 @@ class FeedForward(nn.Module):
         return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
 
 
+class LayerNorm(nn.LayerNorm):
+    """As torch's (Ba et al. 2016, https://arxiv.org/abs/1607.06450), with exact gradients where types are mixed.
+
+    For states in bfloat16 and weights in float32, torch's CPU kernel sums the gradients of the weights in bfloat16, and
+    loses a third of them. Here the norm alone is torch's, and autograd sums the rest in float32.
+    https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/cpu/layer_norm_kernel.cpp
+    """
+
+    def forward(self, states: Tensor) -> Tensor:
+        if states.dtype == self.weight.dtype or states.device.type != "cpu":
+            return super().forward(states)
+        normed = nn.functional.layer_norm(states, self.normalized_shape, eps=self.eps)
+        return torch.addcmul(self.bias.to(states.dtype), normed, self.weight.to(states.dtype))
+
+
 class Residual(nn.Module):
     """x + dropout(block(norm(x))) under pre-norm, norm(x + dropout(block(x))) under post-norm.
 
@@ -251,7 +266,7 @@ class Residual(nn.Module):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.pre_norm = config.pre_norm
-        self.norm = nn.LayerNorm(config.d_model)
+        self.norm = LayerNorm(config.d_model)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden_states: Tensor, output: Tensor | None = None) -> Tensor:
