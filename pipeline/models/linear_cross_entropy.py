@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-# Numbers in a slice of the logits: on a CPU the 32 MiB of a large cache, elsewhere what keeps the device busy.
-SLICE_NUMBERS = {"cpu": 1 << 23}
+# Numbers in a slice of the logits: on a CPU rows enough for fast products, elsewhere what keeps the device busy.
+SLICE_NUMBERS = {"cpu": 1 << 24}
 SLICE_NUMBERS_ELSEWHERE = 1 << 26
+# On a CPU what is computed of each logit alone goes over so many at a time, which a core's own cache holds in float32.
+PART_NUMBERS = 1 << 20
 
 
 # Code that is loaded from a checkpoint has a name of its own, and registers an operator of its own.
@@ -87,29 +89,25 @@ def _slices(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count, vocabulary = len(labels), len(weight)
     rows = max(1, SLICE_NUMBERS.get(hidden.device.type, SLICE_NUMBERS_ELSEWHERE) // vocabulary)
+    rows_of_part = max(1, PART_NUMBERS // vocabulary) if hidden.device.type == "cpu" else rows
     total = torch.zeros((), device=hidden.device)
     correct = torch.empty_like(labels, dtype=torch.bool)
     hidden_gradient = torch.empty_like(hidden if needs_gradient else hidden[:0])
     weight_gradient = torch.zeros_like(weight if needs_gradient else weight[:0])
     uniform = label_smoothing / vocabulary  # what smoothing makes of every logit's target, the same for all tokens
-    weight_sum, hidden_sum = cast.float().sum(0), hidden.float().sum(0)  # (D)
+    weight_sum, hidden_sum = cast.sum(0, dtype=torch.float32), hidden.sum(0, dtype=torch.float32)  # (D)
     buffer = torch.empty(min(rows, count), vocabulary, device=hidden.device, dtype=cast.dtype)
     for start in range(0, count, rows):
-        rows_of_slice = slice(start, start + rows)
-        states, targets = hidden[rows_of_slice].to(cast.dtype), labels[rows_of_slice, None]
-        logits = torch.mm(states, cast.T, out=buffer[: len(states)]).float()  # (n, V)
-        highest, target_logits = logits.amax(-1, keepdim=True), logits.gather(1, targets)
-        correct[rows_of_slice] = (target_logits >= highest).squeeze(1)
-        slopes = torch.softmax(logits, -1, out=logits)  # softmax - target distribution, but for its uniform part
-        # loss = logsumexp(logits) - target logit, where logsumexp = highest logit - log(highest probability).
-        # Smoothing s gives the target 1 - s, and every token of the vocabulary `uniform` = s / V more. That subtracts
-        # `uniform` times the sum of all logits from the loss, and `uniform` from every slope: below, for all slices.
-        total += (highest - slopes.amax(-1, keepdim=True).log() - (1 - label_smoothing) * target_logits).sum()
+        states, targets = hidden[start : start + rows].to(cast.dtype), labels[start : start + rows, None]
+        slopes = torch.mm(states, cast.T, out=buffer[: len(states)])  # (n, V), logits at first
+        for first in range(0, len(states), rows_of_part):
+            part = slice(first, first + rows_of_part)
+            losses, right = _to_slopes(slopes[part], targets[part], label_smoothing)
+            total += losses
+            correct[start + first : start + first + len(right)] = right
         if not needs_gradient:
             continue
-        slopes.scatter_add_(1, targets, torch.full_like(target_logits, label_smoothing - 1))
-        slopes = slopes.to(cast.dtype)
-        hidden_gradient[rows_of_slice] = slopes @ cast
+        hidden_gradient[start : start + rows] = slopes @ cast
         if cast.dtype == weight.dtype:
             weight_gradient.addmm_(slopes.T, states)
         else:
@@ -120,6 +118,27 @@ def _slices(
             hidden_gradient -= uniform * weight_sum
             weight_gradient -= uniform * hidden_sum
     return total, correct, hidden_gradient, weight_gradient
+
+
+def _to_slopes(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """Put the slopes of the loss in the place of some rows of logits (n, V); computed in float32.
+
+    loss = logsumexp(logits) - target logit, where logsumexp = highest logit - log(highest probability), and its slope
+    is softmax - target distribution. Smoothing s gives the target 1 - s, and every token of the vocabulary `uniform` =
+    s / V more. That subtracts `uniform` times the sum of all logits from the loss, and `uniform` from every slope:
+    `_slices` does so once for all rows.
+
+    Returns:
+        The sum of their losses, and whether each target (n, 1) has the highest logit (n).
+    """
+    numbers = logits.float()
+    highest, target_logits = numbers.amax(-1, keepdim=True), numbers.gather(1, targets)
+    torch.softmax(numbers, -1, out=numbers)
+    losses = highest - numbers.amax(-1, keepdim=True).log() - (1 - label_smoothing) * target_logits
+    numbers.scatter_add_(1, targets, torch.full_like(target_logits, label_smoothing - 1))
+    if numbers is not logits:
+        logits.copy_(numbers)
+    return losses.sum(), (target_logits >= highest).squeeze(1)
 
 
 def linear_cross_entropy(

@@ -26,6 +26,7 @@ from .transformer_layers import (
     DecoderLayer,
     Dropout,
     EncoderLayer,
+    LayerNorm,
     MultiHeadAttention,
     positions_in_rows,
     rows_mask,
@@ -101,6 +102,10 @@ class Seq2SeqTransformerPreTrainedModel(PreTrainedModel):
         else:
             position_ids = positions_in_rows(rows)  # (1, T)
         vectors = vectors + sinusoidal_positions(position_ids, self.config.d_model, vectors.dtype)
+        if vectors.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # Autocast on a CPU leaves sums and norms in the type that they get. From here on all states then have the
+            # type of the products, or each product would cast its inputs, and each sum and norm move twice the bytes.
+            vectors = vectors.to(torch.get_autocast_dtype("cpu"))
         return self.dropout(vectors)
 
     def _check_attentions(self, requested: bool | None) -> None:
@@ -119,7 +124,7 @@ class Seq2SeqTransformerEncoder(Seq2SeqTransformerPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList([EncoderLayer(config) for _ in range(config.encoder_layers)])
-        self.final_norm = nn.LayerNorm(config.d_model) if config.pre_norm else nn.Identity()
+        self.final_norm = LayerNorm(config.d_model) if config.pre_norm else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -161,7 +166,7 @@ class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList([DecoderLayer(config, index) for index in range(config.decoder_layers)])
-        self.final_norm = nn.LayerNorm(config.d_model) if config.pre_norm else nn.Identity()
+        self.final_norm = LayerNorm(config.d_model) if config.pre_norm else nn.Identity()
         self.gradient_checkpointing = False
         self.post_init()
 

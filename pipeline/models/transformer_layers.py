@@ -107,8 +107,9 @@ class Dropout(nn.Module):
         num_draws = (states.numel() + 3) // 4  # each of 64 bits serves four places
         drawn = torch.empty(num_draws, dtype=torch.int64).random_(-(2**63), None)
         keep = drawn.view(torch.int16)[: states.numel()].view(states.shape) >= dropped - 2**15
-        # A product with int8 is vectorised, one with bool is not.
-        return states * keep.view(torch.int8) * (2**16 / (2**16 - dropped))
+        # As numbers of the states' own type, so that there is one product forwards, and one backwards. From int8, as a
+        # cast of bool is not vectorised.
+        return states * keep.view(torch.int8).to(states.dtype).mul_(2**16 / (2**16 - dropped))
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
@@ -136,7 +137,7 @@ def eager_attention(
     scores = query @ key.transpose(-2, -1) * scaling  # (B, H, T, K)
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = scores.float().softmax(dim=-1).to(query.dtype)
+    weights = scores.softmax(dim=-1).to(query.dtype)  # whose sums are in float32, whatever the type
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -240,6 +241,21 @@ class FeedForward(nn.Module):
         return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
 
 
+class LayerNorm(nn.LayerNorm):
+    """As torch's (Ba et al. 2016, https://arxiv.org/abs/1607.06450), with exact gradients where types are mixed.
+
+    For states in bfloat16 and weights in float32, torch's CPU kernel sums the gradients of the weights in bfloat16, and
+    loses a third of them. Here the norm alone is torch's, and autograd sums the rest in float32.
+    https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/cpu/layer_norm_kernel.cpp
+    """
+
+    def forward(self, states: Tensor) -> Tensor:
+        if states.dtype == self.weight.dtype or states.device.type != "cpu":
+            return super().forward(states)
+        normed = nn.functional.layer_norm(states, self.normalized_shape, eps=self.eps)
+        return torch.addcmul(self.bias.to(states.dtype), normed, self.weight.to(states.dtype))
+
+
 class Residual(nn.Module):
     """x + dropout(block(norm(x))) under pre-norm, norm(x + dropout(block(x))) under post-norm.
 
@@ -250,7 +266,7 @@ class Residual(nn.Module):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.pre_norm = config.pre_norm
-        self.norm = nn.LayerNorm(config.d_model)
+        self.norm = LayerNorm(config.d_model)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden_states: Tensor, output: Tensor | None = None) -> Tensor:

@@ -1,8 +1,9 @@
 """The section `training` of a config as transformers takes it, and what can be known of it before anything starts."""
 
 import copy
+import logging
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +18,13 @@ from pipeline.errors import ConfigError, nearest
 from pipeline.inference.metrics import METRICS, Metric, score_names
 from pipeline.tasks.base import Better
 from pipeline.tasks.registry import get_model, get_task
-from pipeline.training.ranks import must_join_on_cpu
+from pipeline.training.ranks import has_accelerator, must_join_on_cpu
 from pipeline.training.schedules import noam
 
+BF16_UNITS = ("amx_bf16", "avx512_bf16")  # of CPUs, by torch's names
 WATCHING_SCHEDULES = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)  # act on a score
+
+logger = logging.getLogger(__name__)
 
 
 def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
@@ -46,8 +50,10 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
     values |= _best_score(config)
     values.setdefault("report_to", "tensorboard")
     values.setdefault("ddp_find_unused_parameters", False)  # there are none, and the search costs a walk over the graph
-    if must_join_on_cpu():
-        values["use_cpu"] = True  # or each process would train by itself
+    needs_device = values.get("bf16") or values.get("bf16_full_eval")
+    if must_join_on_cpu() or (needs_device and not has_accelerator()):
+        # Or each process would train by itself, or bf16 would be refused, which CPUs have as well.
+        values["use_cpu"] = True
     values.setdefault("use_cache", True)  # Trainer writes it into the model's config, where False slows generation
     try:
         args = Seq2SeqTrainingArguments(
@@ -205,6 +211,28 @@ def _check_machine(args: Seq2SeqTrainingArguments) -> None:
     """Refuse what this machine, or the way that the run was started, does not offer."""
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ConfigError("training.use_liger_kernel: liger-kernel is not installed; leave it out")
+    if args.device.type == "cpu" and (advice := find_bf16_advice(args.mixed_precision == "bf16", cpu_capabilities())):
+        logger.info("%s", advice)
+
+
+def cpu_capabilities() -> Mapping[str, Any]:
+    """Return what the CPU can do, by the names of torch; nothing where torch (before 2.12) does not tell."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
+
+
+def find_bf16_advice(is_used: bool, capabilities: Mapping[str, Any]) -> str | None:
+    """Say where a CPU would train faster with bf16, or faster without it; None where neither is known.
+
+    Args:
+        is_used: whether products are computed in bf16.
+        capabilities: as `cpu_capabilities` returns them.
+    """
+    fast = [name for name in BF16_UNITS if capabilities.get(name)]
+    if fast and not is_used:
+        return f"this CPU multiplies matrices faster in bfloat16 ({fast[0]}): training.bf16=true trains faster"
+    if is_used and capabilities and not fast:
+        return "this CPU has no instructions for bfloat16, so training.bf16 makes it slower; leave it out"
+    return None
 
 
 def check_best_score(config: Config, args: Seq2SeqTrainingArguments, metrics: Sequence[Metric]) -> None:

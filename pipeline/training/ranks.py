@@ -28,8 +28,12 @@ def must_join_on_cpu() -> bool:
     Each of them stays alone then, unless accelerate is told to use the CPU.
     https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/state.py (_prepare_backend)
     """
-    is_one_of_many = os.environ.get("WORLD_SIZE", "1") != "1"
-    return is_one_of_many and torch.accelerator.current_accelerator(check_available=True) is None
+    return os.environ.get("WORLD_SIZE", "1") != "1" and not has_accelerator()
+
+
+def has_accelerator() -> bool:
+    """Whether there is a device for training besides the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) is not None
 
 
 def fail_together(action: Callable[[], Any], main_only: bool = False) -> None:

@@ -66,12 +66,31 @@ def test_gradient_checkpointing_changes_nothing(make_model, batch):
         torch.testing.assert_close(plain, checkpointed)
 
 
-def test_bf16_autocast(make_model, batch):
-    model = make_model().train()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(**batch).loss
-    loss.backward()
-    assert loss.dtype == torch.float32 and loss.isfinite()
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_bf16_autocast(make_model, pre_norm):
+    """All states of the layers have the type of the products, and loss and gradients are near those of float32.
+
+    Of many tokens, as gradients that are summed in bf16 over few are near as well.
+    """
+    ids = torch.randint(4, 40, (2, 64, 20), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids[0], "labels": ids[1]}
+    model = make_model(dropout=0.0, pre_norm=pre_norm).train()
+    types = set()
+    for layer in (*model.encoder.layers, *model.decoder.layers):
+        layer.register_forward_hook(lambda module, inputs, output: types.add(output.dtype))
+    results = []
+    for is_enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_enabled):
+            loss = model(**batch).loss
+        loss.backward()
+        results.append((loss.detach(), torch.cat([weight.grad.flatten() for weight in model.parameters()])))
+        assert types == {torch.bfloat16 if is_enabled else torch.float32}
+        types.clear()
+    (plain, exact), (mixed, gradient) = results
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, plain, rtol=0.01, atol=0)
+    assert (gradient - exact).norm() < 0.03 * exact.norm()
 
 
 def test_static_cache(make_model, batch):

@@ -1,5 +1,7 @@
 """The section `training` as transformers takes it, and what is refused before anything starts."""
 
+import re
+
 import pytest
 
 from pipeline.errors import ConfigError
@@ -220,3 +222,28 @@ def test_the_pair_to_watch_must_be_there(make_config):
         check_best_group(make_config(data=data, training={"metric_for_best_model": best}), ["de", "fr"])
     with pytest.raises(ConfigError, match="'xx_loss' is not scored; did you mean"):
         check_best_group(make_config(data=data, training={"metric_for_best_model": "xx_loss"}), ["de", "fr"])
+
+
+def test_bf16_alone_is_enough_on_a_cpu(make_config, monkeypatch):
+    monkeypatch.setattr("pipeline.training.arguments.has_accelerator", lambda: False)
+    args = training_arguments(make_config(training={"bf16": True, "use_cpu": False}))
+    assert args.use_cpu and args.device.type == "cpu" and args.mixed_precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    "is_used, capabilities, advice",
+    [
+        (False, {"amx_bf16": True, "avx512_bf16": True}, r"faster in bfloat16 \(amx_bf16\): training\.bf16=true"),
+        (False, {"amx_bf16": False, "avx512_bf16": True}, r"faster in bfloat16 \(avx512_bf16\)"),
+        (True, {"amx_bf16": False, "avx512_bf16": False}, "has no instructions for bfloat16, so training.bf16 makes"),
+        (True, {"avx512_bf16": True}, None),
+        (False, {"avx512_bf16": False}, None),
+        (True, {}, None),
+    ],
+)
+def test_the_log_says_whether_bf16_pays_on_this_cpu(make_config, monkeypatch, caplog, is_used, capabilities, advice):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: capabilities, raising=False)
+    config = make_config(training={"bf16": is_used, "use_cpu": True})
+    with caplog.at_level("INFO", logger="pipeline.training.arguments"):
+        check_settings(config, training_arguments(config))
+    assert re.search(advice, caplog.text) if advice else "bfloat16" not in caplog.text
