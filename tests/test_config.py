@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.source import Source
 from pipeline.tasks.config_loading import load_config, parse_config
 from tests.conftest import ROOT
 
@@ -126,3 +127,16 @@ def test_a_config_holds_no_secrets(tmp_path, key):
         ) as caught:
             load_config(path, overrides)
         assert "hidden" not in str(caught.value) and names[-1] in str(caught.value)
+
+
+def test_the_text_of_a_config_is_read_again_only_for_an_error(tmp_path, monkeypatch):
+    """To find a line takes as long as all the rest."""
+    places = []
+    monkeypatch.setattr(Source, "place", lambda self, location: places.append(location) or "")
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {path: reversal}\ntraining: {max_steps: 2, seed: 3}\ngeneration: {num_beams: 2}\n")
+    load_config(path)
+    assert not places
+    with pytest.raises(ConfigError, match=r"generation\.num_beam is not one of"):
+        load_config(path, ["generation.num_beam=2"])
+    assert places == [("generation", "num_beam")]
