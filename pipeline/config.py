@@ -342,18 +342,21 @@ def _check_training(values: dict[str, Any], source: Source) -> dict[str, Any]:
     Floats are floats then; Adam refuses a beta of 0.
     """
     types, checked = training_types(), {}
+
+    def problem(name: str, text: str) -> ConfigError:
+        return ConfigError(f"{source.place(('training', name))}training.{name}{text}")
+
     for name, value in values.items():
-        where = f"{source.place(('training', name))}training.{name}"
         if name in RESERVED_TRAINING_KEYS:
-            raise ConfigError(f"{where} is set by {RESERVED_TRAINING_KEYS[name]}")
+            raise problem(name, f" is set by {RESERVED_TRAINING_KEYS[name]}")
         if name not in types:
-            raise ConfigError(f"{where} is not one of Seq2SeqTrainingArguments{nearest(name, types)}")
+            raise problem(name, f" is not one of Seq2SeqTrainingArguments{nearest(name, types)}")
         if value is None:
             continue
         try:
             checked[name] = TypeAdapter(types[name]).validate_python(value, strict=True)
         except ValidationError as error:
-            raise ConfigError(f"{where}: {_message(error.errors()[0])}") from error
+            raise problem(name, f": {_message(error.errors()[0])}") from error
     return checked
 
 
@@ -370,18 +373,20 @@ def check_generation(values: dict[str, Any], place: Callable[[Location], str]) -
         ConfigError: for the first key or value that cannot work.
     """
     known = GenerationSettings.model_fields
+
+    def problem(name: str, text: str) -> ConfigError:
+        return ConfigError(f"{place(('generation', name))}generation.{name}{text}")
+
     for name in values:
-        where = f"{place(('generation', name))}generation.{name}"
         if name not in vars(GenerationConfig()):
-            raise ConfigError(f"{where} is not one of GenerationConfig{nearest(name, known)}")
+            raise problem(name, f" is not one of GenerationConfig{nearest(name, known)}")
         if name not in known:
-            raise ConfigError(f"{where} has no use here, where generation gives one text a row; leave it out")
+            raise problem(name, " has no use here, where generation gives one text a row; leave it out")
     try:
         return GenerationSettings.model_validate(values).model_dump(exclude_unset=True)
     except ValidationError as error:
-        problem = error.errors()[0]
-        name = str(problem["loc"][0])
-        raise ConfigError(f"{place(('generation', name))}generation.{name}: {_message(problem)}") from error
+        first = error.errors()[0]
+        raise problem(str(first["loc"][0]), f": {_message(first)}") from error
 
 
 def _message(problem: Any) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.source import Source
 from pipeline.tasks.config_loading import load_config, parse_config
 from tests.conftest import ROOT
 
@@ -158,3 +159,16 @@ def test_rates_of_a_corpus():
     none = {"title_case": 0.0, "drop_end_punctuation": 0.0}
     assert augmentation.text_rates("clean") == {"upper_case": 0.0, "swap_letters": 0.1, **none}
     assert augmentation.text_rates("mined") == {"upper_case": 0.5, "swap_letters": 0.1, **none}
+
+
+def test_the_text_of_a_config_is_read_again_only_for_an_error(tmp_path, monkeypatch):
+    """To find a line takes as long as all the rest."""
+    places = []
+    monkeypatch.setattr(Source, "place", lambda self, location: places.append(location) or "")
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {path: reversal}\ntraining: {max_steps: 2, seed: 3}\ngeneration: {num_beams: 2}\n")
+    load_config(path)
+    assert not places
+    with pytest.raises(ConfigError, match=r"generation\.num_beam is not one of"):
+        load_config(path, ["generation.num_beam=2"])
+    assert places == [("generation", "num_beam")]

@@ -21,7 +21,9 @@ import json
 import logging
 import math
 import shutil
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,8 +156,11 @@ def commit(staging: Path, checkpoint: Path) -> None:
     for path in staging.rglob("*"):
         _refuse_link(path)
     files = sorted(path for path in staging.rglob("*") if path.is_file())
-    (staging / MANIFEST_FILE).write_text(to_json(describe(staging, files)), encoding="utf-8")
-    for path in (*staging.rglob("*"), staging):
+    with ThreadPoolExecutor() as pool:  # the disk writes while the processor hashes
+        flushed = pool.map(flush_to_disk, files)
+        (staging / MANIFEST_FILE).write_text(to_json(describe(staging, files)), encoding="utf-8")
+        deque(flushed, maxlen=0)  # raises what they raised
+    for path in (staging / MANIFEST_FILE, *filter(Path.is_dir, staging.rglob("*")), staging):
         flush_to_disk(path)
     # A damaged one that was passed over, one of this step before the run went back, or an earlier export.
     replaced = staging.with_name(f"{staging.name}-replaced")

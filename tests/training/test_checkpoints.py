@@ -1,5 +1,6 @@
 """Checkpoints that are whole or are not there, whatever happens while they are written or afterwards."""
 
+import errno
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from pipeline.errors import ConfigError, RunError
 from pipeline.manifest import MANIFEST_FILE, damage
 from pipeline.run import train
+from pipeline.training import checkpoints
 from pipeline.training.checkpoints import commit, find_newest, list_checkpoints, read_log, rotate, write_checkpoint
 from tests.conftest import ROOT
 from tests.training.conftest import LONG, assert_equal, output_dir
@@ -49,6 +51,28 @@ def test_a_committed_checkpoint_is_whole(save):
     assert damage(checkpoint) is None
     manifest = json.loads((checkpoint / MANIFEST_FILE).read_text())["files"]
     assert set(manifest) == {"weights", "sub/state"} and manifest["weights"]["size"] == 1000
+
+
+def test_a_file_that_cannot_be_flushed_makes_no_checkpoint(save, tmp_path, monkeypatch):
+    """The files are flushed beside one another, and none of them is forgotten, nor is a folder's list of names."""
+    flush, flushed = checkpoints.flush_to_disk, set()
+
+    def remember(path):
+        flushed.add(path.relative_to(tmp_path).as_posix())
+        flush(path)
+
+    def refuse(path):
+        if path.name == "state":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        flush(path)
+
+    monkeypatch.setattr(checkpoints, "flush_to_disk", remember)
+    save(4)
+    assert flushed == {*(f"staging{name}" for name in ("", "/weights", "/sub", "/sub/state", "/manifest.json")), "."}
+    monkeypatch.setattr(checkpoints, "flush_to_disk", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        save(6)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4"]
 
 
 def test_what_a_commit_replaces_stays_until_the_new_one_is_there(save, tmp_path, monkeypatch):

@@ -58,8 +58,9 @@ def reversal(
         raise ConfigError(f"data.options: {symbols} symbols at length {length} make too few different sequences")
     generator = random.Random(seed)
     sequences: dict[tuple[int, ...], None] = {}  # a set that keeps its order
-    while len(sequences) < sum(sizes.values()):
-        sequences[tuple(generator.choices(range(1, symbols + 1), k=length))] = None
+    while missing := sum(sizes.values()) - len(sequences):
+        numbers = generator.choices(range(1, symbols + 1), k=length * missing)  # as many draws take a third of the time
+        sequences.update(dict.fromkeys(zip(*[iter(numbers)] * length, strict=True)))
     names = list(sizes)
     start = sum(sizes[name] for name in names[: names.index(split)])
     sources = list(sequences)[start : start + sizes[split]]
