@@ -37,14 +37,14 @@ from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import get_task
 from pipeline.tasks.trained_model import load_trained
 from pipeline.training.arguments import training_arguments
-from scripts.machine import describe_machine, matrix_product_rate, synchronize
+from scripts.machine import describe_machine, matrix_product_rate, synchronize, used_instructions
 
 STOCK_ROWS = {"training": 128, "generation": 32}  # of a batch
 MEMORY_VOCABULARY, MEMORY_SHAPE = 32_000, (128, 32)  # 4,096 target tokens
 LOADER_SECONDS = 10.0
 
 
-def stock(arguments: argparse.Namespace, is_grouped: bool) -> dict[str, Any]:
+def stock(arguments: argparse.Namespace, is_grouped: bool) -> None:
     """Train with a Seq2SeqTrainer as in transformers' documentation, on the same data, tokenizer, size and recipe."""
     config = load_config(arguments.config, arguments.overrides)
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.path)
@@ -72,31 +72,33 @@ def stock(arguments: argparse.Namespace, is_grouped: bool) -> dict[str, Any]:
         data_collator=lambda rows: watch.count(collator(rows)),
         callbacks=[watch],
     ).train()
-    return {"rates": watch.rates}
 
 
 class Stopwatch(TrainerCallback):
-    """Measures target tokens a second, over as many steps at a time as our logs; the first of these are left out."""
+    """Prints target tokens a second over as many steps at a time as our logs, and the share of places with a token."""
 
     def __init__(self, steps: int):
         self.steps = steps
-        self.tokens: list[int] = []  # of the batches collated so far
-        self.times: list[float] = []
+        self.targets: list[int] = []  # target tokens of the batches collated so far
+        self.tokens = self.places = 0  # of both sides
 
     def count(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        self.tokens.append(int(batch["labels"].ne(-100).sum()))
+        self.targets.append(int(batch["labels"].ne(-100).sum()))
+        self.tokens += int(batch["attention_mask"].sum()) + self.targets[-1]
+        self.places += batch["input_ids"].numel() + batch["labels"].numel()
         return batch
 
-    def on_step_end(self, args, state, control, **kwargs):
-        synchronize(args.device.type)
-        self.times.append(time.perf_counter())
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begin = time.perf_counter()
 
-    @property
-    def rates(self) -> list[float]:
-        return [
-            sum(self.tokens[end - self.steps : end]) / (self.times[end - 1] - self.times[end - self.steps - 1])
-            for end in range(2 * self.steps, len(self.times) + 1, self.steps)
-        ]
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.steps:
+            return
+        synchronize(args.device.type)
+        now = time.perf_counter()
+        rate = sum(self.targets[state.global_step - self.steps : state.global_step]) / (now - self.begin)
+        self.begin = now
+        print({"items_per_second": rate, "share of places with a token": self.tokens / self.places}, flush=True)
 
 
 def build(config: Config, lanes: int = 1) -> tuple[BatchLoader, Seq2SeqTransformerConfig]:
@@ -252,8 +254,8 @@ def step_memory(arguments: argparse.Namespace, name: str) -> int:
 
 
 MEASUREMENTS: dict[str, Callable[..., Any]] = {
-    "describe_machine": lambda arguments: describe_machine(arguments.device),
-    "matrix_product_rate": lambda arguments: matrix_product_rate(arguments.device),
+    "describe_machine": lambda arguments: {"machine": describe_machine(arguments.device) | used_instructions()},
+    "matrix_product_rate": lambda arguments, dtype: matrix_product_rate(arguments.device, dtype),
     "describe_batches": describe_batches,
     "stock": stock,
     "step_memory": step_memory,
