@@ -1,11 +1,12 @@
 """Measure this project beside stock transformers, other commits of its own, and its peers.
 
-    scripts/benchmark.py CONFIG [section.key=value ...] --parts training memory loader lanes
+    scripts/benchmark.py CONFIG [section.key=value ...] --parts training decoding --rounds 5 --checkpoint RUN
     scripts/benchmark.py CONFIG --report
 
 What is compared takes turns (A B C A B C ...), with a new process for every turn. The turns are added to --output, and
 the figures are medians over all that it holds; so the turns can be taken one by one, by several commands, and
-`--report` prints the figures again. Ratios are of medians, with the range of those of single turns.
+`--report` prints the figures again. Contenders of which there is only one result, such as the answers of `generate`, are
+measured once. Ratios are of medians, with the range of those of single turns.
 """
 
 import argparse
@@ -23,19 +24,29 @@ from pipeline.cli import print_errors
 from pipeline.commands.arguments import path, positive
 from pipeline.errors import ConfigError
 from pipeline.tasks.config_loading import load_config
-from scripts import benchmark_loader, benchmark_training
+from scripts import benchmark_decoding, benchmark_loader, benchmark_starting, benchmark_training
 from scripts.benchmark_report import append, read_turns, report
 from scripts.benchmark_setting import Contenders, Ratio, Setting
 
 
 @dataclass(frozen=True)
 class Part:
+    """A thing to measure.
+
+    Attributes:
+        once: begins the names of contenders that take no turn where --output has one already.
+    """
+
     contenders: Callable[[Setting], Contenders]
     ratios: Callable[[], list[Ratio]]
+    once: str | None = None
 
 
 PARTS = {
-    "training": Part(benchmark_training.contenders, benchmark_training.ratios),
+    "training": Part(benchmark_training.contenders, benchmark_training.ratios, once="batches of"),
+    "decoding": Part(benchmark_decoding.contenders, benchmark_decoding.ratios, once=benchmark_decoding.REFERENCE),
+    "saving": Part(benchmark_starting.saving_contenders, list),
+    "starting": Part(benchmark_starting.starting_contenders, list),
     "memory": Part(benchmark_loader.memory_contenders, benchmark_loader.memory_ratios),
     "loader": Part(benchmark_loader.contenders, benchmark_loader.ratios),
     "lanes": Part(benchmark_loader.lanes_contenders, benchmark_loader.lanes_ratios),
@@ -69,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     decoding = parser.add_argument_group("decoding")
     decoding.add_argument("--checkpoint", help="a run of this config")
     arguments = parser.parse_intermixed_args(argv)
+    if "decoding" in arguments.parts and not (arguments.checkpoint or arguments.report):
+        parser.error("the part decoding needs --checkpoint: a run of this config")
     return print_errors(show if arguments.report else measure_parts, arguments)
 
 
@@ -87,14 +100,24 @@ def measure_parts(arguments: argparse.Namespace) -> None:
         if not any(parts.values()):
             known = [name for part in arguments.parts for name in PARTS[part].contenders(setting)]
             raise ConfigError(f"--only: unknown {', '.join(arguments.only)}; choose from {', '.join(known)}")
-        of = " ".join([arguments.config, *arguments.overrides])
+        of = " ".join([arguments.config, *arguments.overrides, *filter(None, [arguments.checkpoint])])
         machine = setting.measure(["describe_machine"])["machine"]
         for _ in range(arguments.rounds):
             for part, contenders in parts.items():
                 for name, take_turn in contenders.items():
-                    facts = {"part": part, "of": of, "contender": name, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
-                    append(arguments.output, {**facts, "numbers": take_turn(), "machine": machine})
+                    facts = {"part": part, "of": of, "contender": name}
+                    if not (is_once(PARTS[part], name) and has_turn(arguments.output, facts)):
+                        facts["time"] = time.strftime("%Y-%m-%d %H:%M:%S")
+                        append(arguments.output, {**facts, "numbers": take_turn(), "machine": machine})
     show(arguments)
+
+
+def is_once(part: Part, contender: str) -> bool:
+    return part.once is not None and contender.startswith(part.once)
+
+
+def has_turn(output: Path, facts: dict[str, str]) -> bool:
+    return output.exists() and any(facts.items() <= turn.items() for turn in read_turns(output))
 
 
 def choose(contenders: Contenders, names: Sequence[str] | None) -> Contenders:

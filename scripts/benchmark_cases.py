@@ -1,11 +1,11 @@
-"""Make one measurement and print it as JSON, in the last line; scripts/benchmark.py starts a process for each."""
+"""Make one measurement of training, and print it as JSON; scripts/benchmark.py starts a process for each."""
 
 import argparse
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from datasets import Dataset
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
-    GenerationConfig,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
@@ -27,19 +26,17 @@ from pipeline.config import Config
 from pipeline.data.batch_loader import BatchLoader
 from pipeline.data.lanes import Lanes
 from pipeline.data.splits import open_split
-from pipeline.exporting.stock import make_stock, to_stock
-from pipeline.inference.generation import generate
+from pipeline.exporting.stock import make_stock
 from pipeline.memory import peak_memory
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
 from pipeline.setup.loader_setup import build_loader
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import get_task
-from pipeline.tasks.trained_model import load_trained
 from pipeline.training.arguments import training_arguments
 from scripts.machine import describe_machine, matrix_product_rate, synchronize, used_instructions
 
-STOCK_ROWS = {"training": 128, "generation": 32}  # of a batch
+STOCK_ROWS = 128  # of a batch
 MEMORY_VOCABULARY, MEMORY_SHAPE = 32_000, (128, 32)  # 4,096 target tokens
 LOADER_SECONDS = 10.0
 
@@ -55,7 +52,7 @@ def stock(arguments: argparse.Namespace, is_grouped: bool) -> None:
     shared = ("learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "label_smoothing_factor", "bf16")
     args = Seq2SeqTrainingArguments(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=STOCK_ROWS["training"],
+        per_device_train_batch_size=STOCK_ROWS,
         max_steps=config.training["max_steps"],
         train_sampling_strategy="group_by_length" if is_grouped else "random",
         save_strategy="no",
@@ -194,41 +191,6 @@ def encode_alone(arguments: argparse.Namespace) -> float:
     return tokens / (time.perf_counter() - begin)
 
 
-def generate_ids(arguments: argparse.Namespace, name: str, beams: int) -> dict[str, Any]:
-    """Generate ids for the test split.
-
-    Args:
-        name: "ours"; "plain", our model's own `generate` in the order of the file; "stock", the stock one's with the
-            same weights; or "alone", our model's own one text at a time.
-    """
-    config = load_config(arguments.config, arguments.overrides)
-    model, task = load_trained(arguments.checkpoint)
-    rows = open_split(config.data, str(config.data.test or "test"), task.columns(config))
-    texts = [row["source"] for row in rows]
-    options = GenerationConfig(
-        num_beams=beams,
-        max_new_tokens=config.data.max_target_length,
-        **{key: getattr(model.config, key) for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id")},
-    )
-    model = (to_stock(model) if name == "stock" else model).to(arguments.device)
-    tokenizer: Any = task.tokenizer
-    ends = {options.pad_token_id, options.eos_token_id, options.decoder_start_token_id}
-    tokenizer.batch_decode = lambda rows, **_: [[id for id in row if id not in ends] for row in rows.tolist()]
-    begin = time.perf_counter()
-    if name == "ours":
-        answers = generate(model, task, texts, options)
-    else:
-        size = 1 if name == "alone" else STOCK_ROWS["generation"]
-        answers = []
-        for start in range(0, len(texts), size):
-            inputs = tokenizer(texts[start : start + size], return_tensors="pt", padding=True).to(arguments.device)
-            inputs.pop("token_type_ids", None)
-            ids = model.generate(**inputs, generation_config=options)
-            answers += tokenizer.batch_decode(ids)
-    seconds = time.perf_counter() - begin
-    return {"rate": sum(map(len, answers)) / seconds, "sentences a second": len(answers) / seconds, "ids": answers}
-
-
 def step_memory(arguments: argparse.Namespace, name: str) -> int:
     """Measure the peak, in bytes, of the second of two training steps, less weights, gradients and optimizer state.
 
@@ -253,7 +215,8 @@ def step_memory(arguments: argparse.Namespace, name: str) -> int:
     return needed
 
 
-MEASUREMENTS: dict[str, Callable[..., Any]] = {
+Measurements = Mapping[str, Callable[..., Any]]
+MEASUREMENTS: Measurements = {
     "describe_machine": lambda arguments: {"machine": describe_machine(arguments.device) | used_instructions()},
     "matrix_product_rate": lambda arguments, dtype: matrix_product_rate(arguments.device, dtype),
     "describe_batches": describe_batches,
@@ -262,24 +225,24 @@ MEASUREMENTS: dict[str, Callable[..., Any]] = {
     "load_batches": load_batches,
     "prepare_alone": prepare_alone,
     "encode_alone": encode_alone,
-    "generate": generate_ids,
 }
 
 
-def main() -> int:
+def main(measurements: Measurements) -> int:
+    """Make the measurement that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpoint")
     parser.add_argument("--what", type=json.loads, required=True, help='JSON: ["name of a measurement", option, ...]')
+
+    def measure(arguments: argparse.Namespace) -> None:
+        name, *options = arguments.what
+        print(json.dumps(measurements[name](arguments, *options)))
+
     return print_errors(measure, parser.parse_args())
 
 
-def measure(arguments: argparse.Namespace) -> None:
-    name, *options = arguments.what
-    print(json.dumps(MEASUREMENTS[name](arguments, *options)))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(MEASUREMENTS))

@@ -106,6 +106,8 @@ def joeynmt_training(setting: Setting, python: str, steps_a_log: int) -> tuple[l
             "optimizer": "adam",
             "learning_rate": config.training.get("learning_rate", 1e-3),
             "label_smoothing": config.training.get("label_smoothing_factor", 0.0),
+            "scheduling": "noam",
+            "learning_rate_warmup": 1000,
             "epochs": 1000,
             "logging_freq": steps_a_log,
             "validation_freq": 1_000_000,

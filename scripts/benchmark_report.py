@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.errors import ConfigError, explain_path
 from scripts.benchmark_setting import Measure, Numbers, Ratio
 
+KEYS = ("part", "of", "contender", "time", "machine", "numbers")  # of a turn
 Turns = dict[str, list[Numbers]]  # contender -> the numbers of its turns
 
 
@@ -29,8 +30,9 @@ def read_turns(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            turns.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
+            turn = json.loads(line)
+            turns.append({name: turn[name] for name in KEYS})
+        except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"{path}:{number}: not a turn of this benchmark ({error}); take another file") from error
     return turns
 
@@ -61,8 +63,8 @@ def describe_numbers(turns: Sequence[Numbers]) -> Iterator[str]:
         if isinstance(values[0], str):
             yield f"{name:<44} {values[-1]}"
         elif not isinstance(values[0], list):
-            low, high = min(values), max(values)
-            yield f"{name:<44} {statistics.median(values):>12,.5g}   {low:,.5g} to {high:,.5g}, {len(values)} turns"
+            count = f"{len(values)} turn{'s' * (len(values) > 1)}"
+            yield f"{name:<44} {statistics.median(values):>12,.5g}   {min(values):,.5g} to {max(values):,.5g}, {count}"
 
 
 def describe_ratios(turns: Turns, ratios: Sequence[Ratio]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import get_task
 
 SCRIPTS = Path(__file__).parent
+CASES = "benchmark_cases.py"
 Numbers = dict[str, Any]  # by the name of a measure; lists hold an answer each
 Contenders = dict[str, Callable[[], Numbers]]  # name -> takes one turn
 
@@ -83,9 +84,9 @@ class Setting:
             "training.report_to=none",
         ]
 
-    def tokenizer(self) -> Path:
+    def tokenizer(self, name: str = "tokenizer") -> Path:
         """Return the folder of the tokenizer, which is trained where the config names none."""
-        path = self.folder / "tokenizer"
+        path = self.folder / name
         if not path.is_dir():
             config = load_config(self.config, self.overrides)
             rows = open_split(config.data, config.data.train, get_task(config.task).columns(config))
@@ -94,16 +95,16 @@ class Setting:
             tokenizer.save_pretrained(path)
         return path
 
-    def measure(self, what: list, overrides: list[str] | None = None, **environment: str) -> Any:
-        """Call a function of scripts/benchmark_cases.py in a new process; a dict gets the process's peak memory too."""
-        output, peak = execute(case_command(self, what, overrides), environment)
+    def measure(self, what: list, overrides: list[str] | None = None, script: str = CASES, **environment: str) -> Any:
+        """Make a measurement of a script in a new process; a dict gets the process's peak memory as well."""
+        output, peak = execute(case_command(self, what, overrides, script), environment)
         result = json.loads(output.splitlines()[-1])
         return result | {"peak memory of the process, MB": peak / 1e6} if isinstance(result, dict) else result
 
 
-def case_command(setting: Setting, what: list, overrides: list[str] | None = None) -> list[str]:
-    """Return the arguments of Python that make one measurement of scripts/benchmark_cases.py."""
-    command = [str(SCRIPTS / "benchmark_cases.py"), setting.config, *(overrides or setting.overrides)]
+def case_command(setting: Setting, what: list, overrides: list[str] | None = None, script: str = CASES) -> list[str]:
+    """Return the arguments of Python that make one measurement of a script."""
+    command = [str(SCRIPTS / script), setting.config, *(overrides or setting.overrides)]
     command += ["--what", json.dumps(what), "--device", setting.device]
     return [*command, *(["--checkpoint", setting.checkpoint] if setting.checkpoint else [])]
 

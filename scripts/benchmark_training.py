@@ -20,6 +20,7 @@ from pathlib import Path
 
 from scripts.benchmark_peers import eole_training, joeynmt_training
 from scripts.benchmark_setting import (
+    CASES,
     SCRIPTS,
     Contenders,
     Measure,
@@ -77,7 +78,10 @@ def contenders(setting: Setting) -> Contenders:
     turns: Contenders = {name: partial(take_turn, make, setting) for name, make in trainings.items()}
     for dtype in types:
         turns[f"matrix products {dtype}"] = partial(matrix_products, setting, dtype)
-    return turns | {"batches of ours": partial(describe_batches, setting)}
+    turns["batches of ours"] = partial(describe_batches, setting, SCRIPTS.parent)
+    if setting.baseline is not None and (setting.baseline / "scripts" / CASES).is_file():  # earlier ones cannot tell
+        turns["batches of baseline"] = partial(describe_batches, setting, setting.baseline)
+    return turns
 
 
 def ratios() -> list[Ratio]:
@@ -96,6 +100,11 @@ def ratios() -> list[Ratio]:
         Ratio("bf16 / float32", ours_16, rate("ours float32"), goal="1.0"),
         Ratio("bf16 / the better stock", ours_16, rate(*stock_names), goal="6 with AMX, 5 with AVX512-BF16"),
         Ratio("bf16 / the better stock grouped", ours_16, rate(*grouped_names)),
+        Ratio(
+            f"{PADDING}, ours / baseline",
+            Measure("batches of ours", PADDING),
+            (Measure("batches of baseline", PADDING),),
+        ),
         Ratio(
             "memory, bf16 / float32", Measure("ours bf16", MEMORY), (Measure("ours float32", MEMORY),), goal="<= 1.5"
         ),
@@ -130,12 +139,12 @@ def stock(setting: Setting, dtype: str, is_grouped: bool) -> Training:
 
 def eole(setting: Setting, python: str) -> Training:
     command, read = eole_training(setting, python, STEPS_A_LOG)
-    return Training(command, read)
+    return Training(command, read, {"PYTHONPATH": ""})
 
 
 def joeynmt(setting: Setting, python: str) -> Training:
     command, read = joeynmt_training(setting, python, STEPS_A_LOG)
-    return Training(command, read)
+    return Training(command, read, {"PYTHONPATH": ""})
 
 
 def training_overrides(setting: Setting, dtype: str) -> list[str]:
@@ -243,6 +252,7 @@ def matrix_products(setting: Setting, dtype: str) -> Numbers:
     return {PRODUCTS: setting.measure(["matrix_product_rate", dtype])}
 
 
-def describe_batches(setting: Setting) -> Numbers:
-    padding, operations = setting.measure(["describe_batches"], training_overrides(setting, "float32"))
+def describe_batches(setting: Setting, tree: Path) -> Numbers:
+    overrides, script = training_overrides(setting, "float32"), str(tree / "scripts" / CASES)
+    padding, operations = setting.measure(["describe_batches"], overrides, script, PYTHONPATH=str(tree))
     return {PADDING: padding, "operations a target token": operations}
