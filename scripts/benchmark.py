@@ -5,8 +5,8 @@
 
 What is compared takes turns (A B C A B C ...), with a new process for every turn. The turns are added to --output, and
 the figures are medians over all that it holds; so the turns can be taken one by one, by several commands, and
-`--report` prints the figures again. Contenders of which there is only one result, such as the answers of `generate`, are
-measured once. Ratios are of medians, with the range of those of single turns.
+`--report` prints the figures again. What can have only one result, such as the answers of `generate`, is measured once.
+Ratios are of medians, with the range of those of single turns.
 """
 
 import argparse
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pipeline.cli import print_errors
 from pipeline.commands.arguments import path, positive
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, nearest
 from pipeline.tasks.config_loading import load_config
 from scripts import benchmark_decoding, benchmark_loader, benchmark_starting, benchmark_training
 from scripts.benchmark_report import append, read_turns, report
@@ -96,10 +96,7 @@ def measure_parts(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"task: {task!r} has no counterpart here; take a config with task: sequence_to_sequence")
     with tempfile.TemporaryDirectory() as folder:
         setting = make_setting(arguments, Path(folder))
-        parts = {name: choose(PARTS[name].contenders(setting), arguments.only) for name in arguments.parts}
-        if not any(parts.values()):
-            known = [name for part in arguments.parts for name in PARTS[part].contenders(setting)]
-            raise ConfigError(f"--only: unknown {', '.join(arguments.only)}; choose from {', '.join(known)}")
+        parts = choose({name: PARTS[name].contenders(setting) for name in arguments.parts}, arguments.only)
         of = " ".join([arguments.config, *arguments.overrides, *filter(None, [arguments.checkpoint])])
         machine = setting.measure(["describe_machine"])["machine"]
         for _ in range(arguments.rounds):
@@ -120,8 +117,19 @@ def has_turn(output: Path, facts: dict[str, str]) -> bool:
     return output.exists() and any(facts.items() <= turn.items() for turn in read_turns(output))
 
 
-def choose(contenders: Contenders, names: Sequence[str] | None) -> Contenders:
-    return {name: turn for name, turn in contenders.items() if names is None or name in names}
+def choose(parts: dict[str, Contenders], names: Sequence[str] | None) -> dict[str, Contenders]:
+    """Return the contenders of these names, by part; all where there are no names.
+
+    Raises:
+        ConfigError: for a name that no part has.
+    """
+    known = [name for contenders in parts.values() for name in contenders]
+    if names is None:
+        return parts
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--only: {name!r} is unknown{nearest(name, known)}")
+    return {part: {name: turns[name] for name in names if name in turns} for part, turns in parts.items()}
 
 
 def make_setting(arguments: argparse.Namespace, folder: Path) -> Setting:

@@ -16,7 +16,7 @@ from tests.conftest import ROOT, TINY
         (["configs/none.yaml"], "error: configs/none.yaml: no such config file"),
         (["configs/reversal.yaml", "modle.d_model=8"], "unknown key modle; did you mean model?"),
         (["configs/lstm_anna.yaml"], "error: task: 'language_modeling' has no counterpart here"),
-        (["configs/reversal.yaml", "--only", "theirs"], "error: --only: unknown theirs; choose from fresh, resumed"),
+        (["configs/reversal.yaml", "--only", "theirs"], "error: --only: 'theirs' is unknown"),
         (["configs/reversal.yaml", "--baseline", "no-commit"], "error: --baseline no-commit: "),
         (["configs/reversal.yaml", "--report", "--output", "none.jsonl"], "error: --output none.jsonl: No such file"),
     ],
