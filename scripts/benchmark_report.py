@@ -90,8 +90,8 @@ def values_of(turns: Turns, measure: Measure) -> list[float]:
 def describe_answers(turns: Turns) -> Iterator[str]:
     """Count the answers of each contender that differ from those of another one, which it names as its reference."""
     for contender, numbers in turns.items():
-        for reference in [turns.get(str(numbers[-1].get("reference")), [])]:
-            if reference and "answers" in numbers[-1]:
-                pairs = [*zip(numbers[-1]["answers"], reference[-1]["answers"], strict=True)]
-                differ = sum(one != other for one, other in pairs)
-                yield f"  {contender}: {differ} of {len(pairs)} answers differ from {numbers[-1]['reference']}"
+        last = numbers[-1]
+        if last.get("reference") in turns:
+            pairs = [*zip(last["answers"], turns[last["reference"]][-1]["answers"], strict=True)]
+            differ = sum(one != other for one, other in pairs)
+            yield f"  {contender}: {differ} of {len(pairs)} answers differ from {last['reference']}"
