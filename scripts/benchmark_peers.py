@@ -108,6 +108,7 @@ def joeynmt_training(setting: Setting, python: str, steps_a_log: int) -> tuple[l
             "label_smoothing": config.training.get("label_smoothing_factor", 0.0),
             "scheduling": "noam",
             "learning_rate_warmup": 1000,
+            "learning_rate_min": 0.0,  # below which it would stop
             "epochs": 1000,
             "logging_freq": steps_a_log,
             "validation_freq": 1_000_000,
