@@ -10,6 +10,7 @@ Ratios are of medians, with the range of those of single turns.
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     if "decoding" in arguments.parts and not (arguments.checkpoint or arguments.report):
         parser.error("the part decoding needs --checkpoint: a run of this config")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no training is left behind
     return print_errors(show if arguments.report else measure_parts, arguments)
 
 
