@@ -83,7 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)
     if "decoding" in arguments.parts and not (arguments.checkpoint or arguments.report):
         parser.error("the part decoding needs --checkpoint: a run of this config")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no training is left behind
     return print_errors(show if arguments.report else measure_parts, arguments)
 
 
@@ -168,4 +167,5 @@ def find_commit(commit: str, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no training is left behind
     sys.exit(main())
