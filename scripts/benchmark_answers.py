@@ -40,7 +40,11 @@ def decode(arguments: argparse.Namespace, beams: int, dtype: str) -> dict[str, A
     """Answer the test split as `teacher-forcing generate` does."""
     test = open_test(arguments, beams)
     model = test.model.to(DTYPES[dtype])
-    return measure_answers(test, lambda texts: generate(model, test.task, texts, test.generation))
+
+    def answer(texts: list[str]) -> Any:  # ids, as `open_test` leaves them
+        return generate(model, test.task, texts, test.generation)
+
+    return measure_answers(test, answer)
 
 
 def decode_by_stock(arguments: argparse.Namespace, beams: int) -> dict[str, Any]:

@@ -22,13 +22,17 @@ def training(code):
     return lambda: Training([sys.executable, "-c", code], read_log)
 
 
-def setting(tmp_path, **values):
-    return Setting("a.yaml", (), "cpu", tmp_path, **({"warm_up": (10, 30), "seconds": 0.05} | values))
+def setting(tmp_path):
+    return Setting("a.yaml", (), "cpu", tmp_path, warm_up=(10, 30), seconds=0.05)
 
 
 def test_a_training_is_measured_behind_its_warm_up_and_killed(tmp_path):
     seen = []
-    read = lambda line: seen.append(line) or read_log(line)  # noqa: E731
+
+    def read(line):
+        seen.append(line)
+        return read_log(line)
+
     make = training(LOGS.format(rate="'1000.0' if number < 6 else '4000.0'"))
     numbers = take_turn(lambda: Training(make().command, read), setting(tmp_path))
     assert numbers[RATE] == pytest.approx(4000) and numbers["rate of the warm-up"] == pytest.approx(1000)
