@@ -1,11 +1,11 @@
-"""Make one measurement and print it as JSON, in the last line; scripts/benchmark.py starts a process for each."""
+"""Make one measurement of training, and print it as JSON; scripts/benchmark.py starts a process for each."""
 
 import argparse
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from datasets import Dataset
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
-    GenerationConfig,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
@@ -27,24 +26,22 @@ from pipeline.config import Config
 from pipeline.data.batch_loader import BatchLoader
 from pipeline.data.lanes import Lanes
 from pipeline.data.splits import open_split
-from pipeline.exporting.stock import make_stock, to_stock
-from pipeline.inference.generation import generate
+from pipeline.exporting.stock import make_stock
 from pipeline.memory import peak_memory
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration
 from pipeline.setup.loader_setup import build_loader
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import get_task
-from pipeline.tasks.trained_model import load_trained
 from pipeline.training.arguments import training_arguments
-from scripts.machine import describe_machine, matrix_product_rate, synchronize
+from scripts.machine import describe_machine, matrix_product_rate, synchronize, used_instructions
 
-STOCK_ROWS = {"training": 128, "generation": 32}  # of a batch
+STOCK_ROWS = 128  # of a batch
 MEMORY_VOCABULARY, MEMORY_SHAPE = 32_000, (128, 32)  # 4,096 target tokens
 LOADER_SECONDS = 10.0
 
 
-def stock(arguments: argparse.Namespace, is_grouped: bool) -> dict[str, Any]:
+def stock(arguments: argparse.Namespace, is_grouped: bool) -> None:
     """Train with a Seq2SeqTrainer as in transformers' documentation, on the same data, tokenizer, size and recipe."""
     config = load_config(arguments.config, arguments.overrides)
     tokenizer = AutoTokenizer.from_pretrained(config.tokenizer.path)
@@ -55,7 +52,7 @@ def stock(arguments: argparse.Namespace, is_grouped: bool) -> dict[str, Any]:
     shared = ("learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "label_smoothing_factor", "bf16")
     args = Seq2SeqTrainingArguments(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=STOCK_ROWS["training"],
+        per_device_train_batch_size=STOCK_ROWS,
         max_steps=config.training["max_steps"],
         train_sampling_strategy="group_by_length" if is_grouped else "random",
         save_strategy="no",
@@ -72,31 +69,33 @@ def stock(arguments: argparse.Namespace, is_grouped: bool) -> dict[str, Any]:
         data_collator=lambda rows: watch.count(collator(rows)),
         callbacks=[watch],
     ).train()
-    return {"rates": watch.rates}
 
 
 class Stopwatch(TrainerCallback):
-    """Measures target tokens a second, over as many steps at a time as our logs; the first of these are left out."""
+    """Prints target tokens a second over as many steps at a time as our logs, and the share of places with a token."""
 
     def __init__(self, steps: int):
         self.steps = steps
-        self.tokens: list[int] = []  # of the batches collated so far
-        self.times: list[float] = []
+        self.targets: list[int] = []  # target tokens of the batches collated so far
+        self.tokens = self.places = 0  # of both sides
 
     def count(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        self.tokens.append(int(batch["labels"].ne(-100).sum()))
+        self.targets.append(int(batch["labels"].ne(-100).sum()))
+        self.tokens += int(batch["attention_mask"].sum()) + self.targets[-1]
+        self.places += batch["input_ids"].numel() + batch["labels"].numel()
         return batch
 
-    def on_step_end(self, args, state, control, **kwargs):
-        synchronize(args.device.type)
-        self.times.append(time.perf_counter())
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begin = time.perf_counter()
 
-    @property
-    def rates(self) -> list[float]:
-        return [
-            sum(self.tokens[end - self.steps : end]) / (self.times[end - 1] - self.times[end - self.steps - 1])
-            for end in range(2 * self.steps, len(self.times) + 1, self.steps)
-        ]
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.steps:
+            return
+        synchronize(args.device.type)
+        now = time.perf_counter()
+        rate = sum(self.targets[state.global_step - self.steps : state.global_step]) / (now - self.begin)
+        self.begin = now
+        print({"items_per_second": rate, "share of places with a token": self.tokens / self.places}, flush=True)
 
 
 def build(config: Config, lanes: int = 1) -> tuple[BatchLoader, Seq2SeqTransformerConfig]:
@@ -192,41 +191,6 @@ def encode_alone(arguments: argparse.Namespace) -> float:
     return tokens / (time.perf_counter() - begin)
 
 
-def generate_ids(arguments: argparse.Namespace, name: str, beams: int) -> dict[str, Any]:
-    """Generate ids for the test split.
-
-    Args:
-        name: "ours"; "plain", our model's own `generate` in the order of the file; "stock", the stock one's with the
-            same weights; or "alone", our model's own one text at a time.
-    """
-    config = load_config(arguments.config, arguments.overrides)
-    model, task = load_trained(arguments.checkpoint)
-    rows = open_split(config.data, str(config.data.test or "test"), task.columns(config))
-    texts = [row["source"] for row in rows]
-    options = GenerationConfig(
-        num_beams=beams,
-        max_new_tokens=config.data.max_target_length,
-        **{key: getattr(model.config, key) for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id")},
-    )
-    model = (to_stock(model) if name == "stock" else model).to(arguments.device)
-    tokenizer: Any = task.tokenizer
-    ends = {options.pad_token_id, options.eos_token_id, options.decoder_start_token_id}
-    tokenizer.batch_decode = lambda rows, **_: [[id for id in row if id not in ends] for row in rows.tolist()]
-    begin = time.perf_counter()
-    if name == "ours":
-        answers = generate(model, task, texts, options)
-    else:
-        size = 1 if name == "alone" else STOCK_ROWS["generation"]
-        answers = []
-        for start in range(0, len(texts), size):
-            inputs = tokenizer(texts[start : start + size], return_tensors="pt", padding=True).to(arguments.device)
-            inputs.pop("token_type_ids", None)
-            ids = model.generate(**inputs, generation_config=options)
-            answers += tokenizer.batch_decode(ids)
-    seconds = time.perf_counter() - begin
-    return {"rate": sum(map(len, answers)) / seconds, "sentences a second": len(answers) / seconds, "ids": answers}
-
-
 def step_memory(arguments: argparse.Namespace, name: str) -> int:
     """Measure the peak, in bytes, of the second of two training steps, less weights, gradients and optimizer state.
 
@@ -251,33 +215,34 @@ def step_memory(arguments: argparse.Namespace, name: str) -> int:
     return needed
 
 
-MEASUREMENTS: dict[str, Callable[..., Any]] = {
-    "describe_machine": lambda arguments: describe_machine(arguments.device),
-    "matrix_product_rate": lambda arguments: matrix_product_rate(arguments.device),
+Measurements = Mapping[str, Callable[..., Any]]
+MEASUREMENTS: Measurements = {
+    "describe_machine": lambda arguments: {"machine": describe_machine(arguments.device) | used_instructions()},
+    "matrix_product_rate": lambda arguments, dtype: matrix_product_rate(arguments.device, dtype),
     "describe_batches": describe_batches,
     "stock": stock,
     "step_memory": step_memory,
     "load_batches": load_batches,
     "prepare_alone": prepare_alone,
     "encode_alone": encode_alone,
-    "generate": generate_ids,
 }
 
 
-def main() -> int:
+def main(measurements: Measurements) -> int:
+    """Make the measurement that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpoint")
     parser.add_argument("--what", type=json.loads, required=True, help='JSON: ["name of a measurement", option, ...]')
+
+    def measure(arguments: argparse.Namespace) -> None:
+        name, *options = arguments.what
+        print(json.dumps(measurements[name](arguments, *options)))
+
     return print_errors(measure, parser.parse_args())
 
 
-def measure(arguments: argparse.Namespace) -> None:
-    name, *options = arguments.what
-    print(json.dumps(MEASUREMENTS[name](arguments, *options)))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(MEASUREMENTS))

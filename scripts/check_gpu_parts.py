@@ -288,7 +288,9 @@ def rate(setup: Setup, figures: Figures, is_base: bool = False) -> None:
             train(load_config(arguments.config, arguments.overrides)).output_dir, "items_per_second"
         )[1:],  # the first log holds the compiling
     }
-    figures["matrix products, operations a second"] = peak = matrix_product_rate(setup.device)
+    figures["matrix products, operations a second"] = peak = matrix_product_rate(
+        setup.device, "bf16" if setup.device == "cuda" else "float32"
+    )
     rates = {}
     for name, run in runs.items():
         with peak_memory(torch.device(setup.device)) as read_peak:

@@ -10,4 +10,4 @@ def test_the_machine_is_named():
 
 
 def test_the_rate_of_matrix_products_is_that_of_the_size():
-    assert matrix_product_rate("cpu", size=64, seconds=0.01) > 1e6
+    assert matrix_product_rate("cpu", "float32", size=64, seconds=0.01) > 1e6
