@@ -235,6 +235,7 @@ class Rows:
         def cut(tensor: Tensor) -> list[Tensor]:
             return [part.flatten(0, 1) for part in tensor.unflatten(0, (rows, -1)).tensor_split(number)]
 
+        inputs = zip(cut(self.input_ids), cut(self.source), cut(self.attention_mask), strict=True)
         return [
             replace(
                 self,
@@ -244,7 +245,7 @@ class Rows:
                 # Some prepare themselves when they are first called.
                 logits_processor=LogitsProcessorList(map(copy.copy, self.logits_processor)),
             )
-            for input_ids, source, mask in zip(*map(cut, (self.input_ids, self.source, self.attention_mask)), strict=True)
+            for input_ids, source, mask in inputs
         ]
 
 

@@ -99,15 +99,23 @@ class SideBySide(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Add those of the next token of all sequences, (B * K, H, 1, E), and return all, (B, H, L * K, E)."""
         begin, end = self.length * self.beams, (self.length + 1) * self.beams
-        new = [states.squeeze(2).unflatten(0, (-1, self.beams)).transpose(1, 2) for states in (key_states, value_states)]
-        if not self.is_initialized:
-            self.keys, self.values = (states.new_empty(*states.shape[:2], ROOM * self.beams, states.shape[3]) for states in new)
+        if not self.is_initialized or end > self.keys.shape[2]:
+            self.keys, self.values = self._with_room(self.keys, key_states), self._with_room(self.values, value_states)
             self.is_initialized = True
-        elif end > self.keys.shape[2]:
-            self.keys, self.values = (torch.cat([states, torch.empty_like(states)], 2) for states in (self.keys, self.values))
-        self.keys[:, :, begin:end], self.values[:, :, begin:end] = new
+        self.keys[:, :, begin:end] = self._by_rows(key_states)
+        self.values[:, :, begin:end] = self._by_rows(value_states)
         self.length += 1
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def _by_rows(self, states: Tensor) -> Tensor:
+        return states.squeeze(2).unflatten(0, (-1, self.beams)).transpose(1, 2)  # (B * K, H, 1, E) -> (B, H, K, E)
+
+    def _with_room(self, stored: Tensor | None, new: Tensor) -> Tensor:
+        """Return what is stored with as much room again behind it, which is never read before it is written."""
+        if stored is None:
+            rows, heads, width = len(new) // self.beams, new.shape[1], new.shape[3]
+            return new.new_empty(rows, heads, ROOM * self.beams, width)
+        return torch.cat([stored, torch.empty_like(stored)], 2)
 
     def get_seq_length(self) -> int:
         return self.length
