@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 TYPES = (torch.float32, torch.bfloat16)
+# oneDNN makes a program for each number of rows, which takes longer than to run it: products have multiples of these.
+STEP = 32
 
 
 @contextmanager
@@ -26,7 +28,7 @@ def packed_weights(module: nn.Module, rows: int) -> Iterator[None]:
             # Not one that a library has changed: its forward, or where its weights lie.
             if type(linear) is nn.Linear and "forward" not in vars(linear) and _can_be_packed(linear.weight):
                 weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
-                linear.forward = partial(_product, weight, linear.bias)  # type: ignore[method-assign]
+                linear.forward = partial(_product, linear, weight, 2 * rows)  # type: ignore[method-assign]
                 stack.callback(delattr, linear, "forward")
         yield
 
@@ -40,5 +42,11 @@ def _can_be_packed(weight: Tensor) -> bool:
     )
 
 
-def _product(weight: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+def _product(linear: nn.Linear, weight: Tensor, most_rows: int, states: Tensor) -> Tensor:
+    """Compute what `linear` does, by its packed weight where there are not too many rows."""
+    rows = states.numel() // linear.in_features
+    if rows > most_rows:
+        return nn.functional.linear(states, linear.weight, linear.bias)
+    padded = nn.functional.pad(states.reshape(rows, -1), (0, 0, 0, -rows % STEP))
+    products = torch.ops.mkldnn._linear_pointwise(padded, weight, linear.bias, "none", [], "")
+    return products[:rows].view(*states.shape[:-1], -1)

@@ -272,9 +272,11 @@ def _in_parts(search: Callable[[Rows], list], whole: Rows, beams: int) -> list:
         with autocast:
             return search(part)
 
-    torch.set_num_threads(max(1, threads // num_parts))
+    share = max(1, threads // num_parts)
+    # Each thread has a number for OpenMP, by which oneDNN goes; the others are shared by all.
+    pool = ThreadPoolExecutor(min(threads, num_parts), initializer=torch.set_num_threads, initargs=(share,))
     try:
-        with packed_weights(whole.model, SEQUENCES), ThreadPoolExecutor(min(threads, num_parts)) as pool:
+        with packed_weights(whole.model, SEQUENCES), pool:
             found = [*pool.map(search_part, whole.split(num_parts, beams))]
     finally:
         torch.set_num_threads(threads)
