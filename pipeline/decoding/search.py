@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -229,13 +228,14 @@ class Rows:
         return steps_of(self.model, self.source, self.attention_mask, beams)
 
     def split(self, number: int, beams: int) -> list["Rows"]:
-        """Cut into so many parts of rows that follow one another."""
+        """Deal the rows out to so many parts in turn, so that each has some of every length."""
         rows = len(self.input_ids) // beams
 
-        def cut(tensor: Tensor) -> list[Tensor]:
-            return [part.flatten(0, 1) for part in tensor.unflatten(0, (rows, -1)).tensor_split(number)]
+        def deal(tensor: Tensor) -> list[Tensor]:
+            in_rows = tensor.unflatten(0, (rows, -1))
+            return [in_rows[first::number].flatten(0, 1) for first in range(number)]
 
-        inputs = zip(cut(self.input_ids), cut(self.source), cut(self.attention_mask), strict=True)
+        inputs = zip(deal(self.input_ids), deal(self.source), deal(self.attention_mask), strict=True)
         return [
             replace(
                 self,
@@ -280,7 +280,7 @@ def _in_parts(search: Callable[[Rows], list], whole: Rows, beams: int) -> list:
             found = [*pool.map(search_part, whole.split(num_parts, beams))]
     finally:
         torch.set_num_threads(threads)
-    return [*chain.from_iterable(found)]
+    return [found[row % num_parts][row // num_parts] for row in range(rows)]
 
 
 def _close_ranks(going_on: Tensor) -> Tensor:
@@ -295,19 +295,32 @@ def _close_ranks(going_on: Tensor) -> Tensor:
 
 
 def _argmax(scores: Tensor) -> Tensor:
-    """Return the place of the best score of each row, the first of equal ones, as `argmax` does: (B, V) to (B).
+    """Return the place of the best score of each row, the first of equal ones, as `argmax` does: (B, V) to (B)."""
+    chunks = _chunks(scores)
+    if scores.device.type != "cpu" or not chunks.shape[1]:
+        return scores.argmax(-1)
+    bests = chunks.amax(-1)  # (B, chunks)
+    best_chunk = bests.argmax(-1)
+    rows = torch.arange(len(scores))
+    places = best_chunk * CHUNK + chunks[rows, best_chunk].argmax(-1)
+    rest = scores[:, chunks.shape[1] * CHUNK :]  # behind the last chunk
+    if rest.shape[1]:
+        is_in_rest = rest.amax(-1) > bests[rows, best_chunk]
+        places = torch.where(is_in_rest, chunks.shape[1] * CHUNK + rest.argmax(-1), places)
+    return places
 
-    On a CPU that takes longer than to look for the best score, and then for its place.
+
+def _chunks(scores: Tensor) -> Tensor:
+    """Cut each row into chunks: (B, V) to (B, chunks, CHUNK), without what is behind the last one.
+
+    On a CPU `argmax` and `topk` take several times as long as to look first at which chunks have the best scores.
     """
-    return (scores == scores.amax(-1, keepdim=True)).to(torch.int8).argmax(-1)
+    return scores[:, : scores.shape[1] // CHUNK * CHUNK].unflatten(1, (-1, CHUNK))
 
 
 def _topk(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the best scores of each row and their places, as `scores.topk(count)` does: (B, N) to (B, count) each.
-
-    On a CPU that takes several times as long as to look first at which chunks have the best ones.
-    """
-    chunks = scores[:, : scores.shape[1] // CHUNK * CHUNK].unflatten(1, (-1, CHUNK))  # (B, chunks, CHUNK)
+    """Return the best scores of each row and their places, as `scores.topk(count)` does: (B, N) to (B, count) each."""
+    chunks = _chunks(scores)
     if scores.device.type != "cpu" or chunks.shape[1] <= count:
         return scores.topk(count)
     best_chunks = chunks.amax(-1).topk(count).indices  # (B, count)

@@ -71,8 +71,9 @@ class SharedSteps(Steps):
 
     def next_logits(self, new_ids: Tensor) -> Tensor:
         for ids in new_ids.split(1, dim=1):
-            own = self.itself.expand(len(self.ancestors), 1, -1, -1)
-            self.ancestors = torch.cat([self.ancestors, own], -1)
+            if self.beams > 1:
+                own = self.itself.expand(len(self.ancestors), 1, -1, -1)
+                self.ancestors = torch.cat([self.ancestors, own], -1)
             logits = self._forward(ids, self.ancestors if self.beams > 1 else None)
         return logits
 
