@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import GenerateBeamEncoderDecoderOutput, GenerationMode
 
-from pipeline.decoding.packing import packed_weights
 from pipeline.decoding.steps import Steps, steps_of
 
 NEVER = -1.0e9  # as a score; finite, as in `generate`
@@ -26,7 +26,7 @@ NEVER = -1.0e9  # as a score; finite, as in `generate`
 # keys and values. Their beams have a copy of the source each, those of our own model share one.
 PAIRS = ("bart", "m2m_100", "marian", "mbart", "mt5", "pegasus", "t5")
 CHUNK = 100  # scores of which only the best is looked at first
-SEQUENCES = 256  # of a part, at most
+SEQUENCES = 512  # of a part, at most
 
 
 def search_of(model: PreTrainedModel, generation: GenerationConfig | None) -> Callable | None:
@@ -228,14 +228,13 @@ class Rows:
         return steps_of(self.model, self.source, self.attention_mask, beams)
 
     def split(self, number: int, beams: int) -> list["Rows"]:
-        """Deal the rows out to so many parts in turn, so that each has some of every length."""
+        """Cut into so many parts of rows that follow one another, and are of like length where rows are sorted."""
         rows = len(self.input_ids) // beams
 
-        def deal(tensor: Tensor) -> list[Tensor]:
-            in_rows = tensor.unflatten(0, (rows, -1))
-            return [in_rows[first::number].flatten(0, 1) for first in range(number)]
+        def cut(tensor: Tensor) -> list[Tensor]:
+            return [part.flatten(0, 1) for part in tensor.unflatten(0, (rows, -1)).tensor_split(number)]
 
-        inputs = zip(deal(self.input_ids), deal(self.source), deal(self.attention_mask), strict=True)
+        inputs = zip(cut(self.input_ids), cut(self.source), cut(self.attention_mask), strict=True)
         return [
             replace(
                 self,
@@ -273,14 +272,14 @@ def _in_parts(search: Callable[[Rows], list], whole: Rows, beams: int) -> list:
             return search(part)
 
     share = max(1, threads // num_parts)
-    # Each thread has a number for OpenMP, by which oneDNN goes; the others are shared by all.
+    # Each thread has a number for OpenMP; that of MKL is shared by all.
     pool = ThreadPoolExecutor(min(threads, num_parts), initializer=torch.set_num_threads, initargs=(share,))
     try:
-        with packed_weights(whole.model, SEQUENCES), pool:
+        with pool:
             found = [*pool.map(search_part, whole.split(num_parts, beams))]
     finally:
         torch.set_num_threads(threads)
-    return [found[row % num_parts][row // num_parts] for row in range(rows)]
+    return [*chain.from_iterable(found)]
 
 
 def _close_ranks(going_on: Tensor) -> Tensor:
