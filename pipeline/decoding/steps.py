@@ -93,6 +93,10 @@ class SharedSteps(Steps):
 class SideBySide(DynamicLayer):
     """Keys and values of the K beams of each row, token by token: (B, H, L * K, E), with room for more."""
 
+    is_initialized: bool  # as transformers, which mypy skips, has them
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, beams: int):
         super().__init__()
         self.beams, self.length = beams, 0
