@@ -12,12 +12,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import GenerateBeamEncoderDecoderOutput, GenerationMode
+from transformers.modeling_outputs import BaseModelOutput
 
 from pipeline.decoding.steps import Steps, steps_of
 
@@ -27,6 +28,9 @@ NEVER = -1.0e9  # as a score; finite, as in `generate`
 PAIRS = ("bart", "m2m_100", "marian", "mbart", "mt5", "pegasus", "t5")
 CHUNK = 100  # scores of which only the best is looked at first
 SEQUENCES = 512  # of a part, at most
+ENCODED = 1024  # padded tokens that are encoded at a time; with more, what the layers make leaves the CPU's cache
+Part = TypeVar("Part")
+Found = TypeVar("Found")
 
 
 def search_of(model: PreTrainedModel, generation: GenerationConfig | None) -> Callable | None:
@@ -55,6 +59,26 @@ def complete(generation: GenerationConfig | None, model: PreTrainedModel) -> Gen
     generation = copy.deepcopy(generation or model.generation_config)
     generation.update(**model.generation_config.to_dict(), defaults_only=True)
     return generation
+
+
+def encode(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> dict[str, BaseModelOutput]:
+    """Encode sources (B, S) under their mask for a search: the argument of `generate` that has them, (B, S, D).
+
+    Rows that follow one another are encoded together, without the padding that only others need. So a batch may be as
+    large as the decoder likes. Nothing where `generate` does as well.
+    """
+    if not _is_shared_out(input_ids):
+        return {}
+    encoder = model.get_encoder()
+
+    def encode_part(part: tuple[Tensor, Tensor]) -> Tensor:
+        ids, mask = (tensor[:, : _width(part[1])] for tensor in part)
+        states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return nn.functional.pad(states, (0, 0, 0, input_ids.shape[1] - states.shape[1]))
+
+    cuts = _cuts(attention_mask, input_ids.numel(), ENCODED)
+    parts = zip(input_ids.tensor_split(cuts), attention_mask.tensor_split(cuts), strict=True)
+    return {"encoder_outputs": BaseModelOutput(torch.cat(_on_threads(encode_part, [*parts])))}
 
 
 def greedy_search(
@@ -227,25 +251,30 @@ class Rows:
     def begin(self, beams: int) -> Steps:
         return steps_of(self.model, self.source, self.attention_mask, beams)
 
-    def split(self, number: int, beams: int) -> list["Rows"]:
-        """Cut into so many parts of rows that follow one another, and are of like length where rows are sorted."""
+    def split(self, cuts: list[int], beams: int) -> list["Rows"]:
+        """Cut before these rows into parts, whose rows are of like length where rows are sorted."""
         rows = len(self.input_ids) // beams
 
         def cut(tensor: Tensor) -> list[Tensor]:
-            return [part.flatten(0, 1) for part in tensor.unflatten(0, (rows, -1)).tensor_split(number)]
+            return [part.flatten(0, 1) for part in tensor.unflatten(0, (rows, -1)).tensor_split(cuts)]
 
         inputs = zip(cut(self.input_ids), cut(self.source), cut(self.attention_mask), strict=True)
         return [
             replace(
                 self,
                 input_ids=input_ids,
-                source=source,
-                attention_mask=mask,
+                source=source[:, : _width(mask)],
+                attention_mask=mask[:, : _width(mask)],
                 # Some prepare themselves when they are first called.
                 logits_processor=LogitsProcessorList(map(copy.copy, self.logits_processor)),
             )
             for input_ids, source, mask in inputs
         ]
+
+
+def _width(attention_mask: Tensor) -> int:
+    """Return how many places of (B, S) there are up to the last one that a row reads."""
+    return attention_mask.shape[1] - int(attention_mask.bool().any(0).flip(0).int().argmax())
 
 
 def _source(model_kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -254,32 +283,55 @@ def _source(model_kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def _in_parts(search: Callable[[Rows], list], whole: Rows, beams: int) -> list:
-    """Search all rows, on a CPU part by part, as many at once as there are threads; return what it found for each.
+    """Search all rows, on a CPU part by part; return what it found for each."""
+    if not _is_shared_out(whole.source):
+        return search(whole)
+    masks = whole.attention_mask.unflatten(0, (len(whole.input_ids) // beams, -1))[:, 0]
+    cuts = _cuts(masks, len(whole.input_ids), SEQUENCES)
+    return [*chain.from_iterable(_on_threads(search, whole.split(cuts, beams)))]
+
+
+def _cuts(attention_mask: Tensor, size: int, most: int) -> list[int]:
+    """Return where to cut rows into parts with as many tokens each, so that threads are done at the same time.
+
+    Args:
+        attention_mask: of the rows, (B, S).
+        size: of all rows, of which a part is to have `most`, or more where its rows are short.
+    """
+    threads = torch.get_num_threads()
+    num_parts = threads * math.ceil(size / (threads * most))
+    tokens = attention_mask.sum(1).cumsum(0)
+    places = torch.searchsorted(tokens, torch.arange(1, num_parts) * tokens[-1] // num_parts)
+    return [place for place in places.unique().tolist() if place]
+
+
+def _is_shared_out(tensor: Tensor) -> bool:
+    # Of several processes each has its share of the CPU, and of a sharded model they take each step together.
+    return tensor.device.type == "cpu" and not torch.distributed.is_initialized()
+
+
+def _on_threads(work: Callable[[Part], Found], parts: list[Part]) -> list[Found]:
+    """Work on as many parts at once as there are threads.
 
     The products of one step are too small to be shared by threads well, and what else a step does is not shared at all.
     Parts that are not too large leave what they compute in the CPU's cache.
     """
-    rows, threads = len(whole.input_ids) // beams, torch.get_num_threads()
-    # Of several processes each has its share of the CPU, and of a sharded model they take each step together.
-    if whole.source.device.type != "cpu" or torch.distributed.is_initialized():
-        return search(whole)
-    num_parts = max(min(threads, rows), math.ceil(rows * beams / SEQUENCES))
+    threads = torch.get_num_threads()
     autocast = torch.autocast("cpu", torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
 
     @torch.no_grad()  # which each thread has by itself, as it has autocast
-    def search_part(part: Rows) -> list:
+    def work_alone(part: Part) -> Found:
         with autocast:
-            return search(part)
+            return work(part)
 
-    share = max(1, threads // num_parts)
+    share = max(1, threads // len(parts))
     # Each thread has a number for OpenMP; that of MKL is shared by all.
-    pool = ThreadPoolExecutor(min(threads, num_parts), initializer=torch.set_num_threads, initargs=(share,))
+    pool = ThreadPoolExecutor(min(threads, len(parts)), initializer=torch.set_num_threads, initargs=(share,))
     try:
         with pool:
-            found = [*pool.map(search_part, whole.split(num_parts, beams))]
+            return [*pool.map(work_alone, parts)]
     finally:
         torch.set_num_threads(threads)
-    return [*chain.from_iterable(found)]
 
 
 def _close_ranks(going_on: Tensor) -> Tensor:

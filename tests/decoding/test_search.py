@@ -151,6 +151,27 @@ def test_the_best_scores_are_found_by_chunks():
     assert search_module._argmax(scores).tolist() == [7, 7, 7]
 
 
+@pytest.mark.parametrize("family", [None, "marian", "t5"])
+def test_sources_encoded_in_parts_are_as_those_encoded_together(model, sources, family, monkeypatch):
+    model = families.make_model(family, VOCABULARY, **SPECIAL) if family else model
+    batch = torch.nn.utils.rnn.pad_sequence([source[0] for source in sources], batch_first=True)
+    mask = batch.ne(0).long()
+    monkeypatch.setattr(search_module, "ENCODED", 40)
+    with torch.no_grad():
+        states = search_module.encode(model, batch, mask)["encoder_outputs"].last_hidden_state
+        expected = model.get_encoder()(input_ids=batch, attention_mask=mask).last_hidden_state
+    assert states.shape == expected.shape
+    torch.testing.assert_close(states[mask.bool()], expected[mask.bool()])
+
+
+def test_parts_have_as_many_tokens_each(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    mask = (torch.arange(16) < torch.tensor([16, 8, 4, 4, 2, 2])[:, None]).long()
+    assert search_module._cuts(mask, size=6, most=3) == [1]
+    assert search_module._cuts(mask, size=6, most=2) == [1, 2]
+    assert search_module._cuts(mask[:1], size=1, most=2) == []
+
+
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 def test_beams_share_their_source(model, sources, kernel, monkeypatch):
     """The one copy gives what a copy for each beam gives, with `generate`'s own loop."""
