@@ -9,7 +9,7 @@ from pipeline.memory import total_memory
 from pipeline.progress import progress_bar
 from pipeline.tasks.base import Batch, Feature, Task
 
-MOST_TOKENS = 16384  # padded, of a batch; with more, a CPU takes as long for each
+MOST_TOKENS = 16384  # padded, of a batch: a search gains by many rows, what is only scored would rather have fewer
 SHARE = 8  # of the memory of a device may go into the scores of a batch: one eighth
 COPIES = 4  # of these scores, in float32: logits, their logarithms, and what comes between
 
