@@ -31,6 +31,21 @@ def add_engine(parser: Parser) -> None:
     )
 
 
+def add_dtype(parser: Parser) -> None:
+    parser.add_argument(
+        "--dtype", type=name, help="of the torch engine: float32, bf16 (bfloat16) or fp16 (default: as stored)"
+    )
+
+
+def add_batch_size(parser: Parser, things: str) -> None:
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help=f"{things} at a time (default: as many as their lengths and the memory allow)",
+    )
+
+
 def add_languages(parser: Parser) -> None:
     parser.add_argument(
         "--target-lang",

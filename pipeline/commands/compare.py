@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pipeline.inference.compare import Answer, Breakdown, Comparison, Difference, Pair
     from pipeline.inference.prediction_files import Answers, Texts
 
-BATCH_SIZE = 32  # as of score
 SHOWN = 3  # sentences of a pair that are printed each way; the page and the JSON have more
 LONGEST = 300  # characters of a text that is printed
 LONGEST_NAME = 28
@@ -174,7 +173,7 @@ def _predict(
         model,
         task,
         encode_split(config, task, split),
-        batch_size=BATCH_SIZE,
+        batch_size=None,
         generation=getattr(model, "generation_config", None),
         metrics=[exact_match],  # so that texts are generated
     )

@@ -13,7 +13,17 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commands.arguments import Parser, add_engine, add_languages, name, path, positive, seed
+from pipeline.commands.arguments import (
+    Parser,
+    add_batch_size,
+    add_dtype,
+    add_engine,
+    add_languages,
+    name,
+    path,
+    positive,
+    seed,
+)
 from pipeline.commands.process import join_processes, quick_imports, show_logs
 from pipeline.commands.texts import check_text
 from pipeline.errors import ConfigError
@@ -72,10 +82,11 @@ def add_arguments(parser: Parser) -> None:
     answers.add_argument(
         "--public", action="store_true", help="everybody sees it, where it is created (default: only its owner does)"
     )
-    parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="texts at a time (default: 128)")
+    add_batch_size(parser, "texts")
     parser.add_argument("--seed", type=seed, metavar="N", help="for sampling: equal answers for any --batch-size")
     add_languages(parser)
     add_engine(parser)
+    add_dtype(parser)
     parser.add_argument(
         "--set",
         nargs="+",
@@ -100,7 +111,7 @@ def run(arguments: Namespace) -> None:
         from pipeline.publishing.corpora import prepare
 
         prepare(arguments.push_to_hub, private=not arguments.public)
-    model, task = load_engine(arguments.engine, arguments.checkpoint)
+    model, task = load_engine(arguments.engine, arguments.checkpoint, arguments.dtype)
     _set_generation(arguments, model)
     settings = _settings(arguments, task)
     work = _Work(model, task, settings, corpus.count)
@@ -226,9 +237,10 @@ class _Work:
     @property
     def window(self) -> int:
         """Texts in a window."""
-        from pipeline.inference.corpus import WINDOW
+        from pipeline.inference.corpus import BATCHES, WINDOW
 
-        return WINDOW * self.settings.batch_size
+        batch_size = self.settings.batch_size
+        return WINDOW if batch_size is None else BATCHES * batch_size
 
     def answer(self, texts: Sequence["Text"]) -> list["Answer"]:
         from pipeline.inference.corpus import answer
@@ -266,7 +278,7 @@ def _print_answers(corpus: "Corpus", work: _Work, format: str, state: Any) -> "S
     from pipeline.inference.formats import LINES
 
     summary = Summary()
-    size = work.window if work.settings.batch_size > 1 else 1
+    size = 1 if work.settings.batch_size == 1 else work.window
     for turn in windows(windows(corpus.read(), size), state.num_processes):
         own = work.answer(turn[state.process_index]) if state.process_index < len(turn) else []
         everywhere = gather_object([own])
@@ -331,7 +343,7 @@ def _facts(arguments: Namespace, corpus: "Corpus", work: _Work, format: str) -> 
     generation = getattr(work.model, "generation_config", None)
     settings = asdict(work.settings)
     del settings["on_bad_row"]  # changes no answer that is there
-    settings |= {"format": format, "engine": arguments.engine}
+    settings |= {"format": format, "engine": arguments.engine, "dtype": arguments.dtype}
     settings["generation"] = {} if generation is None else generation.to_diff_dict()
     settings["generation"].pop("transformers_version", None)
     return {"model": describe_model(arguments.checkpoint, arguments.engine), "data": corpus.facts, "settings": settings}

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.arguments import Parser, add_engine, add_json, path, positive
+from pipeline.commands.arguments import Parser, add_batch_size, add_dtype, add_engine, add_json, path
 from pipeline.commands.process import join_processes, quick_imports, show_logs
 from pipeline.commands.report import Report
 from pipeline.errors import ConfigError, explain_path
@@ -20,8 +20,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("overrides", nargs="*", help="section.key=value, to change the config that it was trained with")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"], help="(default: test)")
     parser.add_argument("--config", type=path, help="another config than the one found beside the checkpoint")
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows at a time (default: 32)")
+    add_batch_size(parser, "rows")
     add_engine(parser)
+    add_dtype(parser)
     parser.add_argument(
         "--allow-metric-code",
         action="store_true",
@@ -62,7 +63,7 @@ def run(arguments: Namespace) -> Report:
         raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
     if not arguments.allow_metric_code:
         refuse_metric_code(config.evaluation.metrics)
-    model, task = load_engine(arguments.engine, arguments.checkpoint)
+    model, task = load_engine(arguments.engine, arguments.checkpoint, arguments.dtype)
     if not isinstance(task, get_task(config.task)):
         raise ConfigError(f"task: {arguments.checkpoint} is not a model for {config.task}")
     if arguments.per_row and not task.has_log_probabilities:

@@ -7,7 +7,7 @@ from argparse import ArgumentTypeError, Namespace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from pipeline.commands.arguments import Parser, add_engine, name, path, positive
+from pipeline.commands.arguments import Parser, add_dtype, add_engine, name, path, positive
 from pipeline.commands.process import quick_imports, show_logs
 from pipeline.commands.texts import check_text
 from pipeline.errors import ConfigError, explain_path
@@ -35,9 +35,7 @@ def add_arguments(parser: Parser) -> None:
         "others can reach the server",
     )
     add_engine(parser)
-    parser.add_argument(
-        "--dtype", type=name, help="of the torch engine: float32, bfloat16 or float16 (default: as stored)"
-    )
+    add_dtype(parser)
     limits = parser.add_argument_group("bounds")
     limits.add_argument(
         "--batch-size", type=positive, default=64, metavar="N", help="texts answered together (default: 64)"

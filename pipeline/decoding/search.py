@@ -7,20 +7,30 @@ Shapes: B rows that go on, K beams, L tokens so far, V vocabulary, C copies of e
 """
 
 import copy
+import math
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.cache_utils import EncoderDecoderCache
 from transformers.generation import GenerateBeamEncoderDecoderOutput, GenerationMode
 from transformers.modeling_outputs import BaseModelOutput
+
+from pipeline.decoding.steps import Steps, steps_of
 
 NEVER = -1.0e9  # as a score; finite, as in `generate`
 # Models of others whose decoder needs no more for a step than the new token, the encoded source with its mask, and its
 # keys and values. Their beams have a copy of the source each, those of our own model share one.
 PAIRS = ("bart", "m2m_100", "marian", "mbart", "mt5", "pegasus", "t5")
+CHUNK = 100  # scores of which only the best is looked at first
+SEQUENCES = 512  # of a part, at most
+ENCODED = 1024  # padded tokens that are encoded at a time; with more, what the layers make leaves the CPU's cache
+Part = TypeVar("Part")
+Found = TypeVar("Found")
 
 
 def search_of(model: PreTrainedModel, generation: GenerationConfig | None) -> Callable | None:
@@ -51,6 +61,26 @@ def complete(generation: GenerationConfig | None, model: PreTrainedModel) -> Gen
     return generation
 
 
+def encode(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> dict[str, BaseModelOutput]:
+    """Encode sources (B, S) under their mask for a search: the argument of `generate` that has them, (B, S, D).
+
+    Rows that follow one another are encoded together, without the padding that only others need. So a batch may be as
+    large as the decoder likes. Nothing where `generate` does as well.
+    """
+    if not _is_shared_out(input_ids):
+        return {}
+    encoder = model.get_encoder()
+
+    def encode_part(part: tuple[Tensor, Tensor]) -> Tensor:
+        ids, mask = (tensor[:, : _width(part[1])] for tensor in part)
+        states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return nn.functional.pad(states, (0, 0, 0, input_ids.shape[1] - states.shape[1]))
+
+    cuts = _cuts(attention_mask, input_ids.numel(), ENCODED)
+    parts = zip(input_ids.tensor_split(cuts), attention_mask.tensor_split(cuts), strict=True)
+    return {"encoder_outputs": BaseModelOutput(torch.cat(_on_threads(encode_part, [*parts])))}
+
+
 def greedy_search(
     model: PreTrainedModel,
     input_ids: Tensor,
@@ -60,24 +90,28 @@ def greedy_search(
     **model_kwargs,
 ) -> Tensor:
     """Take the most probable token at each step, until a criterion is met: decoder inputs (B, 1) to (B, L)."""
+    whole = Rows(model, input_ids, logits_processor, stopping_criteria, generation_config, *_source(model_kwargs))
+    return _stack(_in_parts(_search_greedily, whole, 1), generation_config)
+
+
+def _search_greedily(part: "Rows") -> list[Tensor]:
+    """Return the answer to each row, (L)."""
+    input_ids = new_ids = part.input_ids
     answers = [input_ids[0]] * len(input_ids)
     rows = torch.arange(len(input_ids), device=input_ids.device)  # those that go on
-    source, attention_mask, past_key_values = _inputs(model_kwargs)
-    new_ids = input_ids
+    steps = part.begin(beams=1)
     while len(rows):
-        logits = _next_logits(model, new_ids, source, attention_mask, past_key_values)
-        new_ids = logits_processor(input_ids, logits).argmax(-1, keepdim=True)
+        logits = part.logits_processor(input_ids, steps.next_logits(new_ids))  # (B, V)
+        new_ids = _argmax(logits)[:, None]
         input_ids = torch.cat([input_ids, new_ids], 1)
-        is_done = stopping_criteria(input_ids, None)
+        is_done = part.stopping_criteria(input_ids, None)
         if is_done.any():
             for row, ids in zip(rows[is_done].tolist(), input_ids[is_done], strict=True):
                 answers[row] = ids
-            going_on = (~is_done).nonzero().squeeze(1)
-            rows, source, attention_mask, input_ids, new_ids = (
-                tensor[going_on] for tensor in (rows, source, attention_mask, input_ids, new_ids)
-            )
-            past_key_values.batch_select_indices(going_on)
-    return _stack(answers, generation_config)
+            going_on = _close_ranks(~is_done)
+            rows, input_ids, new_ids = (tensor[going_on] for tensor in (rows, input_ids, new_ids))
+            steps.keep(going_on)
+    return answers
 
 
 def beam_search(
@@ -92,52 +126,53 @@ def beam_search(
 
     Scores are sums of log-probabilities, of finished sequences divided by length ** length_penalty.
     """
-    beams, wanted = generation_config.num_beams, generation_config.num_return_sequences
-    beginning = input_ids.shape[1]
-    running = input_ids.unflatten(0, (-1, beams))  # (B, K, L)
-    answers = [input_ids[0]] * (len(running) * wanted)
-    best_scores = torch.full((len(running), wanted), NEVER, device=input_ids.device)
-    rows = torch.arange(len(running), device=input_ids.device)
-    scores = torch.full(running.shape[:2], NEVER, device=input_ids.device)
+    whole = Rows(model, input_ids, logits_processor, stopping_criteria, generation_config, *_source(model_kwargs))
+    found = _in_parts(_search_beams, whole, generation_config.num_beams)
+    sequences = _stack([ids for row, _ in found for ids in row], generation_config)
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    return GenerateBeamEncoderDecoderOutput(
+        sequences=sequences, sequences_scores=torch.cat([scores for _, scores in found])
+    )
+
+
+def _search_beams(part: "Rows") -> list[tuple[Tensor, Tensor]]:
+    """Return the N best of each row, (N, L), and their scores, (N)."""
+    generation = part.generation
+    beams, wanted = generation.num_beams, generation.num_return_sequences
+    beginning = part.input_ids.shape[1]
+    running = part.input_ids.unflatten(0, (-1, beams))  # (B, K, L)
+    rows = torch.arange(len(running), device=running.device)
+    scores = torch.full(running.shape[:2], NEVER, device=running.device)
     finished = Finished(running, torch.full_like(scores, NEVER), torch.zeros_like(scores, dtype=torch.bool))
     scores[:, 0] = 0  # all beams are alike at first: the others must not be chosen
     may_improve = torch.ones_like(rows, dtype=torch.bool)
-    source, attention_mask, past_key_values = _inputs(model_kwargs)
-    copies = torch.arange(len(source) // len(rows), device=rows.device)  # (C)
-    new_ids = input_ids
+    answers = [(running[0], scores[0])] * len(rows)
+    steps = part.begin(beams)
+    new_ids = part.input_ids
     while len(rows):
-        logits = _next_logits(model, new_ids, source, attention_mask, past_key_values)
-        logs = logits_processor(running.flatten(0, 1), logits.log_softmax(-1))  # (B * K, V)
-        grown, totals, origin = _grow(running, scores, logs, generation_config)
-        is_done = stopping_criteria(grown.flatten(0, 1), None).unflatten(0, grown.shape[:2])  # (B, candidates)
-        finished = finished.update(grown, totals, is_done, may_improve, beginning, generation_config)
+        logs = steps.next_logits(new_ids).log_softmax(-1)  # (B * K, V)
+        logs = part.logits_processor(running.flatten(0, 1), logs)
+        grown, totals, origin = _grow(running, scores, logs, generation)
+        is_done = part.stopping_criteria(grown.flatten(0, 1), None).unflatten(0, grown.shape[:2])  # (B, candidates)
+        finished = finished.update(grown, totals, is_done, may_improve, beginning, generation)
         scores, best = (totals + is_done * NEVER).topk(beams)
         running, origin = _take(grown, best), origin.gather(1, best)
-        may_improve = may_improve & finished.may_improve(scores, beginning, generation_config)
+        may_improve = may_improve & finished.may_improve(scores, beginning, generation)
         going_on = may_improve & ~is_done.all(1)
-        if generation_config.early_stopping is True:
+        if generation.early_stopping is True:
             going_on &= ~finished.is_there.all(1)
-        remaining_rows = going_on.nonzero().squeeze(1)
-        if len(remaining_rows) < len(rows):
+        steps.reorder(origin)
+        if not going_on.all():
             done = finished[~going_on]
-            best_scores[rows[~going_on]] = done.scores[:, :wanted]
-            for row, ids in zip(rows[~going_on].tolist(), done.ids[:, :wanted], strict=True):
-                answers[row * wanted : (row + 1) * wanted] = ids
-            remaining_sources = (remaining_rows[:, None] * len(copies) + copies).flatten()
-            past_key_values.cross_attention_cache.batch_select_indices(remaining_sources)
-            source, attention_mask = source[remaining_sources], attention_mask[remaining_sources]
-            rows, running, scores, may_improve = (
-                tensor[remaining_rows] for tensor in (rows, running, scores, may_improve)
-            )
-            finished = finished[remaining_rows]
-        past_key_values.self_attention_cache.reorder_cache(
-            (remaining_rows[:, None] * beams + origin[remaining_rows]).flatten()
-        )
+            for row, *answer in zip(rows[~going_on].tolist(), done.ids, done.scores, strict=True):
+                answers[row] = tuple(best_first[:wanted] for best_first in answer)
+            remaining = _close_ranks(going_on)
+            rows, running, scores, may_improve = (tensor[remaining] for tensor in (rows, running, scores, may_improve))
+            finished = finished[remaining]
+            steps.keep(remaining)
         new_ids = running[..., -1:].flatten(0, 1)
-    sequences = _stack(answers, generation_config)
-    if not generation_config.return_dict_in_generate:
-        return sequences
-    return GenerateBeamEncoderDecoderOutput(sequences=sequences, sequences_scores=best_scores.flatten())
+    return answers
 
 
 class Finished:
@@ -201,23 +236,150 @@ def _is_pair(model: PreTrainedModel) -> bool:
     return isinstance(model, PreTrainedModel) and model.config.model_type in PAIRS
 
 
-def _inputs(model_kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, EncoderDecoderCache]:
+@dataclass
+class Rows:
+    """What a search begins with: decoder inputs (B * K, P), the source (B * C, S, D), and its mask (B * C, S)."""
+
+    model: PreTrainedModel
+    input_ids: Tensor
+    logits_processor: LogitsProcessorList
+    stopping_criteria: StoppingCriteriaList
+    generation: GenerationConfig
+    source: Tensor
+    attention_mask: Tensor
+
+    def begin(self, beams: int) -> Steps:
+        return steps_of(self.model, self.source, self.attention_mask, beams)
+
+    def split(self, cuts: list[int], beams: int) -> list["Rows"]:
+        """Cut before these rows into parts, whose rows are of like length where rows are sorted."""
+        rows = len(self.input_ids) // beams
+
+        def cut(tensor: Tensor) -> list[Tensor]:
+            return [part.flatten(0, 1) for part in tensor.unflatten(0, (rows, -1)).tensor_split(cuts)]
+
+        inputs = zip(cut(self.input_ids), cut(self.source), cut(self.attention_mask), strict=True)
+        return [
+            replace(
+                self,
+                input_ids=input_ids,
+                source=source[:, : _width(mask)],
+                attention_mask=mask[:, : _width(mask)],
+                # Some prepare themselves when they are first called.
+                logits_processor=LogitsProcessorList(map(copy.copy, self.logits_processor)),
+            )
+            for input_ids, source, mask in inputs
+        ]
+
+
+def _width(attention_mask: Tensor) -> int:
+    """Return how many places of (B, S) there are up to the last one that a row reads."""
+    return attention_mask.shape[1] - int(attention_mask.bool().any(0).flip(0).int().argmax())
+
+
+def _source(model_kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     # Not by parameters of the searches, as `generate` then hands on what it was given beside what it made of that.
-    source = model_kwargs["encoder_outputs"].last_hidden_state
-    return source, model_kwargs["attention_mask"], model_kwargs["past_key_values"]
+    return model_kwargs["encoder_outputs"].last_hidden_state, model_kwargs["attention_mask"]
 
 
-def _next_logits(
-    model: PreTrainedModel, new_ids: Tensor, source: Tensor, attention_mask: Tensor, cache: EncoderDecoderCache
-) -> Tensor:
-    outputs = model(
-        decoder_input_ids=new_ids,
-        encoder_outputs=BaseModelOutput(source),
-        attention_mask=attention_mask,
-        past_key_values=cache,
-        use_cache=True,
-    )
-    return outputs.logits[:, -1].float()
+def _in_parts(search: Callable[[Rows], list], whole: Rows, beams: int) -> list:
+    """Search all rows, on a CPU part by part; return what it found for each."""
+    if not _is_shared_out(whole.source):
+        return search(whole)
+    masks = whole.attention_mask.unflatten(0, (len(whole.input_ids) // beams, -1))[:, 0]
+    cuts = _cuts(masks, len(whole.input_ids), SEQUENCES)
+    return [*chain.from_iterable(_on_threads(search, whole.split(cuts, beams)))]
+
+
+def _cuts(attention_mask: Tensor, size: int, most: int) -> list[int]:
+    """Return where to cut rows into parts with as many tokens each, so that threads are done at the same time.
+
+    Args:
+        attention_mask: of the rows, (B, S).
+        size: of all rows, of which a part is to have `most`, or more where its rows are short.
+    """
+    threads = torch.get_num_threads()
+    num_parts = threads * math.ceil(size / (threads * most))
+    tokens = attention_mask.sum(1).cumsum(0)
+    places = torch.searchsorted(tokens, torch.arange(1, num_parts) * tokens[-1] // num_parts)
+    return [place for place in places.unique().tolist() if place]
+
+
+def _is_shared_out(tensor: Tensor) -> bool:
+    # Of several processes each has its share of the CPU, and of a sharded model they take each step together.
+    return tensor.device.type == "cpu" and not torch.distributed.is_initialized()
+
+
+def _on_threads(work: Callable[[Part], Found], parts: list[Part]) -> list[Found]:
+    """Work on as many parts at once as there are threads.
+
+    The products of one step are too small to be shared by threads well, and what else a step does is not shared at all.
+    Parts that are not too large leave what they compute in the CPU's cache.
+    """
+    threads = torch.get_num_threads()
+    autocast = torch.autocast("cpu", torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
+
+    @torch.no_grad()  # which each thread has by itself, as it has autocast
+    def work_alone(part: Part) -> Found:
+        with autocast:
+            return work(part)
+
+    share = max(1, threads // len(parts))
+    # Each thread has a number for OpenMP; that of MKL is shared by all.
+    pool = ThreadPoolExecutor(min(threads, len(parts)), initializer=torch.set_num_threads, initargs=(share,))
+    try:
+        with pool:
+            return [*pool.map(work_alone, parts)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _close_ranks(going_on: Tensor) -> Tensor:
+    """Return the places of the rows that go on, where the last ones take the places of those that do not.
+
+    So little is moved: of going_on [1, 0, 1, 1] it is [0, 3, 2].
+    """
+    places = torch.arange(int(going_on.sum()), device=going_on.device)
+    left, right = going_on[: len(places)], going_on[len(places) :]
+    places[~left] = right.nonzero().squeeze(1) + len(places)
+    return places
+
+
+def _argmax(scores: Tensor) -> Tensor:
+    """Return the place of the best score of each row, the first of equal ones, as `argmax` does: (B, V) to (B)."""
+    chunks = _chunks(scores)
+    if scores.device.type != "cpu" or not chunks.shape[1]:
+        return scores.argmax(-1)
+    bests = chunks.amax(-1)  # (B, chunks)
+    best_chunk = bests.argmax(-1)
+    rows = torch.arange(len(scores))
+    places = best_chunk * CHUNK + chunks[rows, best_chunk].argmax(-1)
+    rest = scores[:, chunks.shape[1] * CHUNK :]  # behind the last chunk
+    if rest.shape[1]:
+        is_in_rest = rest.amax(-1) > bests[rows, best_chunk]
+        places = torch.where(is_in_rest, chunks.shape[1] * CHUNK + rest.argmax(-1), places)
+    return places
+
+
+def _chunks(scores: Tensor) -> Tensor:
+    """Cut each row into chunks: (B, V) to (B, chunks, CHUNK), without what is behind the last one.
+
+    On a CPU `argmax` and `topk` take several times as long as to look first at which chunks have the best scores.
+    """
+    return scores[:, : scores.shape[1] // CHUNK * CHUNK].unflatten(1, (-1, CHUNK))
+
+
+def _topk(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the best scores of each row and their places, as `scores.topk(count)` does: (B, N) to (B, count) each."""
+    chunks = _chunks(scores)
+    if scores.device.type != "cpu" or chunks.shape[1] <= count:
+        return scores.topk(count)
+    best_chunks = chunks.amax(-1).topk(count).indices  # (B, count)
+    places = (best_chunks[..., None] * CHUNK + torch.arange(CHUNK)).flatten(1)
+    rest = torch.arange(chunks.shape[1] * CHUNK, scores.shape[1]).expand(len(scores), -1)  # behind the last chunk
+    places = torch.cat([places, rest], 1)
+    best, index = scores.gather(1, places).topk(count)
+    return best, places.gather(1, index)
 
 
 def _grow(running: Tensor, scores: Tensor, logs: Tensor, generation: GenerationConfig) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,7 +391,7 @@ def _grow(running: Tensor, scores: Tensor, logs: Tensor, generation: GenerationC
     ends = 0 if eos is None else len(eos) if isinstance(eos, list) else 1
     vocabulary, beams = logs.shape[-1], running.shape[1]
     totals = (logs.unflatten(0, (-1, beams)) + scores[..., None]).flatten(1)  # (B, K * V)
-    totals, index = totals.topk(max(2, 1 + ends) * beams)
+    totals, index = _topk(totals, max(2, 1 + ends) * beams)
     origin, token = index // vocabulary, index % vocabulary
     return torch.cat([_take(running, origin), token[..., None]], -1), totals, origin
 

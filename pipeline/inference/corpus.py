@@ -1,6 +1,6 @@
 """The answers of a model to a corpus, window by window: never more of it in memory than one window.
 
-A window is `WINDOW` batches of texts that follow one another. Inside it the batches hold texts of like length. Which
+A window is so many texts that follow one another. Inside it the batches hold texts of like length. Which
 texts share a window, and so a batch, depends on nothing else, so a window has the same answers in each run.
 """
 
@@ -21,7 +21,8 @@ from pipeline.inference.batches import batches_by_length
 from pipeline.inference.hypotheses import Hypothesis, Wanted, find_hypotheses
 from pipeline.tasks.base import Task
 
-WINDOW = 16  # batches
+WINDOW = 2048  # texts
+BATCHES = 16  # in a window, of a size that is given
 UNBOUNDED = 10**29  # of `model_max_length`, where a tokenizer states none
 # Times as long as any text of the training, where the positions have no end. A model says nothing of use there, and one
 # such text would make its batch as wide as itself.
@@ -104,7 +105,7 @@ class AnswerSettings:
     """How texts are answered.
 
     Attributes:
-        batch_size: texts at a time.
+        batch_size: texts at a time; None for as many as their lengths allow, see `batches_by_length`.
         overlong: whether a text that is longer than those of the training is split at the ends of its sentences, whose
             answers are joined, or has no answer. A single sentence is answered as long as the model can read it.
         on_bad_row: whether a text that has no answer is an error, or its answer is an empty one.
@@ -113,7 +114,7 @@ class AnswerSettings:
         wanted: what is asked for beside one text.
     """
 
-    batch_size: int = 128
+    batch_size: int | None = None
     overlong: Overlong = "split"
     on_bad_row: OnBadRow = "error"
     language: str = "en"

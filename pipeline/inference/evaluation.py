@@ -67,7 +67,7 @@ def evaluate(
     *,
     metrics: Sequence[str | Metric] = (),
     generation: GenerationConfig | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> Evaluation:
     """Score a trained model on rows, such as `{"source": "1 2 3", "target": "3 2 1"}`.
 
@@ -78,6 +78,7 @@ def evaluate(
             their names for a forecaster.
         metrics: names as in `evaluation.metrics`, or functions; without any, no predictions are made.
         generation: how a model that generates makes its predictions; its own generation config where left out.
+        batch_size: rows at a time; None for as many as their lengths allow, see `batches_by_length`.
 
     Raises:
         DataError: for a row that cannot be used, a column that is missing, or no rows at all.
@@ -108,7 +109,7 @@ def evaluate_features(
     task: Task,
     features: Sequence[Feature],
     *,
-    batch_size: int,
+    batch_size: int | None,
     generation: GenerationConfig | None = None,
     metrics: Sequence[Metric] = (),
     description: str | None = "evaluating",

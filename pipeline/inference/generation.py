@@ -19,7 +19,7 @@ def generate(
     task: Task,
     texts: Sequence[str],
     generation: GenerationConfig | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     *,
     source_lang: str | None = None,
     target_lang: str | None = None,
@@ -30,6 +30,7 @@ def generate(
     an empty one where there is nothing to read in it.
 
     Args:
+        batch_size: texts at a time; None for as many as their lengths allow, see `batches_by_length`.
         source_lang, target_lang: of all texts, where the model is told languages; its default ones if left out.
 
     Raises:

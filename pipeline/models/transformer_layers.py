@@ -177,7 +177,7 @@ class MultiHeadAttention(nn.Module):
         beams = query.shape[0] // key.shape[0]  # `len` would fix the size of the batch in an export
         if beams > 1:  # of one source, whose keys are there once: they are queries of one row
             query = query.unflatten(0, (-1, beams)).transpose(1, 2).flatten(2, 3)  # (B, H, beams * T, E)
-            attention_mask = attention_mask[..., :1, :] if isinstance(attention_mask, Tensor) else None
+            attention_mask = self._mask_of_beams(attention_mask, query)
         kernel = "flex_attention" if isinstance(attention_mask, BlockMask) else self.config._attn_implementation
         if kernel == "sdpa" and (kwargs.get("output_attentions") or self._is_short(query, key)):
             kernel = "eager"
@@ -202,6 +202,12 @@ class MultiHeadAttention(nn.Module):
             if weights is not None:
                 weights = weights.unflatten(2, (beams, -1)).transpose(1, 2).flatten(0, 1)
         return self.out_proj(mixed.flatten(-2)), weights
+
+    def _mask_of_beams(self, mask: Tensor | BlockMask | None, query: Tensor) -> Tensor | None:
+        """Return the mask of the beams of a source: one for all, or, as it is, one that has a line for each."""
+        if not isinstance(mask, Tensor):
+            return None
+        return mask if mask.shape[-2] == query.shape[2] else mask[..., :1, :]
 
     def _is_short(self, query: Tensor, key: Tensor) -> bool:
         """Tell where PyTorch's kernel, which takes each head of each row separately, costs more than the arithmetic."""

@@ -32,7 +32,6 @@ from pipeline.tasks.row_languages import choose_from
 from pipeline.training.checkpoints import find_config
 from pipeline.training.out_of_memory import is_out_of_memory
 
-DTYPES = ("float32", "bfloat16", "float16")
 ANY_LANGUAGE = "und"  # ISO 639-2 for undetermined
 SHOWN_SETTINGS = ("num_beams", "max_new_tokens", "do_sample", "temperature", "top_k", "top_p")
 MOST_TOKENS = 1024  # that a request may let be generated, unless the model's own config says more
@@ -298,21 +297,12 @@ def load_served(checkpoint: str, engine: str = TORCH, dtype: str | None = None) 
     """Load a checkpoint to be served.
 
     Args:
-        dtype: of the torch engine's weights; None leaves them as they are stored.
+        dtype: as `load_engine`.
 
     Raises:
-        ConfigError: as `load_engine`, and for a type beside another engine, whose export has its own.
+        ConfigError: as `load_engine`.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"--dtype: {dtype!r} is unknown; choose from {', '.join(DTYPES)}")
-    if dtype is not None and engine != TORCH:
-        raise ConfigError(
-            f"--dtype {dtype}: an export for {engine} has its own type; leave it out, or export again with another "
-            "--quantization"
-        )
-    model, task = load_engine(engine, checkpoint)
-    if dtype is not None:
-        model.to(getattr(torch, dtype))
+    model, task = load_engine(engine, checkpoint, dtype)
     columns: list[str] = []
     with suppress(ConfigError):  # a model of others, or of the Hub
         data = load_config(find_config(Path(checkpoint))).data

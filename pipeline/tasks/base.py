@@ -24,7 +24,7 @@ from pipeline.config import Config, DataConfig, Section
 from pipeline.data.rows import BadRow, Columns, Feature
 from pipeline.data.splits import Rows
 from pipeline.data_config import ColumnNames
-from pipeline.decoding.search import search_of
+from pipeline.decoding.search import encode, search_of
 from pipeline.errors import ConfigError
 from pipeline.tasks.row_languages import Languages, choose_from
 
@@ -265,11 +265,13 @@ class Task(ABC):
         self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None
     ) -> Tensor | ModelOutput:
         """Return what `model.generate` does for a batch: token ids behind their prompt or start, one row an answer."""
+        search = search_of(model, generation)
         return model.generate(
             batch["input_ids"],
             attention_mask=batch["attention_mask"],
             generation_config=generation,
-            custom_generate=search_of(model, generation),
+            custom_generate=search,
+            **(encode(model, batch["input_ids"], batch["attention_mask"]) if search else {}),
             **self.begin_answers(batch),
         )
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+import torch
 
 from pipeline.data.corpus import Corpus, Text
 from pipeline.inference.hypotheses import Hypothesis
 from pipeline.inference.parts import Output
+from pipeline.tasks.sequence_to_sequence import SequenceToSequence
 from tests.conftest import ROOT
 
 
@@ -58,6 +60,28 @@ def test_generate_names_what_is_wrong(command, finished_folder, tmp_path):
     assert done.returncode == 2 and "error: " in done.stderr
     with pytest.raises(SystemExit):
         command("generate", finished_folder, "1 2", "--batch-size", "0")
+
+
+@pytest.mark.parametrize("words", [["generate", "1 2 3"], ["score", "--split", "test"]], ids=["generate", "score"])
+def test_the_type_of_the_weights(command, finished_folder, monkeypatch, words):
+    types = []
+    predict = SequenceToSequence.predict
+
+    def watched(task, model, batch, generation):
+        types.append(model.dtype)
+        return predict(task, model, batch, generation)
+
+    monkeypatch.setattr(SequenceToSequence, "predict", watched)
+    name, *arguments = words
+    for given in ([], ["--dtype", "bf16"], ["--dtype", "float32"]):
+        done = command(name, finished_folder, *arguments, *given)
+        assert done.returncode == 0, done.stderr
+    assert types == [torch.float32, torch.bfloat16, torch.float32]
+    done = command(name, finished_folder, *arguments, "--dtype", "int8")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --dtype: 'int8' is unknown; choose from float32, bfloat16, bf16,")
+    done = command(name, finished_folder, *arguments, "--dtype", "bf16", "--engine", "onnx")
+    assert done.returncode == 2 and "--dtype bf16: an export for onnx has its own type" in done.stderr
 
 
 @pytest.fixture

@@ -1,7 +1,11 @@
+import threading
+
 import pytest
 import torch
 from transformers import GenerationConfig
 
+from pipeline.decoding import search as search_module
+from pipeline.decoding import steps
 from pipeline.decoding.search import PAIRS, beam_search, greedy_search, search_of
 from tests import families
 
@@ -103,6 +107,69 @@ def test_models_of_others_are_searched_as_by_generate(sources, family, options):
         torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores)
         ours, theirs = ours.sequences, theirs.sequences
     assert [strip(ids, [2, 5, 9]) for ids in ours.tolist()] == [strip(ids, [2, 5, 9]) for ids in theirs.tolist()]
+
+
+@pytest.mark.parametrize("family", [None, "marian"])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3, "num_return_sequences": 2, "no_repeat_ngram_size": 2}], ids=str
+)
+def test_parts_on_threads_give_what_the_whole_gives(model, sources, family, options, monkeypatch):
+    """More parts than threads; each has rows that end, and room in its cache for fewer tokens than there are."""
+    model = families.make_model(family, VOCABULARY, **SPECIAL) if family else model
+    generation = GenerationConfig(**SPECIAL, max_new_tokens=20, **options)
+    batch = torch.nn.utils.rnn.pad_sequence([source[0] for source in sources], batch_first=True)
+    inputs = {"inputs": batch, "attention_mask": batch.ne(0).long(), "generation_config": generation}
+    theirs = model.generate(**inputs)
+    num_threads = torch.get_num_threads()
+    monkeypatch.setattr(search_module, "SEQUENCES", 16)
+    monkeypatch.setattr(steps, "ROOM", 2)
+    threads = set()
+    forward = type(model).forward
+
+    def watched(*args, **kwargs):
+        threads.add(threading.get_ident())
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", watched)
+    torch.set_num_threads(2)
+    try:
+        ours = model.generate(**inputs, custom_generate=search_of(model, generation))
+        assert torch.get_num_threads() == 2, "as it was"
+    finally:
+        torch.set_num_threads(num_threads)
+    assert [strip(ids, [2]) for ids in ours.tolist()] == [strip(ids, [2]) for ids in theirs.tolist()]
+    assert len(threads - {threading.get_ident()}) == 2
+
+
+def test_the_best_scores_are_found_by_chunks():
+    scores = torch.randn(3, 1234, generator=torch.Generator().manual_seed(0))
+    scores[0, 1233] = scores[1, 0] = 9.0
+    scores[2, 500:520] = -torch.inf
+    for best, expected in zip(search_module._topk(scores, 10), scores.topk(10), strict=True):
+        assert torch.equal(best, expected)
+    scores[:, [7, 700]] = 10.0
+    assert search_module._argmax(scores).tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize("family", [None, "marian", "t5"])
+def test_sources_encoded_in_parts_are_as_those_encoded_together(model, sources, family, monkeypatch):
+    model = families.make_model(family, VOCABULARY, **SPECIAL) if family else model
+    batch = torch.nn.utils.rnn.pad_sequence([source[0] for source in sources], batch_first=True)
+    mask = batch.ne(0).long()
+    monkeypatch.setattr(search_module, "ENCODED", 40)
+    with torch.no_grad():
+        states = search_module.encode(model, batch, mask)["encoder_outputs"].last_hidden_state
+        expected = model.get_encoder()(input_ids=batch, attention_mask=mask).last_hidden_state
+    assert states.shape == expected.shape
+    torch.testing.assert_close(states[mask.bool()], expected[mask.bool()])
+
+
+def test_parts_have_as_many_tokens_each(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    mask = (torch.arange(16) < torch.tensor([16, 8, 4, 4, 2, 2])[:, None]).long()
+    assert search_module._cuts(mask, size=6, most=3) == [1]
+    assert search_module._cuts(mask, size=6, most=2) == [1, 2]
+    assert search_module._cuts(mask[:1], size=1, most=2) == []
 
 
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import redirect_stderr
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pipeline.progress import progress_bar as bar
 from tests.conftest import Terminal
 
 
-def shares(model, task, features, batch_size: int, world_size: int) -> list[list[list[dict]]]:
+def shares(model, task, features, batch_size: int | None, world_size: int) -> list[list[list[dict]]]:
     """For each rank its batches, as features."""
     return [
         [samples for samples, _ in batches_by_length(model, task, features, batch_size, rank, world_size)]
@@ -27,6 +28,28 @@ def test_every_sample_once_the_longest_first(make_model, task, features, batch_s
     assert sorted(sample["sample_id"] for sample in samples) == list(range(len(features)))
     assert [task.lengths(sample) for sample in samples] == sorted(map(task.lengths, features), reverse=True)
     assert all(len(batch) == batch_size for batch in batches[:-1])
+
+
+@pytest.mark.parametrize("tokens", [1, 12, 30, 10_000])
+def test_a_batch_without_a_size_is_as_large_as_its_lengths_allow(make_model, task, features, tokens, monkeypatch):
+    monkeypatch.setattr(batches, "MOST_TOKENS", tokens)
+    [taken] = shares(make_model(), task, features, None, 1)
+
+    def padded(rows):
+        return len(rows) * sum(map(max, zip(*map(task.lengths, rows), strict=True)))
+
+    assert [sample for batch in taken for sample in batch] == sorted(features, key=task.lengths, reverse=True)
+    assert all(padded(batch) <= tokens or len(batch) == 1 for batch in taken)
+    assert all(padded([*batch, after[0]]) > tokens for batch, after in pairwise(taken))
+
+
+def test_its_size_follows_from_the_memory(make_model, monkeypatch):
+    model = make_model()
+    assert batches.most_tokens(model) == batches.MOST_TOKENS
+    monkeypatch.setattr(batches, "total_memory", lambda device: 10 * model.config.vocab_size * 4 * 32)
+    assert batches.most_tokens(model) == 10
+    monkeypatch.setattr(batches, "total_memory", lambda device: 1)
+    assert batches.most_tokens(model) == 1
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -26,6 +26,13 @@ from pipeline.tasks.trained_model import load_task, load_trained
 EXPORTS_FOLDER = "exports"
 EQUIVALENCE_FILE = "equivalence.json"
 TORCH = "torch"  # the model itself
+DTYPES = {  # of its weights
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
 BESIDE_WEIGHTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "source.spm", "target.spm", "vocab.json")
 
 
@@ -131,22 +138,31 @@ ENGINES: dict[str, EngineSpec] = {
 }
 
 
-def load_engine(name: str, checkpoint: str | Path) -> tuple[Any, Task]:
+def load_engine(name: str, checkpoint: str | Path, dtype: str | None = None) -> tuple[Any, Task]:
     """Load what runs a checkpoint, and the task that it was trained for.
 
     Args:
         name: "torch" for the model itself, or an engine of the table, which runs the export beside the checkpoint.
         checkpoint: folder of a trained model; for "torch" a Hub id as well.
+        dtype: of the weights of "torch", a name of `DTYPES`; None leaves them as they are stored.
 
     Returns:
         A `PreTrainedModel`, or an `Engine` in its place.
 
     Raises:
-        ConfigError: for an engine that is unknown or not installed, and for an export that is not there, damaged, or
-            made from other weights.
+        ConfigError: for an engine that is unknown or not installed, for an export that is not there, damaged, or made
+            from other weights, and for a type that is unknown, or beside an export, which has its own.
     """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"--dtype: {dtype!r} is unknown; choose from {', '.join(DTYPES)}")
+    if dtype is not None and name != TORCH:
+        raise ConfigError(
+            f"--dtype {dtype}: an export for {name} has its own type; leave it out, or export again with another "
+            "--quantization"
+        )
     if name == TORCH:
-        return load_trained(checkpoint)
+        model, task = load_trained(checkpoint)
+        return (model if dtype is None else model.to(DTYPES[dtype])), task
     if name not in ENGINES:
         raise ConfigError(f"--engine: {name!r} is unknown{nearest(name, (TORCH, *ENGINES))}")
     if not Path(checkpoint).is_dir():
