@@ -7,6 +7,7 @@ Shapes: B rows that go on, K beams, L tokens so far, V vocabulary, C copies of e
 """
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -65,9 +66,10 @@ def encode(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) ->
     """Encode sources (B, S) under their mask for a search: the argument of `generate` that has them, (B, S, D).
 
     Rows that follow one another are encoded together, without the padding that only others need. So a batch may be as
-    large as the decoder likes. Nothing where `generate` does as well.
+    large as the decoder likes. Nothing where `generate` does as well, or would refuse the argument: it looks for its
+    name in the signature of `forward`, which tools put another function in place of.
     """
-    if not _is_shared_out(input_ids):
+    if not _is_shared_out(input_ids) or "encoder_outputs" not in inspect.signature(model.forward).parameters:
         return {}
     encoder = model.get_encoder()
 
