@@ -251,12 +251,14 @@ def _check_text_rates(augmentation: AugmentationConfig, data: DataConfig, source
     """Raise ConfigError for rates of a corpus that there is not, or of more rows than there are."""
     for name in TEXT_RATES:
         rates = getattr(augmentation, name)
-        where = f"{source.place(('augmentation', name))}augmentation.{name}"
         for corpus in rates if isinstance(rates, dict) else ():
-            if data.mix is None:
-                raise ConfigError(f"{where}: there is no data.mix that could have a corpus {corpus!r}; give one number")
-            if corpus not in data.mix:
-                raise ConfigError(f"{where}: there is no corpus {corpus!r}{nearest(corpus, data.mix)}")
+            if corpus not in (data.mix or ()):
+                problem = (
+                    f"there is no data.mix that could have a corpus {corpus!r}; give one number"
+                    if data.mix is None
+                    else f"there is no corpus {corpus!r}{nearest(corpus, data.mix)}"
+                )
+                raise ConfigError(f"{source.place(('augmentation', name))}augmentation.{name}: {problem}")
     for corpus in data.mix or [""]:
         rates = augmentation.text_rates(corpus)
         if rates["upper_case"] + rates["title_case"] > 1:

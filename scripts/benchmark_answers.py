@@ -1,13 +1,8 @@
-"""Answer a test split in one way, and print its measure as JSON; scripts/benchmark.py starts a process for each.
-
-Needs ctranslate2 of the extra `export`.
-"""
+"""Answer a test split in one way, and print its measure as JSON; scripts/benchmark.py starts a process for each."""
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -17,12 +12,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import ctranslate2
-import sacrebleu
 from transformers import GenerationConfig
 
 from pipeline.data.splits import open_split
-from pipeline.exporting import ctranslate2 as ctranslate2_export
 from pipeline.exporting.stock import to_stock
 from pipeline.inference.generation import generate
 from pipeline.tasks.config_loading import load_config
@@ -32,8 +24,6 @@ from scripts.machine import DTYPES
 
 WARM_UP = 64  # sentences, before the time runs
 STOCK_ROWS = 64  # of a batch
-TRIED, SIZES = 200, (16, 32, 64)  # sentences to try CTranslate2 on; of a batch to try
-POSITIONS = 512  # of a model of CTranslate2
 
 
 def decode(arguments: argparse.Namespace, beams: int, dtype: str) -> dict[str, Any]:
@@ -50,7 +40,8 @@ def decode(arguments: argparse.Namespace, beams: int, dtype: str) -> dict[str, A
 def decode_by_stock(arguments: argparse.Namespace, beams: int) -> dict[str, Any]:
     """Answer by transformers' own model with the same weights, in batches in the order of the file."""
     test = open_test(arguments, beams)
-    return measure_answers(test, lambda texts: call_generate(test, to_stock(test.model), texts, STOCK_ROWS))
+    model = to_stock(test.model).to(test.device)
+    return measure_answers(test, lambda texts: call_generate(test, model, texts, STOCK_ROWS))
 
 
 def decode_alone(arguments: argparse.Namespace, beams: int) -> dict[str, Any]:
@@ -88,11 +79,9 @@ def open_test(arguments: argparse.Namespace, beams: int) -> TestSplit:
 
 def measure_answers(test: TestSplit, answer: Callable[[list[str]], list[list[int]]]) -> dict[str, Any]:
     """Measure what a way to answer gives: sentences and tokens a second, BLEU, and a checksum of each answer."""
-    texts = [row["source"] for row in test.rows]
-    answer(texts[:WARM_UP])
-    begin = time.perf_counter()
-    answers = answer(texts)
-    seconds = time.perf_counter() - begin
+    import sacrebleu  # not on every machine of scripts/check_gpu.py
+
+    answers, seconds = time_answers(test, answer)
     decoded = [test.task.tokenizer.decode(ids) for ids in answers]
     return {
         "sentences a second": len(answers) / seconds,
@@ -100,6 +89,15 @@ def measure_answers(test: TestSplit, answer: Callable[[list[str]], list[list[int
         "BLEU": sacrebleu.corpus_bleu(decoded, [[row["target"] for row in test.rows]]).score,
         "answers": [zlib.crc32(json.dumps(ids).encode()) for ids in answers],
     }
+
+
+def time_answers(test: TestSplit, answer: Callable[[list[str]], list[list[int]]]) -> tuple[list[list[int]], float]:
+    """Return the answers to all sources, as ids, and the seconds that they took."""
+    texts = [row["source"] for row in test.rows]
+    answer(texts[:WARM_UP])
+    begin = time.perf_counter()
+    answers = answer(texts)
+    return answers, time.perf_counter() - begin
 
 
 def call_generate(test: TestSplit, model: Any, texts: list[str], size: int) -> list[list[int]]:
@@ -112,63 +110,10 @@ def call_generate(test: TestSplit, model: Any, texts: list[str], size: int) -> l
     return answers
 
 
-def try_ctranslate2(arguments: argparse.Namespace, beams: int, dtype: str, quantization: str | None) -> dict[str, Any]:
-    """Find the threads (of batches side by side, of each) and the sentences a batch that are fastest on a part."""
-    test = open_test(arguments, beams)
-    texts = [row["source"] for row in test.rows[:TRIED]]
-    cores, rates = len(os.sched_getaffinity(0)), {}
-    with tempfile.TemporaryDirectory() as folder:
-        ctranslate2_export.write(test.model, test.task, Path(folder), POSITIONS, quantization)
-        for threads, threads_each in {(1, cores), (cores, 1)}:
-            translator = load_translator(folder, dtype, threads, threads_each)
-            translate(test, translator, texts[:WARM_UP], SIZES[0])
-            for size in SIZES:
-                begin = time.perf_counter()
-                translate(test, translator, texts, size)
-                rates[threads, threads_each, size] = len(texts) / (time.perf_counter() - begin)
-    best = max(rates, key=rates.__getitem__)
-    return {"sentences a second": rates[best], "best": best}
-
-
-def decode_by_ctranslate2(
-    arguments: argparse.Namespace,
-    beams: int,
-    dtype: str,
-    quantization: str | None,
-    threads: int,
-    threads_each: int,
-    size: int,
-) -> dict[str, Any]:
-    """Answer by CTranslate2, which sorts the sentences by length itself."""
-    test = open_test(arguments, beams)
-    with tempfile.TemporaryDirectory() as folder:
-        ctranslate2_export.write(test.model, test.task, Path(folder), POSITIONS, quantization)
-        translator = load_translator(folder, dtype, threads, threads_each)
-        return measure_answers(test, lambda texts: translate(test, translator, texts, size))
-
-
-def load_translator(folder: str, dtype: str, threads: int, threads_each: int) -> Any:
-    return ctranslate2.Translator(folder, compute_type=dtype, inter_threads=threads, intra_threads=threads_each)
-
-
-def translate(test: TestSplit, translator: Any, texts: list[str], size: int) -> list[list[int]]:
-    tokenizer = test.task.tokenizer
-    sources = [tokenizer.convert_ids_to_tokens(ids) for ids in tokenizer(texts)["input_ids"]]
-    results = translator.translate_batch(
-        sources,
-        beam_size=test.generation.num_beams,
-        max_batch_size=size,
-        max_decoding_length=test.generation.max_new_tokens,
-    )
-    return [tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in results]
-
-
 MEASUREMENTS: Measurements = {
     "decode": decode,
     "by_stock": decode_by_stock,
     "alone": decode_alone,
-    "try_ctranslate2": try_ctranslate2,
-    "by_ctranslate2": decode_by_ctranslate2,
 }
 
 if __name__ == "__main__":

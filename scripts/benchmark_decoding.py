@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.benchmark_setting import Contenders, Measure, Numbers, Ratio, Setting
 
-SCRIPT = "benchmark_answers.py"
+SCRIPT, CTRANSLATE2_SCRIPT = "benchmark_answers.py", "benchmark_ctranslate2.py"
 SEARCHES = {"greedy": 1, "beam 5": 5}  # name -> beams
 RATE = "sentences a second"
 REFERENCE = "generate, one at a time"
@@ -68,9 +68,9 @@ def with_reference(way: Callable[[], Numbers], reference: Numbers) -> Numbers:
 def take_turn_of_ctranslate2(setting: Setting, beams: int, dtype: str, quantization: str | None) -> Numbers:
     """Try threads and batches, in a process with MKL and in one without, and measure the fastest."""
     what: list[Any] = [beams, dtype, quantization]
-    tried = {mkl: setting.measure(["try_ctranslate2", *what], script=SCRIPT, CT2_USE_MKL=mkl) for mkl in ("0", "1")}
+    tried = {mkl: setting.measure(["try", *what], script=CTRANSLATE2_SCRIPT, CT2_USE_MKL=mkl) for mkl in ("0", "1")}
     mkl = max(tried, key=lambda mkl: tried[mkl][RATE])
     best = tried[mkl]["best"]
-    numbers = setting.measure(["by_ctranslate2", *what, *best], script=SCRIPT, CT2_USE_MKL=mkl)
+    numbers = setting.measure(["decode", *what, *best], script=CTRANSLATE2_SCRIPT, CT2_USE_MKL=mkl)
     threads, threads_each, batch = best
     return numbers | {"best": f"{threads} x {threads_each} threads, {batch} sentences a batch, CT2_USE_MKL={mkl}"}

@@ -5,7 +5,6 @@ The first parts need only torch and transformers; those that read data import th
 
 import argparse
 import copy
-import gc
 import io
 import itertools
 import json
@@ -17,9 +16,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
@@ -27,14 +26,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
-from pipeline.memory import peak_memory
 from pipeline.models.configuration_seq2seq import Seq2SeqTransformerConfig
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.modeling_seq2seq import Seq2SeqTransformerForConditionalGeneration as Model
 from pipeline.models.transformer_layers import BLOCK
 from scripts.machine import describe_machine, matrix_product_rate, synchronize
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+if TYPE_CHECKING:
+    from scripts.benchmark_setting import Setting
+
+CONFIGS, TRAIN = Path(__file__).parents[1] / "configs", Path(__file__).with_name("train.py")
 Figures = dict[str, Any]
 Pair = tuple[list[int], list[int]]
 Batch = dict[str, Tensor]
@@ -224,18 +225,12 @@ def curves(setup: Setup, figures: Figures) -> None:
     Weights, batches and their order are the same. Rounding makes the runs drift apart, as two seeds do, which stays
     far below that.
     """
-    from scripts import benchmark
-
-    arguments = translation(setup, steps=40 if setup.is_tiny else 200)
-    own = benchmark.prepare(arguments, setup.folder)
+    config, steps = translation(setup), 40 if setup.is_tiny else 200
     losses = {}
-    for name in ("float32", "bf16"):
-        output = setup.folder / name
-        settings = ["training.torch_compile=false", "data.packing=false", f"training.output_dir={output}"]
-        settings += [f"training.bf16={str(name == 'bf16').lower()}", "training.disable_tqdm=true"]
-        benchmark.execute([str(benchmark.SCRIPTS / "train.py"), arguments.config, *own, *settings])
-        losses[name] = benchmark.read_logs(output, "loss")
-        figures[f"{name}, last loss"] = losses[name][-1]
+    for dtype in ("float32", "bf16"):
+        overrides = [*trainings(config, dtype, steps), f"training.output_dir={setup.folder / dtype}"]
+        losses[dtype] = run_training([str(TRAIN), config.config, *overrides], "loss")
+        figures[f"{dtype}, last loss"] = losses[dtype][-1]
     figures |= losses
     differences = [abs(low / full - 1) for low, full in zip(losses["bf16"], losses["float32"], strict=True)]
     figures["largest difference"] = max(differences)
@@ -250,7 +245,9 @@ def generation(setup: Setup, figures: Figures) -> None:
     most 2 % of the sentences.
     """
     from pipeline import load_config, train
-    from scripts.benchmark_cases import generate_ids
+    from pipeline.exporting.stock import to_stock
+    from pipeline.inference.generation import generate
+    from scripts.benchmark_answers import STOCK_ROWS, call_generate, open_test, time_answers
 
     symbols, steps, rows = (8, 60, 8) if setup.is_tiny else (20, 600, 256)
     data = [f"data.path={write_pairs(setup, symbols, rows)}", "data.options={}", "data.source=en", "data.target=fr"]
@@ -260,13 +257,17 @@ def generation(setup: Setup, figures: Figures) -> None:
     checkpoint = train(load_config(path, settings)).output_dir
     arguments = argparse.Namespace(config=path, overrides=settings, checkpoint=checkpoint, device=setup.device)
     differing = []
-    generate_ids(arguments, "plain", 1)  # loads kernels
     for beams in (1, 5):
-        ids = {}
-        for name in ("plain", "ours", "stock"):
-            result = generate_ids(arguments, name, beams)
-            ids[name] = result["ids"]
-            figures[f"{beams} beams, {name}: sentences a second"] = result["sentences a second"]
+        test, ids = open_test(arguments, beams), {}
+        stock = to_stock(test.model).to(setup.device)
+        ways: dict[str, Callable[[list[str]], Any]] = {
+            "plain": partial(call_generate, test, test.model, size=STOCK_ROWS),
+            "ours": partial(generate, test.model, test.task, generation=test.generation),
+            "stock": partial(call_generate, test, stock, size=STOCK_ROWS),
+        }
+        for name, answer in ways.items():
+            ids[name], seconds = time_answers(test, answer)
+            figures[f"{beams} beams, {name}: sentences a second"] = len(ids[name]) / seconds
         differing.append(sum(ours != plain for ours, plain in zip(ids["ours"], ids["plain"], strict=True)))
         figures[f"{beams} beams: sentences that differ"] = f"{differing[-1]} of {len(ids['ours'])}"
     expect(max(differing) <= 0.02 * rows, f"{max(differing)} of {rows} sentences differ, more than 2 %")
@@ -277,33 +278,29 @@ def rate(setup: Setup, figures: Figures, is_base: bool = False) -> None:
 
     Both in bf16, on the same pairs. The peak of a step is that of 4,096 target tokens, without weights.
     """
-    from pipeline import load_config, train
-    from scripts import benchmark, benchmark_cases
+    from scripts.benchmark_cases import describe_batches, step_memory
+    from scripts.benchmark_setting import case_command
+    from scripts.benchmark_training import ON_GPU
 
-    arguments = translation(setup, steps=60, is_base=is_base)
-    arguments.overrides = benchmark.prepare(arguments, setup.folder)
-    runs: dict[str, Callable[[], list[float]]] = {  # stock first: ours leaves settings in the environment
-        "stock": lambda: benchmark_cases.stock(arguments, False)["rates"],
-        "ours": lambda: benchmark.read_logs(
-            train(load_config(arguments.config, arguments.overrides)).output_dir, "items_per_second"
-        )[1:],  # the first log holds the compiling
+    config, dtype = translation(setup, is_base), "bf16" if setup.device == "cuda" else "float32"
+    overrides = [*trainings(config, dtype, steps=60), *(ON_GPU if setup.device == "cuda" else [])]
+    commands = {
+        "stock": case_command(config, ["stock", False], overrides),
+        "ours": [str(TRAIN), config.config, *overrides],
     }
-    figures["matrix products, operations a second"] = peak = matrix_product_rate(
-        setup.device, "bf16" if setup.device == "cuda" else "float32"
-    )
     rates = {}
-    for name, run in runs.items():
-        with peak_memory(torch.device(setup.device)) as read_peak:
-            rates[name] = statistics.median(run())
-            figures[f"{name}: peak memory, GB"] = read_peak() / 1e9
+    for name, command in commands.items():
+        # The first log holds the compiling.
+        rates[name] = statistics.median(run_training(command, "items_per_second")[1:])
         figures[f"{name}: target tokens a second"] = rates[name]
-        release(setup.device)
-    figures["vocabulary"] = len(AutoTokenizer.from_pretrained(setup.folder / "tokenizer"))
-    padding, operations = benchmark_cases.describe_batches(arguments)
+    arguments = argparse.Namespace(config=config.config, overrides=overrides, device=setup.device)
+    padding, operations = describe_batches(arguments)
+    figures["vocabulary"] = len(AutoTokenizer.from_pretrained(config.tokenizer()))
+    figures["matrix products, operations a second"] = peak = matrix_product_rate(setup.device, dtype)
     figures["ours / stock"] = ratio = rates["ours"] / rates["stock"]
     figures["share of the matrix-product rate"] = rates["ours"] * operations / peak
     figures["share of places that hold a token"] = padding
-    needs = {name: benchmark_cases.step_memory(arguments, name) for name in ("stock", "ours")}
+    needs = {name: step_memory(arguments, name) for name in commands}
     figures["peak of a step, ours / stock"] = needs["ours"] / needs["stock"]
     if not setup.is_tiny:
         expect(ratio >= GOAL, f"ours / stock is {ratio:.2f}, below {GOAL}")
@@ -382,13 +379,15 @@ def write_pairs(setup: Setup, symbols: int, held_out: int = 20) -> Path:
     return folder
 
 
-def translation(setup: Setup, steps: int, is_base: bool = False) -> argparse.Namespace:
-    """Return the arguments by which scripts/benchmark.py prepares a run of the Multi30k config.
+def translation(setup: Setup, is_base: bool = False) -> "Setting":
+    """Return the Multi30k config at the size to check, for a training as scripts/benchmark.py runs it.
 
     Multi30k has too few words for the vocabulary of the paper's base size, so that takes made pairs.
     """
+    from scripts.benchmark_setting import Setting
+
     size = TINY if setup.is_tiny else BASE if is_base else SMALL
-    overrides = ["data.options={}", "data.streaming=false", "training.disable_tqdm=true"]
+    overrides = ["data.options={}", "data.streaming=false", "evaluation.metrics=[]"]
     overrides += [f"model.{name}={value}" for name, value in size.items()]
     if setup.data is not None and not is_base:
         overrides.append(f"data.path={setup.data}")
@@ -398,9 +397,24 @@ def translation(setup: Setup, steps: int, is_base: bool = False) -> argparse.Nam
         overrides.append(f"tokenizer.vocab_size={symbols + FIRST_ID + 1}")
     if setup.is_tiny:
         overrides.append("data.batch_tokens=400")
-    overrides += [f"training.output_dir={setup.folder / 'run'}", "evaluation.metrics=[]"]
-    config = str(CONFIGS / "translation_multi30k_en_fr.yaml")
-    return argparse.Namespace(config=config, overrides=overrides, steps=steps, device=setup.device, checkpoint=None)
+    overrides.append(f"training.output_dir={setup.folder / 'run'}")
+    return Setting(str(CONFIGS / "translation_multi30k_en_fr.yaml"), tuple(overrides), setup.device, setup.folder)
+
+
+def trainings(setting: "Setting", dtype: str, steps: int) -> list[str]:
+    """Return the overrides of trainings that end after some steps, with a log every ten."""
+    from scripts.benchmark_training import training_overrides
+
+    limits = {"max_steps": steps, "save_steps": steps, "logging_steps": 10}
+    return [*training_overrides(setting, dtype), *(f"training.{name}={value}" for name, value in limits.items())]
+
+
+def run_training(command: list[str], name: str) -> list[float]:
+    """Train in a process of its own, and return what it logs under a name."""
+    from scripts.benchmark_setting import execute
+    from scripts.benchmark_training import read_log
+
+    return [log[name] for line in execute(command)[0].splitlines() if (log := read_log(line)) is not None]
 
 
 def common(setup: Setup, output: Path, steps: int) -> list[str]:
@@ -439,10 +453,3 @@ def at_step(number: int, action: Callable[[], Any]) -> Iterator[None]:
     # A rehearsal goes forward as well, and would be counted.
     with mock.patch.object(Model, "forward", counted), mock.patch("pipeline.run.rehearse", return_value=[]):
         yield
-
-
-def release(device: str) -> None:
-    """Give back what is no longer used, so that the next peak is its own."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()

@@ -164,7 +164,12 @@ def test_rates_of_a_corpus():
 def test_the_text_of_a_config_is_read_again_only_for_an_error(tmp_path, monkeypatch):
     """To find a line takes as long as all the rest."""
     places = []
-    monkeypatch.setattr(Source, "place", lambda self, location: places.append(location) or "")
+
+    def place(self, location):
+        places.append(location)
+        return ""
+
+    monkeypatch.setattr(Source, "place", place)
     path = tmp_path / "run.yaml"
     path.write_text("data: {path: reversal}\ntraining: {max_steps: 2, seed: 3}\ngeneration: {num_beams: 2}\n")
     load_config(path)
