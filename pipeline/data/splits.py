@@ -26,6 +26,7 @@ from pipeline.data.fingerprints import fingerprint_files
 from pipeline.data.hub_reading import (
     NOT_REACHED,
     UNREADABLE,
+    download_files,
     explain_refusal,
     in_short,
     is_on_hub,
@@ -34,7 +35,7 @@ from pipeline.data.hub_reading import (
     with_retries,
 )
 from pipeline.data.lane_rows import is_divisible
-from pipeline.data.lines import ZIP
+from pipeline.data.lines import ZIP, container
 from pipeline.data.readers import READERS, translation_memory
 from pipeline.data.readers.base import Reader, Rows, SplitRequest, SplitSpec
 from pipeline.data.readers.columns import (
@@ -55,6 +56,7 @@ from pipeline.errors import ConfigError, DataError, RunError
 FIRST_ROWS = 100  # are looked at before anything starts
 SUFFIXES = r"\.(csv|tsv|json|jsonl|ndjson|txt|parquet|arrow)(\.(gz|bz2|xz|zst))?"  # of tables and texts
 LOCAL_ONLY = (ZIP, *translation_memory.SUFFIXES)  # suffixes of what is read where it lies
+SPECIAL = re.compile(r"[*?\[\]]")  # characters of patterns
 SHOWN_FILES = 10  # of a folder, in a message
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
@@ -101,7 +103,7 @@ def _name_place(data: DataConfig, split: SplitNames) -> str:
 def _open_part(request: SplitRequest, place: str) -> Rows:
     """Open what one name of a split means."""
     reader = find_reader(request)
-    _check_left_out(request, reader.files(request))
+    _check_left_out(request, [container(file) for file in reader.files(request)])
     rows = reader.read(request)
     if reader.names_places:
         first_rows = list(iterate_rows(rows.take(FIRST_ROWS), request.patience))
@@ -183,8 +185,13 @@ def _explain(error: BaseException, data: DataConfig, place: str) -> BaseExceptio
     if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
         cache = datasets.config.HF_DATASETS_CACHE
         return RunError(f"{place}: {error.strerror}; make room for the rows in {cache}, or set HF_DATASETS_CACHE")
+    if "with any supported extension" in str(error):
+        return ConfigError(
+            f"{place}: no file of data has this name. It must end in .csv, .tsv, .json, .jsonl, .txt, .parquet, "
+            ".arrow, .tmx or .zip, in small letters, lie below data.path, and have no colon; rename the file"
+        )
     if isinstance(error, NOT_REACHED):
-        return ConfigError(f"{place}: {explain_refusal(error, data.path) or in_short(error)}")
+        return ConfigError(f"{place}: {explain_refusal(error, data.path or 'the file') or in_short(error)}")
     return DataError(f"{place}: {in_short(error)}") if isinstance(error, UNREADABLE) else error
 
 
@@ -213,7 +220,8 @@ def _fingerprint(request: SplitRequest, columns: ColumnNames) -> str:
     elif is_address(request.path):
         content = json.dumps([request.files, find_facts(request.files[0], request.patience)])
     else:
-        content = fingerprint_files(find_reader(request).files(request))
+        files = find_reader(request).files(request)
+        content = fingerprint_files(list(dict.fromkeys(map(container, files))))
     source = [content, str(request.split), columns, request.options, request.subset]
     return hashlib.sha256(json.dumps(source, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -245,6 +253,10 @@ def make_request(data: DataConfig, split: str, columns: dict[str, str]) -> Split
         raise ConfigError(f"data: a stream has no part {split!r}; set data.streaming=false, or name the whole split")
     if is_address(path):
         path, spec = _make_ready(path, spec, data)
+    elif is_on_hub(path) and has_suffix(spec.name, LOCAL_ONLY):
+        _check_streaming(data, f"{path}/{spec.name}")
+        file = download_files(path, [spec.name], found.revision or "main", retry_seconds(data))[0]
+        path, spec = str(file.parent), SplitSpec(file.name, spec.slice)
     elif path not in GENERATED:  # which has the name before a file of this machine
         _check_path(path)
         if spec.name.startswith("/"):
@@ -272,11 +284,17 @@ def _make_ready(address: str, spec: SplitSpec, data: DataConfig) -> tuple[str, S
         file = download(address, data.hub_patience)
         return str(file.parent), SplitSpec(file.name, spec.slice)
     if has_suffix(address, LOCAL_ONLY):
-        raise ConfigError(f"data: {address}: a file of this kind is not streamed; set data.streaming=false")
+        _check_streaming(data, address)
     find_facts(address, data.hub_patience)
     check_parts(address, data.hub_patience)
     folder, _, name = address.rpartition("/")
     return folder, SplitSpec(name)
+
+
+def _check_streaming(data: DataConfig, file: str) -> None:
+    """Refuse to stream a file that is read where it lies."""
+    if data.streaming:
+        raise ConfigError(f"data: {file}: a file of this kind is not streamed; set data.streaming=false")
 
 
 def find_reader(request: SplitRequest) -> Reader:
@@ -295,7 +313,7 @@ def _folder_of_file(file: Path, spec: SplitSpec) -> tuple[str, SplitSpec]:
     """Take "train" of a single file as that file, and another file's name as one beside it."""
     if spec.name == "train":
         return str(file.parent), SplitSpec(file.name, spec.slice)
-    if file.suffix == ZIP and not any(file.parent.glob(spec.name)):
+    if file.suffix == ZIP and not _is_beside(file, spec.name):
         return str(file.parent), SplitSpec(f"{file.name}/{spec.name}", spec.slice)
     if spec.is_file:
         return str(file.parent), spec
@@ -303,6 +321,12 @@ def _folder_of_file(file: Path, spec: SplitSpec) -> tuple[str, SplitSpec]:
         f"data.path: {file} is one file, so it has no split {str(spec)!r}; "
         "give data.validation and data.test as files beside it, or as null"
     )
+
+
+def _is_beside(archive: Path, name: str) -> bool:
+    """Tell whether a name is one of files beside a zip; a pattern of pairs, such as *, is one of those inside."""
+    is_table = re.search(f"{SUFFIXES}$", name, re.IGNORECASE) or has_suffix(name, LOCAL_ONLY)
+    return any(archive.parent.glob(name)) and bool(is_table or "*" not in name)
 
 
 def _check_path(path: str) -> None:
@@ -318,6 +342,8 @@ def _check_path(path: str) -> None:
         raise ConfigError(f"data.path: {path[:200]!r}: {reason}") from error
     if Path(path).resolve() == Path("/"):  # which has no name, and `datasets` needs one
         raise ConfigError(f"data.path: {path} is the root of all files; name the folder of the data below it")
+    if special := SPECIAL.search(str(Path(path).resolve())):
+        raise ConfigError(f"data.path: {path} has a {special[0]} in its name, which stands for others; rename it")
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise ConfigError(f"data.path: {path} is a device or a pipe; name a file or a folder")
 

@@ -1,3 +1,6 @@
+import io
+import zipfile
+
 import pytest
 
 from pipeline.data.addresses import Place, find_place, find_repository
@@ -35,6 +38,35 @@ def test_files_of_the_hub(hub, hub_name, streaming):
     assert fingerprint != fingerprint_split(data.pinned(find_revisions(data, None, {})), data.train, data.columns)
     with pytest.raises((ConfigError, DataError), match=r"none.jsonl"):
         read(config(train=f"{address}/none.jsonl", streaming=streaming))
+
+
+@STREAMING
+def test_parallel_texts_of_the_hub(hub, hub_name, streaming):
+    """They are read from this machine, so they are not streamed."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.en-fr.en", "a\nb\n")
+        archive.writestr("a.en-fr.fr", "c\nd\n")
+    units = [
+        f"<tu><tuv xml:lang='en'><seg>{a}</seg></tuv><tuv xml:lang='fr'><seg>{b}</seg></tuv></tu>"
+        for a, b in ("ac", "bd")
+    ]
+    files = {"x/a.zip": packed.getvalue(), "x/a.tmx": f"<tmx><body>{''.join(units)}</body></tmx>".encode()}
+    hub.add(hub_name, files)
+    for name in files:
+        for keys in ({"train": f"hf://datasets/{hub_name}/{name}"}, {"path": hub_name, "train": name}):
+            data = config(**keys, source="en", target="fr", streaming=streaming)
+            if streaming:
+                with pytest.raises(ConfigError, match=rf"{name}: .* set data.streaming=false"):
+                    read(data)
+            else:
+                assert read(data) == [{"source": "a", "target": "c"}, {"source": "b", "target": "d"}]
+    if not streaming:
+        assert read(config(path=f"hf://datasets/{hub_name}/x/a.tmx", train="train[1:]", source="en", target="fr")) == [
+            {"source": "b", "target": "d"}
+        ]
+        with pytest.raises(ConfigError, match=r"none.zip"):
+            read(config(train=f"hf://datasets/{hub_name}/none.zip", source="en", target="fr"))
 
 
 def test_places():

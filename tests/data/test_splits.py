@@ -59,6 +59,23 @@ def test_shards_of_several_kinds_are_refused(tmp_path):
     assert texts(open_folder(tmp_path, "train-1.csv")) == EXPECTED[3:]
 
 
+@pytest.mark.parametrize("name", ["TRAIN.CSV", "a:b.jsonl", "a.JSONL", "corpus.doc"])
+def test_names_that_no_reader_takes(tmp_path, name):
+    write_jsonl(tmp_path / name, ROWS[:3])
+    with pytest.raises(ConfigError, match=r"no file of data has this name. It must end in .csv, .*, in small letters"):
+        open_folder(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a[1].jsonl", "a*.jsonl", "folder [1]/train.jsonl"])
+def test_names_with_characters_of_patterns(tmp_path, name):
+    """They would mean other files as well, or none."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    write_jsonl(tmp_path / name, ROWS[:3])
+    write_jsonl(tmp_path / "ab.jsonl", ROWS)
+    with pytest.raises(ConfigError, match=r"has a [\[*] in its name, which stands for others; rename it"):
+        open_folder(tmp_path / name)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_sharded_files(tmp_path, streaming):
     write_jsonl(tmp_path / "train-00000-of-00002.jsonl", ROWS[:3])

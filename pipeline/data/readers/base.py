@@ -201,7 +201,8 @@ class Reader:
         accepts: whether the data of a request have the shape that this reader reads.
         read: opens them.
         names_places: whether the rows come with the agreed columns, and with `PLACE` and `PROBLEM` of `data.rows`.
-        files: those that the rows are read from, by which a change of the data is noticed.
+        files: those that the rows are read from, by which a change of the data is noticed; one in a zip is named as if
+            the zip were a folder.
     """
 
     accepts: Callable[[SplitRequest], bool]

@@ -45,15 +45,15 @@ def read(request: SplitRequest) -> Rows:
         if option not in OPTIONS:
             raise ConfigError(f"data.options.{option}: unknown for parallel text{nearest(option, OPTIONS)}")
     shards = [[shard[column] for column in request.columns.values()] for shard in _find_shards(request)]
-    for file in files(request):
+    for file in map(container, files(request)):
         if Path(file).stat().st_size == 0:
             raise DataError(f"{file}: the file is empty")
     return open_lines(request, shards, _parser(list(request.columns), request.encoding))
 
 
 def files(request: SplitRequest) -> list[str]:
-    """Return the files of all shards; of those in a zip, the zip."""
-    return list(dict.fromkeys(container(file) for shard in _find_shards(request) for file in shard.values()))
+    """Return the files of all shards."""
+    return list(dict.fromkeys(file for shard in _find_shards(request) for file in shard.values()))
 
 
 def _find_shards(request: SplitRequest) -> Shards:

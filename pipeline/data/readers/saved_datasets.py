@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import Dataset, load_from_disk
 
 from pipeline.data.readers.base import Rows, SplitRequest, take_slice
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError, DataError, nearest
 
 STATE, SPLITS = "state.json", "dataset_dict.json"  # of a data set, and of several by name
 
@@ -37,6 +37,7 @@ def files(request: SplitRequest) -> list[str]:
 
     Raises:
         ConfigError: for a split that is not there, or a file of it.
+        DataError: where there is no row.
     """
     folder = _folder(request)
     names = [file["filename"] for file in json.loads((folder / STATE).read_text(encoding="utf-8"))["_data_files"]]
@@ -45,6 +46,8 @@ def files(request: SplitRequest) -> list[str]:
             raise ConfigError(
                 f"data: {folder / name} is missing, of which {STATE} says that it is there; save it again"
             )
+    if not names:
+        raise DataError(f"{folder} is empty: {STATE} names no file with rows")
     return [str(folder / name) for name in names]
 
 

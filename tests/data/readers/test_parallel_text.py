@@ -212,6 +212,19 @@ def test_a_zip_of_moses_files(tmp_path, streaming):
 
 
 @STREAMING
+def test_a_pattern_means_what_is_in_the_zip(tmp_path, streaming):
+    """Other pairs and zips beside it are not trained on instead; tables beside it may have a pattern of their own."""
+    archive = tmp_path / "X.zip"
+    write_zip(archive, moses("A.en-fr", [0]) | moses("B.en-fr", [1]))
+    write_zip(tmp_path / "Y.zip", moses("Y.en-fr", [5]))
+    write_pairs(tmp_path, "dev.en-fr", [7])
+    assert texts(open_folder(archive, "*", streaming=streaming)) == pairs([0, 1])
+    assert texts(open_folder(archive, "dev*", streaming=streaming)) == pairs([7])
+    (tmp_path / "test-0.tsv").write_text("en\tfr\na\tb\n", encoding="utf-8")
+    assert texts(open_folder(archive, "test-*.tsv", streaming=streaming)) == [{"source": "a", "target": "b"}]
+
+
+@STREAMING
 def test_a_zip_of_several_pairs(tmp_path, streaming):
     archive = tmp_path / "X.zip"
     write_zip(
@@ -221,6 +234,9 @@ def test_a_zip_of_several_pairs(tmp_path, streaming):
         open_folder(archive, streaming=streaming)
     assert texts(open_folder(archive, "B.en-fr", streaming=streaming)) == pairs([2, 3])
     assert texts(open_folder(archive, "*", streaming=streaming)) == pairs(range(4))
+    assert texts(open_folder(archive, ["B.en-fr", "A.en-fr"], streaming=streaming)) == pairs([2, 3, 0, 1])
+    with pytest.raises(ConfigError, match=r"A.en-fr.en would be read twice, as X.zip/A.en-fr and X.zip/\*"):
+        open_folder(archive, ["A.en-fr", "*"], streaming=streaming)
     for path in (archive, tmp_path):
         with pytest.raises(
             ConfigError, match=r"X.zip has no validation.en and validation.fr, .*; there is sub/A.en-fr, s"

@@ -42,6 +42,9 @@ def test_folders_of_save_to_disk(tmp_path, streaming):
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(DataError, match=r"^data.path: "):
         open_folder(tmp_path / "one", streaming=streaming)
+    rows.select([]).save_to_disk(tmp_path / "none")
+    with pytest.raises(DataError, match=r"none is empty"):
+        open_folder(tmp_path / "none", streaming=streaming)
     part.unlink()
     with pytest.raises(ConfigError, match=r"00001-of-00002.arrow is missing"):
         open_folder(tmp_path / "one", streaming=streaming)
