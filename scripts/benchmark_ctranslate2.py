@@ -24,7 +24,12 @@ POSITIONS = 512  # of a model of CTranslate2
 
 
 def try_settings(arguments: argparse.Namespace, beams: int, dtype: str, quantization: str | None) -> dict[str, Any]:
-    """Find the threads (of batches side by side, of each) and the sentences a batch that are fastest on a part."""
+    """Find the threads (of batches side by side, of each) and the sentences a batch that are fastest on a part.
+
+    There is no best where CTranslate2 lacks the type on this processor with this library of matrix products.
+    """
+    if dtype not in ctranslate2.get_supported_compute_types("cpu"):
+        return {"sentences a second": 0.0, "best": None}
     test = open_test(arguments, beams)
     texts = [row["source"] for row in test.rows[:TRIED]]
     cores, rates = len(os.sched_getaffinity(0)), {}

@@ -70,7 +70,8 @@ def take_turn_of_ctranslate2(setting: Setting, beams: int, dtype: str, quantizat
     what: list[Any] = [beams, dtype, quantization]
     tried = {mkl: setting.measure(["try", *what], script=CTRANSLATE2_SCRIPT, CT2_USE_MKL=mkl) for mkl in ("0", "1")}
     mkl = max(tried, key=lambda mkl: tried[mkl][RATE])
-    best = tried[mkl]["best"]
+    if (best := tried[mkl]["best"]) is None:
+        return {"not measured": f"CTranslate2 has no {dtype} for this processor"}
     numbers = setting.measure(["decode", *what, *best], script=CTRANSLATE2_SCRIPT, CT2_USE_MKL=mkl)
     threads, threads_each, batch = best
     return numbers | {"best": f"{threads} x {threads_each} threads, {batch} sentences a batch, CT2_USE_MKL={mkl}"}

@@ -91,7 +91,7 @@ def describe_answers(turns: Turns) -> Iterator[str]:
     """Count the answers of each contender that differ from those of another one, which it names as its reference."""
     for contender, numbers in turns.items():
         last = numbers[-1]
-        if last.get("reference") in turns:
+        if "answers" in last and last.get("reference") in turns:
             pairs = [*zip(last["answers"], turns[last["reference"]][-1]["answers"], strict=True)]
             differ = sum(one != other for one, other in pairs)
             yield f"  {contender}: {differ} of {len(pairs)} answers differ from {last['reference']}"

@@ -39,6 +39,7 @@ def test_a_ratio_is_of_medians_over_the_greatest_below():
 
 def test_answers_are_compared_with_those_of_the_reference():
     turns = [turn("alone", answers=[1, 2, 3]), turn("ours", answers=[1, 5, 3], reference="alone")]
+    turns.append(turn("theirs", **{"not measured": "no bf16 here"}, reference="alone"))  # has no answers
     assert lines_of(turns)[-1] == ["ours:", "1", "of", "3", "answers", "differ", "from", "alone"]
     assert not any("differ" in line for line in lines_of(turns[1:]))
 
