@@ -236,13 +236,15 @@ def download_files(name: str, files: list[str], revision: str, patience: float, 
 
     Raises:
         DataError: when a file has other content than the Hub says, twice.
-        ConfigError: where there is no access.
+        ConfigError: where there is no access, or no such file.
     """
     repo: dict[str, Any] = {"repo_id": name, "repo_type": kind, "revision": revision}
     try:
         if all(isinstance(try_to_load_from_cache(filename=file, **repo), str) for file in files):
             return [Path(hf_hub_download(filename=file, **repo)) for file in files]
         known = with_retries(lambda: HfApi().get_paths_info(paths=files, **repo), patience, name)
+        if missing := {*files} - {info.path for info in known}:
+            raise ConfigError(f"{name} has no file {min(missing)} at revision {revision}; check the name")
         sums = {info.path: info.lfs.sha256 for info in known if getattr(info, "lfs", None)}
         return [_download_file(file, sums.get(file), repo, patience) for file in files]
     except NOT_REACHED as error:
