@@ -248,10 +248,10 @@ class FeedForward(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """As torch's (Ba et al. 2016, https://arxiv.org/abs/1607.06450), with exact gradients where types are mixed.
+    """As torch's (Ba et al. 2016, https://arxiv.org/abs/1607.06450), with good gradients where types are mixed.
 
-    For states in bfloat16 and weights in float32, torch's CPU kernel sums the gradients of the weights in bfloat16, and
-    loses a third of them. Here the norm alone is torch's, and autograd sums the rest in float32.
+    For states in bfloat16 and weights in float32, torch's CPU kernel sums the gradients of the weights in bfloat16,
+    which is far off for many tokens. Here the norm alone is torch's, and autograd sums the rest in float32.
     https://github.com/pytorch/pytorch/blob/v2.13.0/aten/src/ATen/native/cpu/layer_norm_kernel.cpp
     """
 

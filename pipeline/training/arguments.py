@@ -50,9 +50,9 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
     values |= _best_score(config)
     values.setdefault("report_to", "tensorboard")
     values.setdefault("ddp_find_unused_parameters", False)  # there are none, and the search costs a walk over the graph
-    needs_device = values.get("bf16") or values.get("bf16_full_eval")
-    if must_join_on_cpu() or (needs_device and not has_accelerator()):
-        # Or each process would train by itself, or bf16 would be refused, which CPUs have as well.
+    is_bf16 = values.get("bf16") or values.get("bf16_full_eval")
+    if must_join_on_cpu() or (is_bf16 and not has_accelerator()):
+        # Else each process would train by itself, and transformers would refuse bf16, which CPUs have as well.
         values["use_cpu"] = True
     values.setdefault("use_cache", True)  # Trainer writes it into the model's config, where False slows generation
     try:
@@ -216,7 +216,7 @@ def _check_machine(args: Seq2SeqTrainingArguments) -> None:
 
 
 def cpu_capabilities() -> Mapping[str, Any]:
-    """Return what the CPU can do, by the names of torch; nothing where torch (before 2.12) does not tell."""
+    """Return what the CPU can do, by the names of torch; nothing where an older torch does not tell."""
     return getattr(torch.cpu, "get_capabilities", dict)()
 
 
@@ -229,7 +229,7 @@ def find_bf16_advice(is_used: bool, capabilities: Mapping[str, Any]) -> str | No
     """
     fast = [name for name in BF16_UNITS if capabilities.get(name)]
     if fast and not is_used:
-        return f"this CPU multiplies matrices faster in bfloat16 ({fast[0]}): training.bf16=true trains faster"
+        return f"this CPU multiplies matrices faster in bfloat16 ({fast[0]}): training.bf16=true usually trains faster"
     if is_used and capabilities and not fast:
         return "this CPU has no instructions for bfloat16, so training.bf16 makes it slower; leave it out"
     return None

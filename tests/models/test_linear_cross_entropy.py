@@ -18,9 +18,13 @@ def inputs():
     return hidden, weight, torch.randint(0, VOCABULARY, (ROWS,), generator=generator)
 
 
-@pytest.fixture(params=[1, 3 * VOCABULARY, 1000], ids=["a row each", "three rows each", "one slice"])
+@pytest.fixture(
+    params=[(1, 1), (3 * VOCABULARY, 1000), (1000, 1000), (3 * VOCABULARY, 2 * VOCABULARY), (1000, 2 * VOCABULARY)],
+    ids=["a row each", "three rows each", "one slice", "parts of three rows", "parts of one slice"],
+)
 def slices(request, monkeypatch):
-    monkeypatch.setitem(module.SLICE_NUMBERS, "cpu", request.param)
+    monkeypatch.setitem(module.SLICE_NUMBERS, "cpu", request.param[0])
+    monkeypatch.setattr(module, "PART_NUMBERS", request.param[1])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
