@@ -151,7 +151,10 @@ class Config(Section):
     model: dict[str, Any] = Field({}, description="type and sizes of the model; the keys of each type are listed below")
     augmentation: AugmentationConfig = AugmentationConfig()
     training: dict[str, Any] = Field(
-        {}, description="Seq2SeqTrainingArguments; also lr_scheduler_type: noam, with learning_rate as its factor"
+        {},
+        description="Seq2SeqTrainingArguments; also lr_scheduler_type: noam, with learning_rate as its factor, and "
+        "r_drop: ALPHA, two passes of each batch and the weight of their divergence (Liang et al. 2021, where it is 5 "
+        "for translation; sequence_to_sequence and text_classification)",
     )
     generation: dict[str, Any] = Field({}, description="GenerationConfig, stored in the checkpoint")
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -173,6 +176,10 @@ class Config(Section):
     @property
     def label_smoothing(self) -> float:
         return self.training.get("label_smoothing_factor", 0.0)
+
+    @property
+    def r_drop(self) -> float:
+        return self.training.get("r_drop", 0.0)
 
     def to_yaml(self) -> str:
         """Return the whole config, defaults included, as `load_config` reads it."""

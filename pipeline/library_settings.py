@@ -100,13 +100,16 @@ TRAINING: dict[str, Any] = {
     "resume_from_checkpoint": PathName | bool | None,
 }
 
+# Of this project, beside transformers' own.
+OWN_TRAINING: dict[str, Any] = {"r_drop": NotNegative}
+
 
 @functools.cache
 def training_types() -> dict[str, Any]:
-    """Return the type of every argument of Seq2SeqTrainingArguments."""
+    """Return the type of every key of `training`: the arguments of Seq2SeqTrainingArguments, and ours."""
     hints = typing.get_type_hints(Seq2SeqTrainingArguments)
     names = [field.name for field in dataclasses.fields(Seq2SeqTrainingArguments) if field.init]
-    return {name: TRAINING.get(name, hints[name]) for name in names}
+    return {name: TRAINING.get(name, hints[name]) for name in names} | OWN_TRAINING
 
 
 Tokens = Annotated[int, Ge(1), Le(MAX_TOKENS)]

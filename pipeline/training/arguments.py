@@ -46,7 +46,8 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
         raise ConfigError("training.max_steps: corpora of a mix have passes of their own; give the number of steps")
     if values.get("max_steps", -1) <= 0 and config.data.streaming:
         raise ConfigError("training.max_steps: a streamed data set has no length; give the number of steps")
-    values.pop("label_smoothing_factor", None)  # the model's own, so that evaluation stays unsmoothed
+    for name in ("label_smoothing_factor", "r_drop"):
+        values.pop(name, None)  # the model's own, so that evaluation has neither
     values |= _best_score(config)
     values.setdefault("report_to", "tensorboard")
     values.setdefault("ddp_find_unused_parameters", False)  # there are none, and the search costs a walk over the graph

@@ -89,6 +89,8 @@ class TeacherForcingTrainer(TrainerInternals):
         self.guard = StepGuard(None if self.is_deepspeed_enabled else self.go_back_to, self.args.device)
         self.add_callback(self.guard)
         self._counts = torch.zeros(2, device=self.args.device)  # items since the last log, and those predicted right
+        self._divergence = torch.zeros((), device=self.args.device)  # of R-Drop's two passes, since the last log
+        self.has_r_drop = getattr(self.plain_model.config, "r_drop", 0) > 0
         self.progress = Progress()  # of all lanes, behind the last step
         self._last_batches: deque[Batch] = deque(maxlen=LAST_BATCHES)
         self._last_log = 0.0  # on the clock, put forward by what evaluations took
@@ -170,6 +172,8 @@ class TeacherForcingTrainer(TrainerInternals):
         self.task.keep_state(outputs)
         with torch.no_grad():
             self._counts += torch.stack([count.sum() for count in self.task.count_items(outputs, inputs)])
+            if self.has_r_drop:
+                self._divergence += outputs["divergence"]
             self.guard.add_loss(loss)
         return (loss, outputs) if return_outputs else loss
 
@@ -206,6 +210,9 @@ class TeacherForcingTrainer(TrainerInternals):
             logs["items_per_second"] = items / seconds
             self._last_log += seconds
             self._counts.zero_()
+            if self.has_r_drop:
+                logs["kl_divergence"] = self.accelerator.reduce(self._divergence).item() / max(items, 1)
+                self._divergence.zero_()
             logs["loss"] = self.guard.take_mean_loss(logs["loss"])
             logs |= {
                 f"{OF_CORPORA}{corpus}/{name}": number

@@ -18,6 +18,7 @@ from pipeline.training.arguments import (
 def test_what_this_project_decides(make_config):
     args = training_arguments(make_config(training={"label_smoothing_factor": 0.1}))
     assert args.label_smoothing_factor == 0, "the model smooths, so that evaluation is not smoothed"
+    assert not hasattr(training_arguments(make_config(training={"r_drop": 5.0})), "r_drop"), "nor has this evaluation"
     assert (args.remove_unused_columns, args.ignore_data_skip, args.logging_nan_inf_filter) == (False, True, False)
     assert args.restore_callback_states_from_checkpoint and args.use_cache
     assert args.report_to == ["tensorboard"] and args.ddp_find_unused_parameters is False

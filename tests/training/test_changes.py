@@ -8,6 +8,7 @@ from transformers import GenerationConfig, Seq2SeqTrainingArguments
 
 from pipeline.config import RESERVED_TRAINING_KEYS, Config
 from pipeline.errors import ConfigError
+from pipeline.library_settings import OWN_TRAINING
 from pipeline.setup.model_factory import OWN_KEYS
 from pipeline.tasks.registry import MODELS, TASKS
 from pipeline.training import changes
@@ -25,7 +26,7 @@ def every_key() -> set[str]:
             keys |= {f"{name}.{key}" for key in field.annotation.model_fields}  # type: ignore[union-attr]
     for name, task in TASKS.items():
         keys |= {f"{name}.{key}" for key in task.settings.model_fields}
-    arguments = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments) if field.init}
+    arguments = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments) if field.init} | {*OWN_TRAINING}
     keys |= {f"training.{name}" for name in arguments - RESERVED_TRAINING_KEYS.keys()}
     keys |= {f"generation.{name}" for name in vars(GenerationConfig())}
     keys |= {f"model.{name}" for name in OWN_KEYS}
