@@ -102,6 +102,12 @@ class EvaluationConfig(Section):
     max_rows: int | None = Field(None, ge=1, description="validation rows used while training; null: all")
     show: int = Field(3, ge=0, description="sample predictions printed at every evaluation")
     average_checkpoints: int | None = Field(None, ge=2, description="average the weights of the last N checkpoints")
+    average_best: int | None = Field(
+        None,
+        ge=2,
+        description="average the weights of the N best checkpoints by training.metric_for_best_model, which are kept "
+        "whatever training.save_total_limit says",
+    )
     early_stopping_patience: int | None = Field(None, ge=1, description="stop after N evaluations without improvement")
 
     _check_metrics = field_validator("metrics")(check_distinct)
@@ -151,10 +157,7 @@ class Config(Section):
     model: dict[str, Any] = Field({}, description="type and sizes of the model; the keys of each type are listed below")
     augmentation: AugmentationConfig = AugmentationConfig()
     training: dict[str, Any] = Field(
-        {},
-        description="Seq2SeqTrainingArguments; also lr_scheduler_type: noam, with learning_rate as its factor, and "
-        "r_drop: ALPHA, two passes of each batch and the weight of their divergence (Liang et al. 2021, where it is 5 "
-        "for translation; sequence_to_sequence and text_classification)",
+        {}, description="Seq2SeqTrainingArguments; also lr_scheduler_type: noam, with learning_rate as its factor"
     )
     generation: dict[str, Any] = Field({}, description="GenerationConfig, stored in the checkpoint")
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -180,6 +183,10 @@ class Config(Section):
     @property
     def r_drop(self) -> float:
         return self.training.get("r_drop", 0.0)
+
+    @property
+    def ema_decay(self) -> float | None:
+        return self.training.get("ema_decay")
 
     def to_yaml(self) -> str:
         """Return the whole config, defaults included, as `load_config` reads it."""
