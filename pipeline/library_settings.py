@@ -106,8 +106,8 @@ class OwnTraining(BaseModel):
 
     r_drop: NotNegative = Field(
         0.0,
-        description="weight of R-Drop (Liang et al. 2021, https://arxiv.org/abs/2106.14448): each batch goes through the "
-        "model twice, and what the two predict is drawn together; 0: once "
+        description="weight of R-Drop (Liang et al. 2021, https://arxiv.org/abs/2106.14448): each batch goes through "
+        "the model twice, and what the two predict is drawn together; 0: once "
         "(sequence_to_sequence, text_classification)",
     )
     ema_decay: Annotated[float, Gt(0), Lt(1)] | None = Field(
