@@ -79,7 +79,8 @@ class Augmentation:
         return self._change_target(self._change_source(feature, generator), generator)
 
     def _change_source(self, feature: Feature, generator: np.random.Generator) -> Feature:
-        ids, words = feature["input_ids"], []
+        ids: list[int] = feature["input_ids"]
+        words: list[int | None] = []
         if self.config.bpe_dropout or self.config.word_dropout:
             ids, words = self._segment(feature["source"], ids, self.config.bpe_dropout, generator)
         places = [place for place, token in enumerate(ids) if token not in self.special]

@@ -238,7 +238,8 @@ print(translate("{example}"{pipeline_option}))""",
 
     def _decoder_inputs(self, feature: Feature) -> list[int]:
         """Return what the decoder reads: the start and what it is told, and the labels up to the last."""
-        return feature.get("decoder_start", [self.start_token_id]) + feature.get(READ_LABELS, feature["labels"])[:-1]
+        labels = feature[READ_LABELS] if READ_LABELS in feature else feature["labels"]
+        return [*feature.get("decoder_start", [self.start_token_id]), *labels[:-1]]
 
     def loss(
         self, outputs: Seq2SeqLMOutput, labels: Tensor, num_items_in_batch: Tensor | int, label_smoothing: float = 0.0
