@@ -72,6 +72,15 @@ class AugmentationConfig(Section):
     delete: float = Field(0.0, ge=0, lt=1, description="probability that a source token is left out")
     insert: float = Field(0.0, ge=0, lt=1, description="probability that a random token is put behind a source token")
     bpe_dropout: float = Field(0.0, ge=0, lt=1, description="probability that a merge of a source word is passed over")
+    bpe_dropout_target: float = Field(
+        0.0, ge=0, lt=1, description="the same of target words, whose labels are then other tokens of the same text"
+    )
+    word_dropout: float = Field(
+        0.0, ge=0, lt=1, description="probability that all tokens of a source word become the unknown token"
+    )
+    word_dropout_target: float = Field(
+        0.0, ge=0, lt=1, description="the same of target words as the decoder reads them; the labels stay"
+    )
 
     @property
     def changes_tokens(self) -> bool:

@@ -390,3 +390,18 @@ def test_metrics_are_sacrebleus():
     assert chrf(predictions, references)["chrf"] == sacrebleu.corpus_chrf(predictions, [references]).score
     signature = bleu(predictions, references)["sacrebleu_signature"]
     assert isinstance(signature, str) and signature.startswith("nrefs:1|case:mixed|eff:no|tok:13a|")
+
+
+@pytest.mark.slow
+def test_resume_with_r_drop_and_word_dropout_is_the_uninterrupted_run(make_config, tmp_path):
+    def run(folder: str, steps: int) -> dict[str, torch.Tensor]:
+        training = {"output_dir": str(tmp_path / folder), "max_steps": steps, "r_drop": 5.0, "eval_strategy": "no"}
+        augmentation = {"word_dropout": 0.2, "word_dropout_target": 0.2}
+        training |= {"lr_scheduler_type": "constant"}  # which does not depend on where the training ends
+        return weights(train(make_config(training=training, augmentation=augmentation)).output_dir)
+
+    half = run("resumed", 4)
+    resumed, whole = run("resumed", 8), run("whole", 8)
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
+    assert any(not torch.equal(half[name], tensor) for name, tensor in whole.items())
