@@ -33,7 +33,7 @@ from pipeline.progress import progress_bar
 from pipeline.tasks.base import Batch, Feature, Task
 from pipeline.training import checkpoints
 from pipeline.training.averaging import MovingAverage, mean_of_checkpoints
-from pipeline.training.changes import change_scores
+from pipeline.training.changes import score_turns
 from pipeline.training.checkpoints import NEW_RUN, RunState
 from pipeline.training.out_of_memory import (
     evaluation_changes,
@@ -396,13 +396,12 @@ class TeacherForcingTrainer(TrainerInternals):
 
     def find_best_checkpoints(self) -> list[Path]:
         """List the checkpoints of this run by the score that is watched, the best first."""
-        turns = [phase.first_step for phase in self.start.phases if change_scores(phase.changes)]
         return checkpoints.find_best(
             Path(self.args.output_dir),
             self.state.log_history,
             f"eval_{self.args.metric_for_best_model}",
             bool(self.args.greater_is_better),
-            turns,
+            score_turns(self.start.phases),
         )
 
     def load_average(self, key: str, count: int) -> None:
