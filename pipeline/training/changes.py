@@ -43,6 +43,7 @@ APPLIED = (
     | _keys("generation", "*")
     | _keys("evaluation", "*")
     | _keys("model", "dropout attention_dropout activation_dropout classifier_dropout embedding_dropout head_dropout")
+    | _keys("model", "variational_dropout word_dropout weight_dropout")
     | _keys("training", "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps max_steps num_train_epochs")
     | _keys("training", "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor")
     | _keys("training", "gradient_accumulation_steps per_device_train_batch_size average_tokens_across_devices")
