@@ -102,6 +102,12 @@ class EvaluationConfig(Section):
     max_rows: int | None = Field(None, ge=1, description="validation rows used while training; null: all")
     show: int = Field(3, ge=0, description="sample predictions printed at every evaluation")
     average_checkpoints: int | None = Field(None, ge=2, description="average the weights of the last N checkpoints")
+    average_best: int | None = Field(
+        None,
+        ge=2,
+        description="average the weights of the N best checkpoints by training.metric_for_best_model, which are kept "
+        "whatever training.save_total_limit says",
+    )
     early_stopping_patience: int | None = Field(None, ge=1, description="stop after N evaluations without improvement")
 
     _check_metrics = field_validator("metrics")(check_distinct)
@@ -173,6 +179,10 @@ class Config(Section):
     @property
     def label_smoothing(self) -> float:
         return self.training.get("label_smoothing_factor", 0.0)
+
+    @property
+    def ema_decay(self) -> float | None:
+        return self.training.get("ema_decay")
 
     def to_yaml(self) -> str:
         """Return the whole config, defaults included, as `load_config` reads it."""
