@@ -49,7 +49,7 @@ APPLIED = (
     | _keys("training", "gradient_accumulation_steps per_device_train_batch_size average_tokens_across_devices")
     | _keys("training", "activation_checkpointing activation_checkpointing_kwargs auto_find_batch_size use_cpu")
     | _keys("training", "gradient_checkpointing gradient_checkpointing_kwargs neftune_noise_alpha use_cache")
-    | _keys("training", "ema_decay")
+    | _keys("training", "ema_decay average_patience")
     | _keys("training", "bf16 fp16 tf32 bf16_full_eval fp16_full_eval use_liger_kernel liger_kernel_config")
     | _keys("training", "torch_compile torch_compile_backend torch_compile_mode accelerator_config")
     | _keys("training", "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph")

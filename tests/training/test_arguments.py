@@ -97,6 +97,8 @@ def test_epochs_are_counted_in_steps(make_config, epochs, accumulation, steps):
         ({"evaluation": {"average_checkpoints": 3}, "training": {"save_total_limit": 2}}, "3 must be kept by"),
         ({"evaluation": {"average_checkpoints": 3}}, "3 are more than this run saves"),
         ({"evaluation": {"average_checkpoints": 2}, "training": {"save_strategy": "no"}}, "more than this run saves"),
+        ({"training": {"average_patience": 2, "eval_strategy": "no"}}, r"average_patience: nothing is evaluated"),
+        ({"training": {"average_patience": 2, "ema_decay": 0.9}}, r"average_patience: training\.ema_decay asks for an"),
         ({"training": {"lr_scheduler_kwargs": {"a": 1}}}, "training.lr_scheduler_kwargs: .*unexpected keyword"),
         ({"training": {"optim_args": "a"}}, "training.optim=.* with optim_args=a: "),
         ({"training": {"use_liger_kernel": True}}, "training.use_liger_kernel: liger-kernel is not installed"),
