@@ -99,6 +99,17 @@ def test_epochs_are_counted_in_steps(make_config, epochs, accumulation, steps):
         ({"evaluation": {"average_checkpoints": 2}, "training": {"save_strategy": "no"}}, "more than this run saves"),
         ({"training": {"average_patience": 2, "eval_strategy": "no"}}, r"average_patience: nothing is evaluated"),
         ({"training": {"average_patience": 2, "ema_decay": 0.9}}, r"average_patience: training\.ema_decay asks for an"),
+        ({"evaluation": {"average_checkpoints": 2, "average_best": 2}}, "another mean; leave one of them out"),
+        ({"evaluation": {"average_best": 3}}, "average_best: 3 are more than this run saves"),
+        (
+            {"evaluation": {"average_best": 2}, "training": {"load_best_model_at_end": True}},
+            "best: the finished",
+        ),
+        ({"evaluation": {"average_best": 2}, "training": {"save_steps": 1}}, "best: each checkpoint needs"),
+        (
+            {"evaluation": {"average_best": 2}, "training": {"eval_strategy": "no"}},
+            "best: each checkpoint needs",
+        ),
         ({"training": {"lr_scheduler_kwargs": {"a": 1}}}, "training.lr_scheduler_kwargs: .*unexpected keyword"),
         ({"training": {"optim_args": "a"}}, "training.optim=.* with optim_args=a: "),
         ({"training": {"use_liger_kernel": True}}, "training.use_liger_kernel: liger-kernel is not installed"),

@@ -2,12 +2,11 @@
 
 import json
 import os
-import shutil
 import signal
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.errors import ConfigError, RunError, Stopped
@@ -17,8 +16,7 @@ from pipeline.tasks.trained_model import load_trained
 from pipeline.training import checkpoints
 from pipeline.training.averaging import MovingAverage, exponential_decay, find_begin, uniform_decay
 from pipeline.training.checkpoints import RAW_WEIGHTS_FILE, find_best
-from pipeline.training.trainer import TeacherForcingTrainer
-from tests.training.conftest import assert_equal, history, output_dir, weights
+from tests.training.conftest import assert_equal, history, output_dir, spoil, weights
 
 EMA = {"ema_decay": 0.9, "save_steps": 1, "eval_steps": 1}
 
@@ -82,10 +80,11 @@ def test_an_average_begins_when_scores_no_longer_improve(scores, patience, begin
 
 def test_scores_that_mean_something_else_are_not_compared():
     log = [{"step": 10 * step, "eval_loss": score} for step, score in enumerate((5, 4, 7, 8, 9), 1)]
-    assert find_begin(log, "eval_loss", False, 1) == 40
+    assert find_begin(log, "eval_loss", False, 1) == 30
     assert find_begin(log, "eval_loss", False, 1, turns=[21]) == 50
 
 
+@pytest.mark.slow
 def test_a_mean_over_steps_is_that_of_a_run_that_goes_on(make_config, monkeypatch):
     """Begun behind step 2: the model of a checkpoint is the mean of all weights since, and so it is after a kill."""
     begun = lambda log, *_: 2 if any("eval_loss" in line and line["step"] == 2 for line in log) else None  # noqa: E731
@@ -107,6 +106,7 @@ def test_a_mean_over_steps_is_that_of_a_run_that_goes_on(make_config, monkeypatc
     assert all(torch.equal(tensor, raw[4][name]) for name, tensor in raw_weights(folder / "checkpoint-4").items())
 
 
+@pytest.mark.slow
 def test_a_run_uses_the_average_and_trains_the_weights(make_config, tmp_path):
     """Weights are those of a run without it, bit for bit; what is scored, saved and finished is their average."""
     plain = train(make_config(training={"output_dir": str(tmp_path / "plain"), "save_steps": 1})).output_dir
@@ -128,9 +128,11 @@ def test_a_run_uses_the_average_and_trains_the_weights(make_config, tmp_path):
     last = history(result.output_dir, 4)[-1]
     assert last["eval_loss"] == pytest.approx(result.scores["validation"]["loss"])
     model, _ = load_trained(result.output_dir / "checkpoint-4")
-    assert torch.equal(model.state_dict()["model.shared.weight"], expected["model.shared.weight"])
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_has_the_same_average(make_config, tmp_path, at_step, monkeypatch):
     """After a stop, a kill in the middle of a save, and one behind the last step."""
     undisturbed = train(make_config(training=EMA | {"output_dir": str(tmp_path / "undisturbed")})).output_dir
@@ -156,5 +158,125 @@ def test_a_run_that_goes_on_has_the_same_average(make_config, tmp_path, at_step,
         assert torch.equal(tensor, raw_weights(undisturbed / "checkpoint-4")[name]), name
 
 
+@pytest.mark.slow
+def test_the_best_checkpoint_is_an_average(make_config):
+    config = make_config(training=EMA | {"load_best_model_at_end": True, "learning_rate": 0.3, "max_steps": 6})
+    folder = train(config).output_dir
+    losses = {line["step"]: line["eval_loss"] for line in history(folder, 6) if "eval_loss" in line}
+    best = min(losses, key=lambda step: losses[step])
+    assert_equal(folder, weights(folder / f"checkpoint-{best}"))
+
+
+@pytest.mark.slow
+def test_averaging_may_begin_and_end_on_the_way(make_config):
+    """It begins with the weights of then, and what goes on without it are the weights, not their average."""
+    train(make_config(training={"max_steps": 2, "save_steps": 1}))
+    folder = train(make_config(training=EMA | {"max_steps": 3}), accept_changes=True).output_dir
+    before, raw = weights(folder / "checkpoint-2"), raw_weights(folder / "checkpoint-3")
+    for name, tensor in weights(folder / "checkpoint-3").items():
+        torch.testing.assert_close(tensor, before[name] * 4 / 13 + raw[name] * 9 / 13, rtol=1e-5, atol=1e-6)
+    plain = {"max_steps": 4, "save_steps": 1, "learning_rate": 0.0}
+    assert_equal(train(make_config(training=plain), accept_changes=True).output_dir, raw)
+
+
+@pytest.mark.slow
+def test_a_skipped_step_is_not_averaged(make_config, at_step):
+    at_step(spoil, 3)
+    folder = train(make_config(training=EMA)).output_dir
+    before, after = (folder / f"checkpoint-{step}" for step in (2, 4))
+    decay = 5 / 14
+    for name, tensor in weights(after).items():
+        expected = decay * weights(before)[name] + (1 - decay) * raw_weights(after)[name]
+        torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6)
+
+
 def killed(*args):
     raise KeyboardInterrupt
+
+
+# The mean of the best
+
+
+@pytest.fixture
+def make_checkpoints(tmp_path):
+    """Makes folders with the log of a run up to their step; returns the whole log."""
+
+    def make(losses: dict[int, float], folder=tmp_path) -> list[dict]:
+        log: list[dict] = []
+        for step, loss in losses.items():
+            log += [{"step": step, "loss": 1.0}, {"step": step, "eval_loss": loss}]
+            (folder / f"checkpoint-{step}").mkdir(exist_ok=True)
+            state = json.dumps({"log_history": log})
+            (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+        return log
+
+    return make
+
+
+def steps(found) -> list[int]:
+    return [checkpoints.step_of(path) for path in found]
+
+
+def test_the_best_are_found_by_their_score(make_checkpoints, tmp_path):
+    log = make_checkpoints({2: 3.0, 4: 1.0, 6: float("nan"), 8: 2.0, 10: 1.0})
+    assert steps(find_best(tmp_path, log, "eval_loss", False)) == [4, 10, 8, 2]
+    assert steps(find_best(tmp_path, log, "eval_loss", True)) == [2, 8, 4, 10]
+    assert steps(find_best(tmp_path, log, "eval_chrf", True)) == []
+    # One without an evaluation, one half removed, and scores that mean something else from step 9 on, or 11.
+    (tmp_path / "checkpoint-9").mkdir()
+    (tmp_path / "checkpoint-8" / "trainer_state.json").unlink()
+    assert steps(find_best(tmp_path, log, "eval_loss", False)) == [4, 10, 2]
+    assert steps(find_best(tmp_path, log, "eval_loss", False, [9])) == [10]
+    assert steps(find_best(tmp_path, log, "eval_loss", False, [3, 11])) == [4, 10]
+
+
+def test_what_another_course_of_the_run_left_is_not_among_the_best(make_checkpoints, tmp_path):
+    make_checkpoints({2: 3.0, 3: 0.5, 4: 0.4, 6: 0.3})
+    log = make_checkpoints({2: 3.0, 4: 2.0})
+    log.insert(2, {"step": 3, "eval_loss": 2.5})
+    assert steps(find_best(tmp_path, log, "eval_loss", False)) == [4, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_the_mean_of_the_best_checkpoints(make_config, at_step, monkeypatch, is_stopped):
+    """Is what is scored and saved; the rotation keeps them, and a run that goes on takes the same."""
+    training = {"max_steps": 8, "eval_steps": 1, "save_steps": 1, "save_total_limit": 1, "learning_rate": 0.3}
+    config = make_config(training=training, evaluation={"average_best": 3, "metrics": []})
+    if is_stopped:
+        with monkeypatch.context():
+            at_step(lambda _: os.kill(os.getpid(), signal.SIGTERM), 5)
+            with pytest.raises(Stopped):
+                train(config)
+        monkeypatch.undo()
+    folder = train(config).output_dir
+    losses = {line["step"]: line["eval_loss"] for line in history(folder, 8) if "eval_loss" in line}
+    assert len(losses) == 8
+    best = sorted(losses, key=lambda step: losses[step])[:3]
+    assert {*best, 8} == {*steps(checkpoints.list_checkpoints(folder))}
+    tensors = [weights(folder / f"checkpoint-{step}") for step in best]
+    for name, tensor in weights(folder).items():
+        torch.testing.assert_close(tensor, sum(others[name] for others in tensors) / 3, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_too_few_with_a_score(make_config):
+    training = {"eval_delay": 3, "eval_steps": 1, "save_steps": 1}
+    config = make_config(training=training, evaluation={"average_best": 3, "metrics": []})
+    with pytest.raises(RunError, match=r"average_best: .* has 2 of 3 with a score; save more often, or lower it"):
+        train(config)
+    fewer = make_config(training=training, evaluation={"average_best": 2, "metrics": []})
+    assert train(fewer, accept_changes=True).scores["validation"]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_keeps_its_newest_checkpoint(make_config, at_step):
+    """Trainer would remove all but the best where one is to be kept."""
+    best = {"metric_for_best_model": "loss", "save_total_limit": 1, "learning_rate": 3.0}
+    at_step(lambda _: os.kill(os.getpid(), signal.SIGTERM), 3)
+    config = make_config(
+        training={"max_steps": 8, "eval_steps": 1, "save_steps": 1, **best}, evaluation={"metrics": []}
+    )
+    with pytest.raises(Stopped):
+        train(config)
+    assert (output_dir(config) / "checkpoint-3").is_dir()
