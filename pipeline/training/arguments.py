@@ -48,7 +48,7 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
     if values.get("max_steps", -1) <= 0 and config.data.streaming:
         raise ConfigError("training.max_steps: a streamed data set has no length; give the number of steps")
     values.pop("label_smoothing_factor", None)  # the model's own, so that evaluation stays unsmoothed
-    values |= _best_score(config)
+    values |= best_score(config)
     values.setdefault("report_to", "tensorboard")
     values.setdefault("ddp_find_unused_parameters", False)  # there are none, and the search costs a walk over the graph
     is_bf16 = values.get("bf16") or values.get("bf16_full_eval")
@@ -75,17 +75,21 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
     return args
 
 
-def _best_score(config: Config) -> dict[str, Any]:
+def best_score(config: Config, is_watched: bool = False) -> dict[str, Any]:
     """Return the arguments that tell Trainer which score to watch, if anything does, and which value is better.
 
     Left to itself, Trainer takes a higher value for the better one unless the name of the score ends in "loss".
+
+    Args:
+        is_watched: whether something does that is not in the config.
 
     Raises:
         ConfigError: for a score that the run does not give, whose better value is not known, or is another than said.
     """
     training = config.training
     is_watched = (
-        training.get("load_best_model_at_end")
+        is_watched
+        or training.get("load_best_model_at_end")
         or training.get("save_strategy") == "best"
         or training.get("lr_scheduler_type") in WATCHING_SCHEDULES
         or config.evaluation.early_stopping_patience is not None

@@ -10,10 +10,27 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, RunError, one_line
 from pipeline.manifest import damage
-from pipeline.training.checkpoints import WEIGHTS_FILE
+from pipeline.tasks.config_loading import load_config
+from pipeline.tasks.trained_model import find_file, load_trained
+from pipeline.training.arguments import best_score
+from pipeline.training.changes import score_turns
+from pipeline.training.checkpoints import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    find_best,
+    find_config,
+    list_checkpoints,
+    new_folder,
+    read_log,
+    read_run_state,
+)
+
+CPU = torch.device("cpu")
+NOT_COMPARED = {"_name_or_path", "transformers_version"}  # of configs: where and by what they were written
 
 
 class MovingAverage:
@@ -143,3 +160,98 @@ def mean_of_checkpoints(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
         for name, tensor in load_file(checkpoint / WEIGHTS_FILE).items():
             means[name] = means.get(name, 0) + tensor.double() / len(checkpoints)
     return {name: mean.float() for name, mean in means.items()}
+
+
+def choose_checkpoints(folder: Path, count: int, is_best: bool) -> list[Path]:
+    """List the best checkpoints of a run by its `metric_for_best_model`, the best first, or the newest.
+
+    Raises:
+        ConfigError: where there are fewer.
+    """
+    found = list_checkpoints(folder)
+    if is_best and found:
+        newest = found[0]
+        score = best_score(load_config(find_config(newest)), is_watched=True)
+        name, turns = f"eval_{score['metric_for_best_model']}", score_turns(read_run_state(newest).phases)
+        found = find_best(folder, read_log(newest), name, score["greater_is_better"], turns)
+    if len(found) < count:
+        scored = " with a score" if is_best else ""
+        raise ConfigError(f"{folder} has {len(found)} of {count} checkpoints{scored}; ask for fewer")
+    return found[:count]
+
+
+def average_models(sources: Sequence[str | Path], output: Path) -> None:
+    """Write the model whose weights are the mean of those of several, which are trained alike from the same start.
+
+    All else is that of the first: tokenizer, generation config, and the config of the training.
+
+    Args:
+        sources: folders or Hub ids of trained models.
+        output: a folder that is not there yet.
+
+    Raises:
+        ConfigError: for a source that is no whole model, or not like the first in its config, its tokenizer or the
+            names and sizes of its weights; and for an output that is there already.
+        RunError: where the disk is full.
+    """
+    if output.is_symlink() or output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise ConfigError(f"--output {output} is there already; remove it, or name another folder")
+    first, task = load_trained(sources[0], CPU)
+    state = first.state_dict()
+    sums = {name: tensor.double() for name, tensor in state.items() if tensor.is_floating_point()}
+    for source in sources[1:]:
+        model, other_task = load_trained(source, CPU)
+        problem = _find_difference(first, model) or _find_other_token(task.tokenizer, other_task.tokenizer)
+        if problem is not None:
+            raise ConfigError(f"{source} is not like {sources[0]}, so their mean is no model: {problem}")
+        others = model.state_dict()
+        for name, total in sums.items():
+            total += others[name]
+    for name, total in sums.items():
+        state[name].copy_(total / len(sources))
+    with new_folder(output) as staging:
+        first.save_pretrained(staging)
+        if task.tokenizer is not None:
+            task.tokenizer.save_pretrained(staging)
+        _write_config(sources, staging)
+
+
+def _find_difference(first: PreTrainedModel, other: PreTrainedModel) -> str | None:
+    """Say in which setting or weight a model differs from the first; None where they are alike."""
+    settings, others = ({**model.config.to_dict(), "model": type(model).__name__} for model in (first, other))
+    for name in sorted({*settings, *others} - NOT_COMPARED):
+        if settings.get(name) != others.get(name):
+            return f"{name} of its config.json is {others.get(name)!r} in place of {settings.get(name)!r}"
+    shapes, other_shapes = (
+        {name: (*tensor.shape,) for name, tensor in model.state_dict().items()} for model in (first, other)
+    )
+    for name in sorted({*shapes, *other_shapes}):
+        if shapes.get(name) != other_shapes.get(name):
+            return f"the weight {name} has the shape {other_shapes.get(name)} in place of {shapes.get(name)}"
+    return None
+
+
+def _find_other_token(first: PreTrainedTokenizerBase | None, other: PreTrainedTokenizerBase | None) -> str | None:
+    """Say in what a tokenizer differs from the first; None where they are alike, or there are none."""
+    if first is None or other is None:
+        return None
+    ids, other_ids = first.get_vocab(), other.get_vocab()
+    for token in sorted({*ids, *other_ids}):
+        if ids.get(token) != other_ids.get(token):
+            return f"the token {token!r} of its tokenizer is {other_ids.get(token)} in place of {ids.get(token)}"
+    if first.is_fast and first.backend_tokenizer.to_str() != getattr(other, "backend_tokenizer", first).to_str():
+        return "its tokenizer.json cuts texts in another way"
+    return None
+
+
+def _write_config(sources: Sequence[str | Path], folder: Path) -> None:
+    """Copy the config of the first training, with a line that names what was averaged; none where it has none."""
+    source = Path(sources[0])
+    try:
+        path = find_config(source) if source.is_dir() else find_file(sources[0], CONFIG_FILE)
+    except ConfigError:
+        return
+    if path is not None:
+        names = ", ".join("/".join(Path(source).absolute().parts[-2:]) for source in sources)
+        text = f"# the weights are the mean of {one_line(names)}\n{path.read_text(encoding='utf-8')}"
+        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")

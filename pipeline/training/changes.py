@@ -6,7 +6,7 @@ no list names. A key that is in no list, such as one of a task from outside this
 
 import json
 import textwrap
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pipeline.config import Config
@@ -169,6 +169,11 @@ def refuse_unused(changes: Collection[str], steps_made: int, max_steps: int) -> 
 def change_scores(changes: Collection[str]) -> bool:
     """Tell whether scores from now on mean something else than those before."""
     return any(key in OF_SCORES or key.startswith(("generation.", *HELD_OUT)) for key in changes)
+
+
+def score_turns(phases: Iterable[Phase]) -> list[int]:
+    """List the steps of a run from which on its scores mean something else than before."""
+    return [phase.first_step for phase in phases if change_scores(phase.changes)]
 
 
 def describe_phases(phases: Collection[Phase]) -> list[str]:

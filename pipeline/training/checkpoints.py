@@ -21,10 +21,12 @@ only if every file still has the size and the SHA-256 that the manifest says.
 import json
 import logging
 import math
+import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, RunError, explain_path, is_storage_error
 from pipeline.manifest import MANIFEST_FILE, damage, describe, flush_to_disk, to_json
 from pipeline.training.ranks import fail_together
 
@@ -183,6 +185,33 @@ def commit(staging: Path, checkpoint: Path) -> None:
     finally:
         shutil.rmtree(replaced, ignore_errors=True)
     flush_to_disk(checkpoint.parent)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder that becomes the target in the end; of it nothing stays if what is done inside fails.
+
+    Args:
+        target: named by --output; what is there is replaced.
+
+    Raises:
+        RunError: where there is no room.
+    """
+    staging = target.with_name(f".{target.name}.staging-{os.getpid()}")
+    made = [folder for folder in target.parents if not folder.exists()]
+    try:
+        with explain_path(f"--output {target}"):
+            staging.mkdir(parents=True)
+        yield staging
+        commit(staging, target)
+    except BaseException as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        if is_storage_error(error):
+            raise RunError(f"{target}: {error}; make room and run the same command again") from error
+        raise
 
 
 def rotate(folder: Path, limit: int | None, keep: set[Path]) -> None:

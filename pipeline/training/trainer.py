@@ -39,7 +39,7 @@ from pipeline.training.averaging import (
     mean_of_checkpoints,
     uniform_decay,
 )
-from pipeline.training.changes import change_scores
+from pipeline.training.changes import score_turns
 from pipeline.training.checkpoints import NEW_RUN, RunState
 from pipeline.training.out_of_memory import (
     evaluation_changes,
@@ -404,12 +404,8 @@ class TeacherForcingTrainer(TrainerInternals):
             self.state.log_history,
             f"eval_{self.args.metric_for_best_model}",
             bool(self.args.greater_is_better),
-            self._score_turns(),
+            score_turns(self.start.phases),
         )
-
-    def _score_turns(self) -> list[int]:
-        """List the steps from which on scores mean something else."""
-        return [phase.first_step for phase in self.start.phases if change_scores(phase.changes)]
 
     def find_begin_of_average(self, patience: int) -> int | None:
         """Return the step from which on all weights are averaged; evaluations before a run asked for that count not."""
@@ -419,7 +415,7 @@ class TeacherForcingTrainer(TrainerInternals):
             f"eval_{self.args.metric_for_best_model}",
             bool(self.args.greater_is_better),
             patience,
-            self._score_turns(),
+            score_turns(self.start.phases),
         )
 
     def load_average(self, key: str, count: int) -> None:
