@@ -1,6 +1,7 @@
 """The LSTM reads on from its state as if it had never stopped, past padding, in batches and in generation."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -249,11 +250,14 @@ def test_weight_dropout_is_on_the_weights_between_states():
     assert layer.eval()._weights()[1] is layer.weight_hh_l0
 
 
-def test_a_layer_with_weight_dropout_is_torchs_lstm_with_the_dropped_weights():
+def test_a_layer_with_weight_dropout_is_torchs_lstm_with_the_dropped_weights(monkeypatch):
     layer = LSTMLayer(12, 16, weight_dropout=0.5).train()
     states, start = torch.rand(2, 7, 12), torch.zeros(2, 16)
+    fused = Mock(side_effect=torch.lstm)
+    monkeypatch.setattr(torch, "lstm", fused)
     torch.manual_seed(1)
     output, hidden, cell = layer(states, start, start)
+    assert fused.call_count == 1  # of all tokens
     output.sum().backward()
     torch.manual_seed(1)
     dropped = layer._weights()[1].detach()
@@ -265,6 +269,15 @@ def test_a_layer_with_weight_dropout_is_torchs_lstm_with_the_dropped_weights():
     grads = {name: weight.grad for name, weight in reference.named_parameters()}
     grads["weight_hh_l0"] = grads["weight_hh_l0"] * dropped.ne(0) * 2
     torch.testing.assert_close({name: weight.grad for name, weight in layer.named_parameters()}, grads)
+
+
+def test_a_graph_drops_the_same():
+    model = make(weight_dropout=0.5, word_dropout=0.25, variational_dropout=True, dropout=0.5).train()
+    logits = []
+    for each in (model, torch.compile(model, fullgraph=True, backend="eager")):
+        torch.manual_seed(1)
+        logits.append(each(IDS).logits)
+    torch.testing.assert_close(*logits)
 
 
 def test_bf16_autocast_with_a_state():
