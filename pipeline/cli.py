@@ -206,7 +206,9 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, Parser]]:
         description="Train an encoder-decoder model, classifier, language model or forecaster, and use it.",
         epilog=f"{as_table(COMMANDS)}\n\nteacher-forcing COMMAND --help has the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)  # who reads this has found it
     parser.add_argument("--version", action="version", version=f"teacher-forcing {pipeline.__version__}")
     subparsers = parser.add_subparsers(
         metavar="COMMAND", required=True, parser_class=Parser, prog="teacher-forcing", help=argparse.SUPPRESS

@@ -39,6 +39,7 @@ from pipeline.tasks.base import Task
 from pipeline.tasks.registry import MODELS, TASKS
 
 WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILES = "model*.safetensors"  # in one file or several; others in a checkpoint are states of its training
 INDEX_FILE = "model.safetensors.index.json"  # of weights in several files
 NAMED_WEIGHTS = 3  # of those that are wrong, in a message
 COPY = "put it back from a copy"

@@ -12,9 +12,17 @@ from torch import nn
 from pipeline.errors import ConfigError, RunError, Stopped
 from pipeline.manifest import damage
 from pipeline.run import train
+from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.trained_model import load_trained
 from pipeline.training import checkpoints
-from pipeline.training.averaging import MovingAverage, exponential_decay, find_begin, uniform_decay
+from pipeline.training.averaging import (
+    MovingAverage,
+    average_models,
+    choose_checkpoints,
+    exponential_decay,
+    find_begin,
+    uniform_decay,
+)
 from pipeline.training.checkpoints import RAW_WEIGHTS_FILE, find_best
 from tests.training.conftest import assert_equal, history, output_dir, spoil, weights
 
@@ -111,14 +119,14 @@ def test_a_run_uses_the_average_and_trains_the_weights(make_config, tmp_path):
     """Weights are those of a run without it, bit for bit; what is scored, saved and finished is their average."""
     plain = train(make_config(training={"output_dir": str(tmp_path / "plain"), "save_steps": 1})).output_dir
     result = train(make_config(training=EMA))
-    expected = None
+    expected: dict[str, torch.Tensor] = {}
     for step in (1, 2, 3, 4):
         checkpoint = result.output_dir / f"checkpoint-{step}"
         raw = raw_weights(checkpoint)
         assert damage(checkpoint) is None
         assert_equal(plain / f"checkpoint-{step}", raw)
         decay = (1 + step) / (10 + step)
-        if expected is not None:
+        if expected:
             expected = {name: decay * expected[name] + (1 - decay) * tensor for name, tensor in raw.items()}
             for name, tensor in weights(checkpoint).items():
                 torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
@@ -280,3 +288,47 @@ def test_a_stopped_run_keeps_its_newest_checkpoint(make_config, at_step):
     with pytest.raises(Stopped):
         train(config)
     assert (output_dir(config) / "checkpoint-3").is_dir()
+
+
+# A model of several
+
+
+def test_the_mean_of_models_is_a_model(finished_run, tmp_path):
+    """With all that the first has beside its weights."""
+    sources = [finished_run / "checkpoint-4", finished_run / "checkpoint-2"]
+    assert choose_checkpoints(finished_run, 2, is_best=False) == sources
+    assert {*choose_checkpoints(finished_run, 2, is_best=True)} == {*sources}
+    average_models(sources, tmp_path / "mean")
+    assert damage(tmp_path / "mean") is None
+    state, before = load_trained(tmp_path / "mean")[0].state_dict(), [weights(source) for source in sources]
+    for name, tensor in before[0].items():
+        torch.testing.assert_close(state[name], (tensor + before[1][name]) / 2, rtol=1e-6, atol=1e-7)
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+        assert (tmp_path / "mean" / name).read_bytes() == (sources[0] / name).read_bytes(), name
+    assert (tmp_path / "mean" / "modeling_seq2seq.py").is_file()
+    config = tmp_path / "mean" / "run.yaml"
+    assert config.read_text().startswith("# the weights are the mean of run/checkpoint-4, run/checkpoint-2\n")
+    assert load_config(config) == load_config(finished_run / "run.yaml")
+    with pytest.raises(ConfigError, match=r"mean is there already"):
+        average_models(sources, tmp_path / "mean")
+    with pytest.raises(ConfigError, match=r"has 2 of 3 checkpoints with a score; ask for fewer"):
+        choose_checkpoints(finished_run, 3, is_best=True)
+
+
+def test_models_that_are_not_alike_have_no_mean(finished_folder, make_model, tmp_path):
+    first, other = finished_folder / "checkpoint-4", finished_folder / "checkpoint-2"
+    (other / "manifest.json").unlink()
+    tokenizer = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(tokenizer.replace('"8"', '"x"'))
+    with pytest.raises(ConfigError, match=r"checkpoint-2 is not like .*checkpoint-4.*: the token '8' of its tokenizer"):
+        average_models([first, other], tmp_path / "mean")
+    (other / "tokenizer.json").write_text(tokenizer)
+    config = (other / "config.json").read_text()
+    (other / "config.json").write_text(config.replace('"dropout": 0.1', '"dropout": 0.2'))
+    with pytest.raises(ConfigError, match=r"dropout of its config\.json is 0\.2 in place of 0\.1"):
+        average_models([first, other], tmp_path / "mean")
+    (other / "config.json").write_text(config)
+    (other / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"checkpoint-2: no complete checkpoint"):
+        average_models([first, other], tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
