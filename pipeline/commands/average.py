@@ -6,6 +6,7 @@ from pipeline.commands.arguments import Parser, add_json, path, positive
 from pipeline.commands.process import quick_imports, show_logs
 from pipeline.commands.report import Report
 from pipeline.errors import ConfigError
+from pipeline.signals import interrupted_by_sigterm
 
 
 def add_arguments(parser: Parser) -> None:
@@ -43,7 +44,8 @@ def run(arguments: Namespace) -> Report:
     sources = arguments.checkpoints
     if count is not None:
         sources = choose_checkpoints(sources[0], count, is_best=arguments.best is not None)
-    average_models(sources, arguments.output)
+    with interrupted_by_sigterm():
+        average_models(sources, arguments.output)
     names = [str(source) for source in sources]
     document = {"folder": str(arguments.output), "checkpoints": names}
     return Report(document, f"{arguments.output} is the mean of {', '.join(names)}")

@@ -291,13 +291,13 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
         shift_labels = _take_shift_labels(**kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids, or vectors in place of them as inputs_embeds, and not both")
-        states = self._embed(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, W)
+        states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, W)
         batch_size, width = states.shape[:2]
         if width == 0:
             raise ValueError(
                 "input_ids has no token: give a prompt of one at least, such as the token that begins a text"
             )
-        states = self.embedding_dropout(states)
+        states = self.embedding_dropout(self._drop_words(states, input_ids))
         mask = _mask(attention_mask, width)
         if past_key_values is None:
             hidden, cell = ([states.new_zeros(batch_size, layer.hidden_size) for layer in self.layers] for _ in "hc")
@@ -329,10 +329,9 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
             past_key_values=LSTMState(hidden, cell, past_key_values.length + width) if use_cache else None,
         )
 
-    def _embed(self, input_ids: Tensor) -> Tensor:
-        """Return the vectors (B, T, W); while training, with whole words dropped wherever they stand."""
-        vectors = self.embed_tokens(input_ids)
-        if not (self.training and self.config.word_dropout):
+    def _drop_words(self, vectors: Tensor, input_ids: Tensor | None) -> Tensor:
+        """Drop vectors (B, T, W) while training: those of whole words, wherever they stand; none without ids."""
+        if input_ids is None or not (self.training and self.config.word_dropout):
             return vectors
         kept = nn.functional.dropout(vectors.new_ones(self.config.vocab_size), float(self.config.word_dropout))
         return vectors * kept[input_ids][..., None]

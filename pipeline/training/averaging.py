@@ -166,10 +166,12 @@ def choose_checkpoints(folder: Path, count: int, is_best: bool) -> list[Path]:
     """List the best checkpoints of a run by its `metric_for_best_model`, the best first, or the newest.
 
     Raises:
-        ConfigError: where there are fewer.
+        ConfigError: where there are fewer, or the folder is not that of a run.
     """
     found = list_checkpoints(folder)
-    if is_best and found:
+    if not found:
+        raise ConfigError(f"{folder}: there is no checkpoint; name the folder of a run, its training.output_dir")
+    if is_best:
         newest = found[0]
         score = best_score(load_config(find_config(newest)), is_watched=True)
         name, turns = f"eval_{score['metric_for_best_model']}", score_turns(read_run_state(newest).phases)
@@ -239,7 +241,9 @@ def _find_other_token(first: PreTrainedTokenizerBase | None, other: PreTrainedTo
     for token in sorted({*ids, *other_ids}):
         if ids.get(token) != other_ids.get(token):
             return f"the token {token!r} of its tokenizer is {other_ids.get(token)} in place of {ids.get(token)}"
-    if first.is_fast and first.backend_tokenizer.to_str() != getattr(other, "backend_tokenizer", first).to_str():
+    if type(other) is not type(first):
+        return f"its tokenizer is a {type(other).__name__} in place of a {type(first).__name__}"
+    if first.is_fast and first.backend_tokenizer.to_str() != other.backend_tokenizer.to_str():
         return "its tokenizer.json cuts texts in another way"
     return None
 

@@ -14,8 +14,8 @@ from pipeline import cli
         ((".", ".", "--best", "2"), "choose from the checkpoints of one run; name its folder, and nothing else"),
         (("owner/name", "--last", "2"), "choose from the checkpoints of one run"),
         ((".",), "there is one checkpoint, which is its own mean; name more"),
-        ((".", "--last", "2"), "has 0 of 2 checkpoints; ask for fewer"),
-        ((".", "--best", "2"), "has 0 of 2 checkpoints with a score"),
+        ((".", "--last", "2"), "there is no checkpoint; name the folder of a run"),
+        ((".", "--best", "2"), "there is no checkpoint; name the folder of a run"),
     ],
 )
 def test_a_wrong_command_line(capsys, tmp_path, monkeypatch, words, message):

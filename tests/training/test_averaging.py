@@ -187,7 +187,6 @@ def test_averaging_may_begin_and_end_on_the_way(make_config):
     assert_equal(train(make_config(training=plain), accept_changes=True).output_dir, raw)
 
 
-@pytest.mark.slow
 def test_a_skipped_step_is_not_averaged(make_config, at_step):
     at_step(spoil, 3)
     folder = train(make_config(training=EMA)).output_dir
@@ -245,8 +244,7 @@ def test_what_another_course_of_the_run_left_is_not_among_the_best(make_checkpoi
     assert steps(find_best(tmp_path, log, "eval_loss", False)) == [4, 2]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("is_stopped", [False, True])
+@pytest.mark.parametrize("is_stopped", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_mean_of_the_best_checkpoints(make_config, at_step, monkeypatch, is_stopped):
     """Is what is scored and saved; the rotation keeps them, and a run that goes on takes the same."""
     training = {"max_steps": 8, "eval_steps": 1, "save_steps": 1, "save_total_limit": 1, "learning_rate": 0.3}
