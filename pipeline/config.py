@@ -197,6 +197,10 @@ class Config(Section):
     def ema_decay(self) -> float | None:
         return self.training.get("ema_decay")
 
+    @property
+    def average_patience(self) -> int | None:
+        return self.training.get("average_patience")
+
     def to_yaml(self) -> str:
         """Return the whole config, defaults included, as `load_config` reads it."""
         stream = StringIO()

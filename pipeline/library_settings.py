@@ -115,6 +115,12 @@ class OwnTraining(BaseModel):
         description="evaluate, save and publish an exponential moving average of the weights, each step of which keeps "
         "this share of it, such as 0.999; null: the weights themselves",
     )
+    average_patience: Annotated[int, Ge(1)] | None = Field(
+        None,
+        description="evaluate, save and publish the mean of the weights over all steps from the first evaluation on "
+        "whose score is worse than the best of those more than N before it; with optim: sgd this is NT-ASGD (Merity et "
+        "al. 2018, https://arxiv.org/abs/1708.02182, where N is 5); null: the weights themselves",
+    )
 
 
 @functools.cache

@@ -407,7 +407,7 @@ def check_saving(scene: Scene) -> Iterator[Finding]:
 def check_disk(scene: Scene, model_size: int) -> Iterator[Finding]:
     """Compare the room on the disk with what the checkpoints will take."""
     arguments = scene.trainer.args
-    beside = ADAM_STATES + (scene.config.ema_decay is not None)
+    beside = ADAM_STATES + (scene.trainer.average is not None)
     size = model_size + beside * FLOAT * sum(p.numel() for p in scene.model.parameters() if p.requires_grad)
     free = shutil.disk_usage(scene.folder).free
     saves = count_saves(arguments)

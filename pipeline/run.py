@@ -292,6 +292,7 @@ def build_trainer(
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
         start=resume.state,
         ema_decay=config.ema_decay,
+        average_patience=config.average_patience,
         average_best=config.evaluation.average_best or 0,
         changes=resume.changes,
         compute_loss_func=None if is_own(model) else partial(task.loss, label_smoothing=config.label_smoothing),
@@ -300,12 +301,13 @@ def build_trainer(
         "evaluation.average_checkpoints": config.evaluation.average_checkpoints,
         "evaluation.average_best": config.evaluation.average_best,
         "training.ema_decay": config.ema_decay,
+        "training.average_patience": config.average_patience,
     }
     for key, value in averages.items():
         if value is not None and trainer.is_fsdp_enabled:
             raise ConfigError(f"{key}: not with FSDP, where no process holds the whole model")
-    if config.ema_decay is not None and trainer.is_deepspeed_enabled:
-        raise ConfigError("training.ema_decay: not with DeepSpeed, which keeps weights of its own; leave one out")
+        if value is not None and key.startswith("training.") and trainer.is_deepspeed_enabled:
+            raise ConfigError(f"{key}: not with DeepSpeed, which keeps weights of its own; leave one out")
     return trainer
 
 

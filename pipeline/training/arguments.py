@@ -94,6 +94,7 @@ def best_score(config: Config, is_watched: bool = False) -> dict[str, Any]:
         or training.get("lr_scheduler_type") in WATCHING_SCHEDULES
         or config.evaluation.early_stopping_patience is not None
         or config.evaluation.average_best is not None
+        or config.average_patience is not None
     )
     name = training.get("metric_for_best_model")
     if name is None and is_watched:
@@ -182,6 +183,7 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
         if name not in get_available_reporting_integrations():
             raise ConfigError(f"training.report_to: {name} is not installed; pip install {name}, or leave it out")
     _check_average(evaluation, args)
+    _check_patience(config, args)
     _check_mix(config, args)
     if config.data.packing and not task.can_pack:
         raise ConfigError(f"data.packing: {config.task} cannot pack its rows; leave it out")
@@ -294,6 +296,19 @@ def _check_average(evaluation: EvaluationConfig, args: Seq2SeqTrainingArguments)
         raise ConfigError(
             f"{key}: {last + best} are more than this run saves; save more often, by training.save_strategy=steps and "
             "a smaller training.save_steps"
+        )
+
+
+def _check_patience(config: Config, args: Seq2SeqTrainingArguments) -> None:
+    """Refuse an average that begins by scores where there are none, or another average beside it."""
+    if config.average_patience is None:
+        return
+    if config.ema_decay is not None:
+        raise ConfigError("training.average_patience: training.ema_decay asks for another average; leave one out")
+    if args.eval_strategy == "no":
+        raise ConfigError(
+            "training.average_patience: nothing is evaluated while training; set training.eval_strategy to steps or "
+            "epoch"
         )
 
 

@@ -1,8 +1,10 @@
 """Averages of weights: over the steps of a training, and over checkpoints."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -32,43 +34,39 @@ NOT_COMPARED = {"_name_or_path", "transformers_version"}  # of configs: where an
 
 
 class MovingAverage:
-    """The exponential moving average of a model's weights, which lags behind a training and is steadier than it.
+    """A moving average of a model's weights, which lags behind a training and is steadier than it.
 
-        average <- d average + (1 - d) weights,   d = min(decay, (1 + t) / (10 + t))   after step t
+        average <- d average + (1 - d) weights   after each step
 
     To average the iterates of a stochastic optimizer is due to Polyak and Juditsky 1992
-    (https://doi.org/10.1137/0330046). This form, whose decay grows from 0.18 so that the first weights are soon
-    forgotten, is that of TensorFlow's `ExponentialMovingAverage` with `num_updates`, and Marian's
-    `exponential-smoothing` (Junczys-Dowmunt et al. 2018, https://arxiv.org/abs/1804.00344). Tan and Le 2019
-    (https://arxiv.org/abs/1905.11946) evaluate such averages.
+    (https://doi.org/10.1137/0330046). The decay d is `exponential_decay` or `uniform_decay`.
 
-    The step is the only thing that is counted, and the trainer counts it anyway, so that weights and averages are all
-    there is to save. Weights that are not trained are their own average.
+    It depends on what the trainer keeps anyway, the step and the log, so that weights and averages are all there is to
+    save. Weights that are not trained are their own average.
 
     Args:
         model: whose weights the average begins with.
-        decay: between 0 and 1; about the last 1 / (1 - decay) steps count.
+        key: of the config, which asks for the average.
 
     Raises:
         ConfigError: for weights in 16 bits, where a small share of a difference is rounded to nothing.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
+    def __init__(self, model: nn.Module, key: str):
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         for name, weight in trained.items():
             if torch.finfo(weight.dtype).bits < 32:
                 raise ConfigError(
-                    f"training.ema_decay: {name} is in {str(weight.dtype).removeprefix('torch.')}, in which an average "
-                    "stands still; begin with a model in float32, or leave ema_decay out"
+                    f"{key}: {name} is in {str(weight.dtype).removeprefix('torch.')}, in which an average stands "
+                    "still; begin with a model in float32, or leave it out"
                 )
         self.names = [*trained]
         self.weights = [*trained.values()]
         self.averages = [weight.detach().clone() for weight in self.weights]
 
-    def update(self, step: int) -> None:
-        """Take the weights after a step, counted from 1, into the average; the CPU waits for nothing."""
-        get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))(self.averages, self.weights, step)
+    def update(self, decay: float) -> None:
+        """Take the weights after a step into the average; the CPU waits for nothing."""
+        get_ema_multi_avg_fn(decay)(self.averages, self.weights, None)
 
     def begin_anew(self) -> None:
         """Begin with the weights that the model has now."""
@@ -90,6 +88,57 @@ class MovingAverage:
             yield dict(zip(self.names, kept, strict=True))
         finally:
             _copy(self.weights, kept)
+
+
+def exponential_decay(step: int, decay: float) -> float:
+    """Return the decay after a step, counted from 1, of an average that forgets.
+
+    It grows from 0.18 so that the first weights are soon forgotten: the form of TensorFlow's `ExponentialMovingAverage`
+    with `num_updates`, and of Marian's `exponential-smoothing` (Junczys-Dowmunt et al. 2018,
+    https://arxiv.org/abs/1804.00344). Tan and Le 2019 (https://arxiv.org/abs/1905.11946) evaluate such averages.
+
+    Args:
+        decay: between 0 and 1; about the last 1 / (1 - decay) steps count.
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
+def uniform_decay(step: int, begin: int | None) -> float:
+    """Return the decay after a step, counted from 1, of the plain mean over all steps behind `begin`.
+
+    Up to there, or with None everywhere, the average is the weights.
+    """
+    steps = 0 if begin is None else step - begin
+    return max(steps - 1, 0) / max(steps, 1)
+
+
+def find_begin(
+    log: Sequence[dict[str, Any]], score: str, is_higher_better: bool, patience: int, turns: Collection[int] = ()
+) -> int | None:
+    """Return the step from which on the weights are averaged; None where it has not come.
+
+    It is the first whose score is worse than the best of those more than `patience` evaluations before it: the
+    non-monotonic trigger of Merity et al. 2018, algorithm 1 (https://arxiv.org/abs/1708.02182). A training that still
+    goes forward is not held back by its first weights.
+
+    Args:
+        log: of the run up to now, from which a run that goes on finds the same.
+        score: as the log names it.
+        turns: steps from which on the score means something else.
+    """
+    sign = -1 if is_higher_better else 1
+    scores: list[float] = []
+    last_step = 0
+    for line in log:
+        if score not in line:
+            continue
+        if any(last_step < turn <= line["step"] for turn in turns):
+            scores = []
+        last_step = line["step"]
+        if sign * line[score] > min(scores[: max(len(scores) - patience, 0)], default=math.inf):
+            return last_step
+        scores.append(sign * line[score])
+    return None
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ only if every file still has the size and the SHA-256 that the manifest says.
 | file | written by | holds |
 |---|---|---|
 | `model.safetensors`, `config.json`, tokenizer, code | `save_pretrained` | the model, ready for `from_pretrained` |
-| `raw_weights.safetensors` | here | with `training.ema_decay`: the weights to train on, whose averages the model has |
+| `raw_weights.safetensors` | here | with averages of the steps: the weights to train on, whose averages the model has |
 | `optimizer.pt`, `scheduler.pt`, `scaler.pt` | Trainer | moments, schedule, loss scale of fp16 |
 | `rng_state*.pth` | Trainer | random states, a file a rank |
 | `trainer_state.json` | Trainer | step, logs, best score, early stopping |

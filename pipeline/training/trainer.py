@@ -32,7 +32,13 @@ from pipeline.manifest import damage
 from pipeline.progress import progress_bar
 from pipeline.tasks.base import Batch, Feature, Task
 from pipeline.training import checkpoints
-from pipeline.training.averaging import MovingAverage, mean_of_checkpoints
+from pipeline.training.averaging import (
+    MovingAverage,
+    exponential_decay,
+    find_begin,
+    mean_of_checkpoints,
+    uniform_decay,
+)
 from pipeline.training.changes import score_turns
 from pipeline.training.checkpoints import NEW_RUN, RunState
 from pipeline.training.out_of_memory import (
@@ -45,6 +51,7 @@ from pipeline.training.step_guard import StepGuard, explain_divergence, has_fini
 from pipeline.training.trainer_internals import TrainerInternals
 
 OF_CORPORA = "corpora/"  # in front of what is logged of a mixture
+PATIENCE = "training.average_patience"
 LAST_BATCHES = 4  # of the training, one of which must have a finite loss at its end
 
 logger = logging.getLogger(__name__)
@@ -61,7 +68,8 @@ class TeacherForcingTrainer(TrainerInternals):
         metrics: scores of predictions; without any, only losses are evaluated.
         show: how many predictions to print at an evaluation.
         start: where the run begins or goes on; what it says of the data and of changes is kept in the checkpoints.
-        ema_decay: of the average of the weights that is evaluated and saved; None for the weights themselves.
+        ema_decay: of the average of the weights that is evaluated and saved; None for none of this kind.
+        average_patience: evaluations without a better score before all further weights are averaged; likewise.
         average_best: how many of the best checkpoints to keep, for `load_average`.
 
     Attributes:
@@ -79,6 +87,7 @@ class TeacherForcingTrainer(TrainerInternals):
         show: int = 0,
         start: RunState = NEW_RUN,
         ema_decay: float | None = None,
+        average_patience: int | None = None,
         average_best: int = 0,
         callbacks: Sequence[TrainerCallback] = (),
         **kwargs,
@@ -100,9 +109,10 @@ class TeacherForcingTrainer(TrainerInternals):
         self.guard = StepGuard(None if self.is_deepspeed_enabled else self.go_back_to, self.args.device)
         self.add_callback(self.guard)
         self.average: MovingAverage | None = None
-        if ema_decay is not None:
-            self.average = MovingAverage(self.model, ema_decay)
-            self.add_callback(AveragedStep(self))
+        if ema_decay is not None or average_patience is not None:
+            key = "training.ema_decay" if average_patience is None else PATIENCE
+            self.average = MovingAverage(self.model, key)
+            self.add_callback(AveragedStep(self, ema_decay, average_patience))
         self._counts = torch.zeros(2, device=self.args.device)  # items since the last log, and those predicted right
         self._divergence = torch.zeros((), device=self.args.device)  # of R-Drop's two passes, since the last log
         self.has_r_drop = getattr(self.plain_model.config, "r_drop", 0) > 0
@@ -370,7 +380,7 @@ class TeacherForcingTrainer(TrainerInternals):
         raw_weights = checkpoints.load_raw_weights(checkpoint)
         if raw_weights is not None:
             if self.is_fsdp_enabled:
-                raise RunError(f"{checkpoint} is of a run with training.ema_decay, which cannot go on with FSDP")
+                raise RunError(f"{checkpoint} is of a run with averaged weights, which cannot go on with FSDP")
             self.model.load_state_dict(raw_weights, strict=False)  # tied weights are there by one name
 
     def _take_up_carried(self, checkpoint: Path) -> None:
@@ -404,6 +414,17 @@ class TeacherForcingTrainer(TrainerInternals):
             score_turns(self.start.phases),
         )
 
+    def find_begin_of_average(self, patience: int) -> int | None:
+        """Return the step from which on all weights are averaged; evaluations before a run asked for that count not."""
+        since = max((phase.first_step for phase in self.start.phases if PATIENCE in phase.changes), default=0)
+        return find_begin(
+            [line for line in self.state.log_history if line["step"] >= since],
+            f"eval_{self.args.metric_for_best_model}",
+            bool(self.args.greater_is_better),
+            patience,
+            score_turns(self.start.phases),
+        )
+
     def load_average(self, key: str, count: int) -> None:
         """Put the mean of several checkpoints' weights in the place of the last ones.
 
@@ -427,15 +448,30 @@ class TeacherForcingTrainer(TrainerInternals):
 
 
 class AveragedStep(TrainerCallback):
-    """Takes the weights after each step into their average, but for steps that do not count."""
+    """Takes the weights after each step into their average, but for steps that do not count.
 
-    def __init__(self, trainer: TeacherForcingTrainer):
-        self.trainer = trainer
+    Args:
+        ema_decay, patience: as `TeacherForcingTrainer` has them, one of the two.
+    """
+
+    def __init__(self, trainer: TeacherForcingTrainer, ema_decay: float | None, patience: int | None):
+        self.trainer, self.ema_decay, self.patience = trainer, ema_decay, patience
+        self.begin: int | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.patience is not None:
+            self.begin = self.trainer.find_begin_of_average(self.patience)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.on_train_begin(args, state, control)
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         is_skipped = self.trainer.guard.skipped_in_a_row or self.trainer.accelerator.optimizer_step_was_skipped
         if not is_skipped and self.trainer.average is not None:
-            self.trainer.average.update(state.global_step + 1)  # Trainer counts the step later
+            step = state.global_step + 1  # Trainer counts it later
+            self.trainer.average.update(
+                uniform_decay(step, self.begin) if self.ema_decay is None else exponential_decay(step, self.ema_decay)
+            )
 
 
 class TrainingBar(ProgressCallback):

@@ -98,6 +98,8 @@ def test_epochs_are_counted_in_steps(make_config, epochs, accumulation, steps):
         ({"evaluation": {"average_checkpoints": 3}, "training": {"save_total_limit": 2}}, "3 must be kept by"),
         ({"evaluation": {"average_checkpoints": 3}}, "3 are more than this run saves"),
         ({"evaluation": {"average_checkpoints": 2}, "training": {"save_strategy": "no"}}, "more than this run saves"),
+        ({"training": {"average_patience": 2, "eval_strategy": "no"}}, r"average_patience: nothing is evaluated"),
+        ({"training": {"average_patience": 2, "ema_decay": 0.9}}, r"average_patience: training\.ema_decay asks for an"),
         ({"evaluation": {"average_checkpoints": 2, "average_best": 2}}, "another mean; leave one of them out"),
         ({"evaluation": {"average_best": 3}}, "average_best: 3 are more than this run saves"),
         (

@@ -15,7 +15,14 @@ from pipeline.run import train
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.trained_model import load_trained
 from pipeline.training import checkpoints
-from pipeline.training.averaging import MovingAverage, average_models, choose_checkpoints
+from pipeline.training.averaging import (
+    MovingAverage,
+    average_models,
+    choose_checkpoints,
+    exponential_decay,
+    find_begin,
+    uniform_decay,
+)
 from pipeline.training.checkpoints import RAW_WEIGHTS_FILE, find_best
 from tests.training.conftest import assert_equal, history, output_dir, spoil, weights
 
@@ -28,10 +35,10 @@ def raw_weights(folder) -> dict[str, torch.Tensor]:
 
 def test_the_moving_average_follows_its_formula():
     layer = nn.Linear(1, 1, bias=False)
-    average, expected = MovingAverage(layer, 0.4), layer.weight.item()
+    average, expected = MovingAverage(layer, "training.ema_decay"), layer.weight.item()
     for step in range(1, 8):
         nn.init.constant_(layer.weight, float(step))
-        average.update(step)
+        average.update(exponential_decay(step, 0.4))
         decay = min(0.4, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     with average.in_model() as kept:
@@ -44,9 +51,67 @@ def test_the_moving_average_follows_its_formula():
 def test_frozen_weights_are_left_out_and_half_ones_refused():
     layer = nn.Linear(2, 2)
     layer.bias.requires_grad_(False)
-    assert MovingAverage(layer, 0.9).names == ["weight"]
+    assert MovingAverage(layer, "training.ema_decay").names == ["weight"]
     with pytest.raises(ConfigError, match=r"training\.ema_decay: weight is in bfloat16"):
-        MovingAverage(layer.bfloat16(), 0.9)
+        MovingAverage(layer.bfloat16(), "training.ema_decay")
+
+
+def test_the_mean_begins_behind_a_step():
+    layer = nn.Linear(1, 1, bias=False)
+    average, seen = MovingAverage(layer, "training.average_patience"), []
+    for step in range(1, 7):
+        nn.init.constant_(layer.weight, float(step))
+        average.update(uniform_decay(step, 3 if step > 3 else None))
+        seen.append(average.averages[0].item())
+    assert seen == pytest.approx([1, 2, 3, 4, 4.5, 5])
+
+
+@pytest.mark.parametrize(
+    "scores, patience, begin",
+    [
+        ([5, 4, 3, 2, 1], 1, None),
+        ([5, 4, 4.5, 4.6, 4.7], 1, 4),  # worse than 4, and one evaluation lies between
+        ([5, 4, 4.5, 4.6, 4.7], 2, 5),
+        ([5, 4, 4.5, 4.6, 4.7], 3, None),
+        ([5, 4, 4, 4, 4], 1, None),  # no worse
+        ([5, 4, 4.9, 3, 2, 7, 8], 1, 6),
+        ([1, 2, 3], 5, None),
+    ],
+)
+def test_an_average_begins_when_scores_no_longer_improve(scores, patience, begin):
+    """By steps, one an evaluation; as the published code has it: worse than min(scores[:-patience])."""
+    log = [{"step": step, "eval_loss": score} for step, score in enumerate(scores, 1)]
+    assert find_begin([{"step": 1, "loss": 9.0}, *log], "eval_loss", False, patience) == begin
+    better = [{"step": line["step"], "eval_bleu": -line["eval_loss"]} for line in log]
+    assert find_begin(better, "eval_bleu", True, patience) == begin
+
+
+def test_scores_that_mean_something_else_are_not_compared():
+    log = [{"step": 10 * step, "eval_loss": score} for step, score in enumerate((5, 4, 7, 8, 9), 1)]
+    assert find_begin(log, "eval_loss", False, 1) == 30
+    assert find_begin(log, "eval_loss", False, 1, turns=[21]) == 50
+
+
+@pytest.mark.slow
+def test_a_mean_over_steps_is_that_of_a_run_that_goes_on(make_config, monkeypatch):
+    """Begun behind step 2: the model of a checkpoint is the mean of all weights since, and so it is after a kill."""
+    begun = lambda log, *_: 2 if any("eval_loss" in line and line["step"] == 2 for line in log) else None  # noqa: E731
+    monkeypatch.setattr("pipeline.training.trainer.find_begin", begun)
+    config = make_config(training={"average_patience": 1, "save_steps": 1, "eval_steps": 1})
+    folder = train(config).output_dir
+    raw = {step: raw_weights(folder / f"checkpoint-{step}") for step in (1, 2, 3, 4)}
+    for step in (1, 2, 3):
+        assert_equal(folder / f"checkpoint-{step}", raw[step])
+    for name, tensor in weights(folder / "checkpoint-4").items():
+        torch.testing.assert_close(tensor, (raw[3][name] + raw[4][name]) / 2)
+    finished = weights(folder)
+    assert_equal(folder / "checkpoint-4", finished)
+    for name in ("checkpoint-4/manifest.json", "metrics.json", "model.safetensors"):
+        (folder / name).unlink()
+    train(config)
+    assert_equal(folder, finished)
+    assert_equal(folder / "checkpoint-4", finished)
+    assert all(torch.equal(tensor, raw[4][name]) for name, tensor in raw_weights(folder / "checkpoint-4").items())
 
 
 @pytest.mark.slow
