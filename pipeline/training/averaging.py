@@ -39,8 +39,7 @@ class MovingAverage:
     To average the iterates of a stochastic optimizer is due to Polyak and Juditsky 1992
     (https://doi.org/10.1137/0330046). This form, whose decay grows from 0.18 so that the first weights are soon
     forgotten, is that of TensorFlow's `ExponentialMovingAverage` with `num_updates`, and Marian's
-    `exponential-smoothing` (Junczys-Dowmunt et al. 2018, https://arxiv.org/abs/1804.00344). Tan and Le 2019
-    (https://arxiv.org/abs/1905.11946) evaluate such averages.
+    `exponential-smoothing` (Junczys-Dowmunt et al. 2018, https://arxiv.org/abs/1804.00344).
 
     The step is the only thing that is counted, and the trainer counts it anyway, so that weights and averages are all
     there is to save. Weights that are not trained are their own average.
