@@ -297,6 +297,16 @@ def build_trainer(
         changes=resume.changes,
         compute_loss_func=None if is_own(model) else partial(task.loss, label_smoothing=config.label_smoothing),
     )
+    refuse_averages(config, is_fsdp=trainer.is_fsdp_enabled, is_deepspeed=trainer.is_deepspeed_enabled)
+    return trainer
+
+
+def refuse_averages(config: Config, *, is_fsdp: bool, is_deepspeed: bool) -> None:
+    """Refuse averages of weights that are spread over the processes.
+
+    Raises:
+        ConfigError: naming the key.
+    """
     averages = {
         "evaluation.average_checkpoints": config.evaluation.average_checkpoints,
         "evaluation.average_best": config.evaluation.average_best,
@@ -304,11 +314,10 @@ def build_trainer(
         "training.average_patience": config.average_patience,
     }
     for key, value in averages.items():
-        if value is not None and trainer.is_fsdp_enabled:
-            raise ConfigError(f"{key}: not with FSDP, where no process holds the whole model")
-        if value is not None and key.startswith("training.") and trainer.is_deepspeed_enabled:
-            raise ConfigError(f"{key}: not with DeepSpeed, which keeps weights of its own; leave one out")
-    return trainer
+        if value is not None and is_fsdp:
+            raise ConfigError(f"{key}: not with FSDP, where no process holds the whole model; leave one of them out")
+        if value is not None and key.startswith("training.") and is_deepspeed:
+            raise ConfigError(f"{key}: not with DeepSpeed, which keeps weights of its own; leave one of them out")
 
 
 def train_and_push(config: Config, trainer: TeacherForcingTrainer, resume: ResumePoint, folder: RunFolder) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, TrainerState
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.run import train, use_all_cores
+from pipeline.run import refuse_averages, train, use_all_cores
 from pipeline.run_folder import RunFolder
 from pipeline.training.checkpoints import list_checkpoints
 from pipeline.training.trainer import TeacherForcingTrainer
@@ -365,6 +365,23 @@ def test_real_pairs_streamed(make_config, shared_data, tmp_path):
     )
     scores = train(config).scores["validation"]
     assert scores["sacrebleu_signature"] and scores["chrf_signature"] and scores["token_accuracy"] > 0
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("evaluation", "average_checkpoints", 2), ("evaluation", "average_best", 2), ("training", "ema_decay", 0.9)],
+)
+def test_no_average_of_weights_that_are_spread(make_config, section, key, value):
+    config = make_config(**{section: {key: value}})
+    refuse_averages(config, is_fsdp=False, is_deepspeed=False)
+    with pytest.raises(ConfigError, match=rf"{section}\.{key}: not with FSDP"):
+        refuse_averages(config, is_fsdp=True, is_deepspeed=False)
+
+
+def test_deepspeed_keeps_weights_of_its_own(make_config):
+    refuse_averages(make_config(evaluation={"average_best": 2}), is_fsdp=False, is_deepspeed=True)
+    with pytest.raises(ConfigError, match=r"training\.ema_decay: not with DeepSpeed"):
+        refuse_averages(make_config(training={"ema_decay": 0.9}), is_fsdp=False, is_deepspeed=True)
 
 
 def test_the_mean_of_the_last_checkpoints(make_config):
