@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 
 HEADS = ("flatten", "last")
 LEVELS = ("last", "mean", "none")
+LOSSES = ("mse", "huber")
 
 
 @strict
@@ -37,6 +38,8 @@ class TransformerForecasterConfig(PreTrainedConfig):
         head_dropout: on what the head sees.
         linear_forecast: average the encoder's forecast with that of one linear map of the window (RLinear, Li et al.
             2023, https://arxiv.org/abs/2305.10721). Each learns by its own loss, so that their errors differ.
+        loss: what is learned by, of standardised values: the squared error ("mse"), or "huber", which grows linearly
+            beyond one deviation, so that outliers weigh less (Huber 1964, https://doi.org/10.1214/aoms/1177703732).
         d_model: width of every hidden state; even, and a multiple of `attention_heads`.
         encoder_layers: number of layers.
         attention_heads: heads of every attention, `d_model / attention_heads` wide each.
@@ -70,6 +73,7 @@ class TransformerForecasterConfig(PreTrainedConfig):
     instance_norm: bool = True
     head: str = "flatten"
     linear_forecast: bool = False
+    loss: str = "mse"
     d_model: int = 64
     encoder_layers: int = 3
     attention_heads: int = 4
@@ -89,7 +93,7 @@ class TransformerForecasterConfig(PreTrainedConfig):
         self.level = self.level or ("mean" if self.instance_norm else "none")
         self._check_sizes()
         self._check_series()
-        for name, values in (("head", HEADS), ("level", LEVELS)):
+        for name, values in (("head", HEADS), ("level", LEVELS), ("loss", LOSSES)):
             if getattr(self, name) not in values:
                 raise ValueError(f"{name}={getattr(self, name)!r}: it must be one of {', '.join(values)}")
         self.instance_norm = self.instance_norm and self.level != "none"

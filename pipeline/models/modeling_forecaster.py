@@ -22,8 +22,8 @@ class ForecasterOutput(ModelOutput):
     """What a `TransformerForecaster` returns: the loss and the forecasts.
 
     Args:
-        loss: mean squared error of standardised values; in training, where two forecasts are averaged, the mean of
-            their own errors.
+        loss: mean error of standardised values by `config.loss`; in training, where two forecasts are averaged, the
+            mean of their own errors.
         prediction_outputs: (B, H, C), in the units of the data.
         losses: (B, H, C), of which `loss` is the mean.
         hidden_states: (B * C, N, D) each, where asked for: the states of all series of the first window, then of the
@@ -150,7 +150,7 @@ class TransformerForecaster(PreTrainedModel):
         if future_values is not None and return_loss:
             judged = forecasts if self.training else forecast[None]
             future = ((future_values.to(dtype) - origin) / stds).float()
-            losses = (judged - future).square().mean(0)  # (B, H, C)
+            losses = self._error(judged - future).mean(0)  # (B, H, C)
             loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
         return ForecasterOutput(loss=loss, prediction_outputs=forecast.to(dtype) * stds + origin, losses=losses)
 
@@ -169,6 +169,12 @@ class TransformerForecaster(PreTrainedModel):
         states = self.final_norm(states)
         seen = states.flatten(1) if config.head == "flatten" else states[:, -1]
         return self.head(self.head_dropout(seen)).float()
+
+    def _error(self, difference: Tensor) -> Tensor:
+        """Return twice Huber's loss where it is asked for, which is the squared error below one deviation."""
+        if self.config.loss == "huber":
+            return 2 * nn.functional.huber_loss(difference, torch.zeros_like(difference), reduction="none")
+        return difference.square()
 
     def _check(self, past: Tensor, future: Tensor | None) -> None:
         length, names = self.config.context_length, self.config.series or []

@@ -19,6 +19,7 @@ SETTINGS = {
         ({"d_model": 15, "attention_heads": 5}, "d_model=15 must be even"),
         ({"head": "mean"}, "head='mean': it must be one of flatten, last"),
         ({"level": "median"}, "level='median': it must be one of last, mean, none"),
+        ({"loss": "mae"}, "loss='mae': it must be one of mse, huber"),
         ({"head_dropout": 1.0}, "head_dropout=1.0"),
         ({"means": [1.0]}, "means has 1 values for 3 series"),
         ({"stds": [1.0, 2.0]}, "stds has 2 values for 3 series"),

@@ -211,6 +211,15 @@ def test_the_loss_is_that_of_standardised_values():
     torch.testing.assert_close(outputs.loss, errors.square().mean(), rtol=1e-4, atol=0)
 
 
+def test_the_loss_of_huber_is_squared_up_to_one_deviation_and_linear_beyond():
+    model = make(loss="huber")
+    past, future = make_batch(model)
+    errors = standardised(model, model(past, future).prediction_outputs) - standardised(model, future)
+    expected = torch.where(errors.abs() < 1, errors.square(), 2 * errors.abs() - 1)
+    assert (errors.abs() < 1).any() and (errors.abs() > 1).any()
+    torch.testing.assert_close(model(past, future).losses, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_two_half_batches_are_one_batch():
     model = make()
     past, future = make_batch(model, rows=6)
