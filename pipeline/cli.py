@@ -18,7 +18,20 @@ from pathlib import Path
 from typing import Protocol
 
 import pipeline
-from pipeline.commands import compare, export, generate, inspect, plot, publish, score, serve, tokenizer, trace, train
+from pipeline.commands import (
+    average,
+    compare,
+    export,
+    generate,
+    inspect,
+    plot,
+    publish,
+    score,
+    serve,
+    tokenizer,
+    trace,
+    train,
+)
 from pipeline.commands.arguments import Parser
 from pipeline.commands.report import Report
 from pipeline.commands.texts import check_text
@@ -60,6 +73,7 @@ COMMANDS = {  # in the order of use
     "tokenizer": Command("Train", "learn a vocabulary from texts, or import a SentencePiece model", tokenizer),
     "inspect": Command("Train", "look at the data of a config: lengths, duplicates, faults", inspect),
     "train": Command("Train", "train the model that a config describes, or go on with its run", train),
+    "average": Command("Train", "average the weights of checkpoints into one model", average),
     "plot": Command("Train", "draw the curves of runs in one picture", plot),
     "score": Command("Judge", "score a model on a split of its data", score),
     "compare": Command("Judge", "put systems side by side: scores, significance, examples", compare),
@@ -192,7 +206,9 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, Parser]]:
         description="Train an encoder-decoder model, classifier, language model or forecaster, and use it.",
         epilog=f"{as_table(COMMANDS)}\n\nteacher-forcing COMMAND --help has the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)  # who reads this has found it
     parser.add_argument("--version", action="version", version=f"teacher-forcing {pipeline.__version__}")
     subparsers = parser.add_subparsers(
         metavar="COMMAND", required=True, parser_class=Parser, prog="teacher-forcing", help=argparse.SUPPRESS

@@ -72,6 +72,15 @@ class AugmentationConfig(Section):
     delete: float = Field(0.0, ge=0, lt=1, description="probability that a source token is left out")
     insert: float = Field(0.0, ge=0, lt=1, description="probability that a random token is put behind a source token")
     bpe_dropout: float = Field(0.0, ge=0, lt=1, description="probability that a merge of a source word is passed over")
+    bpe_dropout_target: float = Field(
+        0.0, ge=0, lt=1, description="the same of target words, whose labels are then other tokens of the same text"
+    )
+    word_dropout: float = Field(
+        0.0, ge=0, lt=1, description="probability that all tokens of a source word become the unknown token"
+    )
+    word_dropout_target: float = Field(
+        0.0, ge=0, lt=1, description="the same of target words as the decoder reads them; the labels stay"
+    )
 
     @property
     def changes_tokens(self) -> bool:
@@ -102,6 +111,12 @@ class EvaluationConfig(Section):
     max_rows: int | None = Field(None, ge=1, description="validation rows used while training; null: all")
     show: int = Field(3, ge=0, description="sample predictions printed at every evaluation")
     average_checkpoints: int | None = Field(None, ge=2, description="average the weights of the last N checkpoints")
+    average_best: int | None = Field(
+        None,
+        ge=2,
+        description="average the weights of the N best checkpoints by training.metric_for_best_model, which are kept "
+        "whatever training.save_total_limit says",
+    )
     early_stopping_patience: int | None = Field(None, ge=1, description="stop after N evaluations without improvement")
 
     _check_metrics = field_validator("metrics")(check_distinct)
@@ -173,6 +188,18 @@ class Config(Section):
     @property
     def label_smoothing(self) -> float:
         return self.training.get("label_smoothing_factor", 0.0)
+
+    @property
+    def r_drop(self) -> float:
+        return self.training.get("r_drop", 0.0)
+
+    @property
+    def ema_decay(self) -> float | None:
+        return self.training.get("ema_decay")
+
+    @property
+    def average_patience(self) -> int | None:
+        return self.training.get("average_patience")
 
     def to_yaml(self) -> str:
         """Return the whole config, defaults included, as `load_config` reads it."""

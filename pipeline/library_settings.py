@@ -101,12 +101,35 @@ TRAINING: dict[str, Any] = {
 }
 
 
+class OwnTraining(BaseModel):
+    """Keys of `training` that are this project's own; transformers does not get them."""
+
+    r_drop: NotNegative = Field(
+        0.0,
+        description="weight of R-Drop (Liang et al. 2021, https://arxiv.org/abs/2106.14448): each batch goes through "
+        "the model twice, and what the two predict is drawn together; 0: once "
+        "(sequence_to_sequence, text_classification)",
+    )
+    ema_decay: Annotated[float, Gt(0), Lt(1)] | None = Field(
+        None,
+        description="evaluate, save and publish an exponential moving average of the weights, each step of which keeps "
+        "this share of it, such as 0.999; null: the weights themselves",
+    )
+    average_patience: Annotated[int, Ge(1)] | None = Field(
+        None,
+        description="evaluate, save and publish the mean of the weights over all steps from the first evaluation on "
+        "whose score is worse than the best of those more than N before it; with optim: sgd this is NT-ASGD (Merity et "
+        "al. 2018, https://arxiv.org/abs/1708.02182, where N is 5); null: the weights themselves",
+    )
+
+
 @functools.cache
 def training_types() -> dict[str, Any]:
-    """Return the type of every argument of Seq2SeqTrainingArguments."""
+    """Return the type of every argument of Seq2SeqTrainingArguments, and of our own keys beside them."""
     hints = typing.get_type_hints(Seq2SeqTrainingArguments)
     names = [field.name for field in dataclasses.fields(Seq2SeqTrainingArguments) if field.init]
-    return {name: TRAINING.get(name, hints[name]) for name in names}
+    own = {name: field.rebuild_annotation() for name, field in OwnTraining.model_fields.items()}
+    return {name: TRAINING.get(name, hints[name]) for name in names} | own
 
 
 Tokens = Annotated[int, Ge(1), Le(MAX_TOKENS)]

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig
 
 from pipeline.config import Config
 from pipeline.inference.metrics import METRICS
+from pipeline.library_settings import OwnTraining
 from pipeline.tasks.registry import MODELS, TASKS
 from tokenizer.training import KINDS
 
@@ -51,7 +52,7 @@ class Group:
     keys: list[Key]
 
 
-SET_BY_OTHER_KEYS = {"static_embeddings", "languages", "target_lang_in"}
+SET_BY_OTHER_KEYS = {"r_drop", "static_embeddings", "languages", "target_lang_in"}
 MODEL_KEYS = [
     Key(
         "model.type",
@@ -77,6 +78,7 @@ def groups() -> Iterator[Group]:
     for name, field in sections:
         if _is_section(field):
             yield Group(name, field.description or "", section_keys(name, field.annotation))
+    yield Group("training", "Our own, beside Seq2SeqTrainingArguments.", section_keys("training", OwnTraining))
     yield Group("model", "Of every model; `from` a checkpoint, it has that one's type and sizes.", MODEL_KEYS)
     for name, task in TASKS.items():
         if task.settings.model_fields:

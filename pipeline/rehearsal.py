@@ -407,10 +407,14 @@ def check_saving(scene: Scene) -> Iterator[Finding]:
 def check_disk(scene: Scene, model_size: int) -> Iterator[Finding]:
     """Compare the room on the disk with what the checkpoints will take."""
     arguments = scene.trainer.args
-    size = model_size + ADAM_STATES * FLOAT * sum(p.numel() for p in scene.model.parameters() if p.requires_grad)
+    beside = ADAM_STATES + (scene.trainer.average is not None)
+    size = model_size + beside * FLOAT * sum(p.numel() for p in scene.model.parameters() if p.requires_grad)
     free = shutil.disk_usage(scene.folder).free
     saves = count_saves(arguments)
-    count = min(saves, arguments.save_total_limit or (1 if math.isinf(saves) else saves))
+    kept = arguments.save_total_limit or (1 if math.isinf(saves) else saves)
+    if best := scene.trainer.average_best:
+        kept = max(kept, best + 1)  # the newest may be none of them
+    count = min(saves, kept)
     need = (count + 1) * size  # one more is written before the oldest is removed
     text = f"{count} checkpoints of {size / 1e6:,.1f} MB need {need / 1e6:,.1f} MB of {free / 1e6:,.0f} MB on the disk"
     if free < min(2, count + 1) * size:

@@ -291,11 +291,23 @@ def build_trainer(
         show=config.evaluation.show,
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
         start=resume.state,
+        ema_decay=config.ema_decay,
+        average_patience=config.average_patience,
+        average_best=config.evaluation.average_best or 0,
         changes=resume.changes,
         compute_loss_func=None if is_own(model) else partial(task.loss, label_smoothing=config.label_smoothing),
     )
-    if config.evaluation.average_checkpoints is not None and trainer.is_fsdp_enabled:
-        raise ConfigError("evaluation.average_checkpoints: not with FSDP, where no process holds the whole model")
+    averages = {
+        "evaluation.average_checkpoints": config.evaluation.average_checkpoints,
+        "evaluation.average_best": config.evaluation.average_best,
+        "training.ema_decay": config.ema_decay,
+        "training.average_patience": config.average_patience,
+    }
+    for key, value in averages.items():
+        if value is not None and trainer.is_fsdp_enabled:
+            raise ConfigError(f"{key}: not with FSDP, where no process holds the whole model")
+        if value is not None and key.startswith("training.") and trainer.is_deepspeed_enabled:
+            raise ConfigError(f"{key}: not with DeepSpeed, which keeps weights of its own; leave one out")
     return trainer
 
 
@@ -324,8 +336,9 @@ def finish(
     """Score the model as it will be used, and save it with its curves, card and metrics."""
     scores: dict[str, dict[str, Any]] = {}
     last, drawn, task = None, [], trainer.task
-    if config.evaluation.average_checkpoints is not None:
-        trainer.load_average(config.evaluation.average_checkpoints)
+    for key in ("average_checkpoints", "average_best"):
+        if count := getattr(config.evaluation, key):
+            trainer.load_average(key, count)
     for split in HELD_OUT_SPLITS:
         if features := join_sets(task, held_out, split):
             drawn = features

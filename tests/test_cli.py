@@ -18,7 +18,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, DataError, NotPublished, RunError, Stopped, TeacherForcingError
 from tests.conftest import ROOT
 
-SUBCOMMANDS = ["tokenizer", "inspect", "train", "plot", "score", "trace", "generate", "export", "publish"]
+SUBCOMMANDS = ["tokenizer", "inspect", "train", "average", "plot", "score", "trace", "generate", "export", "publish"]
 
 
 def execute(*words, **options) -> subprocess.CompletedProcess[str]:
@@ -79,6 +79,7 @@ def test_an_error_of_a_report_comes_behind_it(capsys):
         ("score", "--predictions"),
         ("trace", "--output"),
         ("inspect", "--rows"),
+        ("average", "--best"),
         ("plot", "--score"),
         ("export", "--json"),
         ("publish", "--public"),

@@ -83,6 +83,23 @@ def test_two_processes_are_one(make_config, make_pairs, tmp_path):
 
 
 @pytest.mark.slow
+def test_r_drop_on_two_processes_is_that_on_one(make_config, make_pairs, tmp_path):
+    """With so small a dropout that it leaves out nothing: all passes are equal then, whatever the random numbers."""
+    pairs, r_drop = make_pairs(), ["training.r_drop=5.0", "model.dropout=0.000001"]
+    config = sgd_config(make_config, tmp_path / "one.yaml", pairs, gradient_accumulation_steps=2)
+    expected = train(config, PYTHON, *r_drop)
+    folder = train(sgd_config(make_config, tmp_path / "two.yaml", pairs), TORCHRUN, *r_drop)
+    assert_close(folder, expected)
+    histories = [
+        json.loads((run / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+        for run in (expected, folder)
+    ]
+    for expected_log, log in zip(*histories, strict=True):
+        assert log.get("kl_divergence", 0) == pytest.approx(0, abs=1e-6)
+        assert log.get("token_accuracy") == expected_log.get("token_accuracy")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("before, after", [((PYTHON, 2), (TORCHRUN, 1)), ((TORCHRUN, 1), (PYTHON, 2))])
 def test_other_processes_go_on_with_the_same_rows(make_config, make_pairs, tmp_path, before, after):
     """One process with two micro-batches a step, and two with one, follow one another in either order."""

@@ -219,6 +219,55 @@ def test_packed_is_padded(make_model, batch, pre_norm, kernel):
         torch.testing.assert_close(packed, padded, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_r_drop_without_dropout_is_the_plain_loss(make_model, batch, is_packed):
+    """Two equal passes: loss, gradients and the count of right tokens are those of one, and nothing is apart."""
+    results = []
+    for r_drop in (0.0, 5.0):
+        model = make_model(dropout=0.0, label_smoothing=0.1, r_drop=r_drop).train()
+        outputs = model(**(pack(batch) if is_packed else batch))
+        outputs.loss.backward()
+        results.append([outputs.loss.detach(), outputs.correct, *(weight.grad for weight in model.parameters())])
+    assert outputs.divergence.abs() < 1e-5
+    for plain, twice in zip(*results, strict=True):
+        torch.testing.assert_close(twice, plain, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_r_drop_is_the_papers(make_model, batch, is_packed):
+    """Of the logits that the same model gives, by the same random numbers, for the batch and the batch once more."""
+    inputs = pack(batch) if is_packed else batch
+    labels = inputs["labels"]
+    results = []
+    for r_drop in (0.0, 5.0):
+        model = make_model(dropout=0.3, label_smoothing=0.1, r_drop=r_drop).train()
+        torch.manual_seed(1)
+        if r_drop:
+            outputs = model(**inputs)
+            loss, apart = outputs.loss, outputs.divergence
+        else:
+            rows = {name: numbers for name, numbers in inputs.items() if name.endswith("_rows")}
+            read = shift_right(labels, 1, 0, rows.get("target_rows"))
+            doubled = {**inputs, "decoder_input_ids": read, "labels": None}
+            doubled = {name: ids if ids is None or name in rows else ids.repeat(2, 1) for name, ids in doubled.items()}
+            logits = model(**doubled).logits.flatten(0, 1)
+            entropies = nn.functional.cross_entropy(logits, labels.repeat(2, 1).flatten(), label_smoothing=0.1)
+            first, second = logits[labels.repeat(2, 1).flatten() != -100].log_softmax(-1).chunk(2)
+            terms = [
+                nn.functional.kl_div(*pair, reduction="sum", log_target=True)
+                for pair in ((first, second), (second, first))
+            ]
+            apart = sum(terms) / 2
+            loss = entropies + 5.0 / 2 * apart / len(first)
+        loss.backward()
+        results.append([loss.detach(), apart.detach(), *(weight.grad for weight in model.parameters())])
+    assert apart > 0.01
+    for by_hand, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, by_hand, atol=1e-6, rtol=1e-4)
+    with torch.no_grad():  # evaluation makes one pass
+        assert torch.equal(model.eval()(**batch).loss, make_model(dropout=0.3)(**batch).loss)
+
+
 def test_loss_is_summed_and_divided_once(make_model, batch):
     """Two halves with the whole's number of targets add up to the whole."""
     model = make_model()
@@ -341,3 +390,18 @@ def test_metrics_are_sacrebleus():
     assert chrf(predictions, references)["chrf"] == sacrebleu.corpus_chrf(predictions, [references]).score
     signature = bleu(predictions, references)["sacrebleu_signature"]
     assert isinstance(signature, str) and signature.startswith("nrefs:1|case:mixed|eff:no|tok:13a|")
+
+
+@pytest.mark.slow
+def test_resume_with_r_drop_and_word_dropout_is_the_uninterrupted_run(make_config, tmp_path):
+    def run(folder: str, steps: int) -> dict[str, torch.Tensor]:
+        training = {"output_dir": str(tmp_path / folder), "max_steps": steps, "r_drop": 5.0, "eval_strategy": "no"}
+        augmentation = {"word_dropout": 0.2, "word_dropout_target": 0.2}
+        training |= {"lr_scheduler_type": "constant"}  # which does not depend on where the training ends
+        return weights(train(make_config(training=training, augmentation=augmentation)).output_dir)
+
+    half = run("resumed", 4)
+    resumed, whole = run("resumed", 8), run("whole", 8)
+    for name, tensor in whole.items():
+        assert torch.equal(resumed[name], tensor), name
+    assert any(not torch.equal(half[name], tensor) for name, tensor in whole.items())

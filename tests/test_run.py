@@ -116,6 +116,7 @@ def test_a_start_that_failed_leaves_nothing_behind_that_counts(make_config):
             "data.packing: needs .* model.attention_dropout=0",
         ),
         ({"hub": {"push": True}}, ConfigError, "hub.model_id: name the repository"),
+        ({"training": {"r_drop": 5.0}, "model": {"dropout": 0.0}}, ConfigError, "training.r_drop: .* has no dropout"),
     ],
 )
 def test_errors_come_before_the_first_step(make_config, no_step, changes, error, message):
@@ -195,6 +196,24 @@ def test_smoothing_in_a_run(make_config, tmp_path):
     assert smoothed["eval_loss"] == plain["eval_loss"]
     assert smoothed["loss"] != pytest.approx(plain["loss"], rel=1e-3)
     assert smoothed["grad_norm"] > 0.5
+
+
+def test_r_drop_in_a_run(make_config, tmp_path):
+    """Two passes that are equal, as so small a dropout leaves out nothing, are one pass in each log: of the same eight
+    rows in every step."""
+    data = {"options": {"length": 4, "symbols": 8, "rows": 8, "held_out": 8}, **UNSCORED}
+
+    def logs(folder: str, rows: int, accumulation: int, **changes) -> list[dict[str, float]]:
+        training = {"output_dir": str(tmp_path / folder), "max_steps": 2, **EACH_STEP, **changes}
+        training |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
+        result = train(make_config(training=training, model={"dropout": 1e-6}, data=data))
+        history = json.loads((result.output_dir / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+        return [log for log in history if "loss" in log]
+
+    for plain, twice in zip(logs("plain", 8, 1), logs("twice", 4, 2, r_drop=5.0), strict=True):
+        assert 0 <= twice["kl_divergence"] < 1e-6 and "kl_divergence" not in plain
+        for name in ("loss", "token_accuracy", "grad_norm"):
+            assert twice[name] == pytest.approx(plain[name], rel=1e-4), name
 
 
 def test_all_cores_are_used_under_accelerate(monkeypatch):

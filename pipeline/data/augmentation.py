@@ -1,4 +1,4 @@
-"""Add noise to the tokens of a training row's source: swapped, deleted and inserted tokens, and BPE-dropout.
+"""Add noise to the tokens of a training row: swapped, deleted and inserted tokens, word dropout and BPE-dropout.
 
 Noise on texts, which comes before they are encoded, is in text_noise.py.
 """
@@ -12,51 +12,115 @@ from tokenizers import models
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import AugmentationConfig
-from pipeline.data.rows import Feature
+from pipeline.data.rows import Feature, first_text
 from pipeline.errors import ConfigError
+
+READ_LABELS = "read_labels"  # of a feature: its labels as the decoder reads them, where that is something else
+OF_BPE, OF_WORDS = ("bpe_dropout", "bpe_dropout_target"), ("word_dropout", "word_dropout_target")
 
 
 class Augmentation:
-    """Change the `input_ids` of a feature; its labels stay, and so does every special token.
+    """Change the `input_ids` of a feature, and where asked for its labels; every special token stays.
 
     In this order, with the probabilities of the config:
 
         bpe_dropout    l o w e s t </s>  the text is segmented anew, each merge being left out at random
                                          (Provilkov et al. 2020, https://aclanthology.org/2020.acl-main.170)
+        word_dropout   a b c d </s>  ->  a b <unk> d </s>  all tokens of a word, each
         swap           a b c d </s>  ->  b a c d </s>      a token and the next one
         delete         b a c d </s>  ->  b c d </s>        at least one token of the text stays
         insert         b c d </s>    ->  b c x d </s>      a random token behind another
 
-    What would grow past `max_length` stays as it was.
+    Of the target, whose text never changes:
+
+        bpe_dropout_target               the labels are segmented anew; the paper does so on both sides
+        word_dropout_target              words as the decoder reads them become <unk>, in `READ_LABELS`; what it is to
+                                         say, the labels, stays
+
+    Word dropout of source and of what the decoder reads is that of Sennrich et al. 2016
+    (https://aclanthology.org/W16-2323, after Gal and Ghahramani 2016, https://arxiv.org/abs/1512.05287). They put zeros
+    in the place of the vectors of tokens. Here it is whole words, and their place has the vector of the unknown token,
+    which is learned: the "blank noising" of Xie et al. 2017 (https://arxiv.org/abs/1703.02573).
+
+    What would grow past the longest side that is allowed stays as it was.
 
     Args:
         max_length: tokens a source may have, special ones counted.
+        max_target_length: tokens a target may have, likewise, with what the decoder is told of its language.
 
     Raises:
-        ConfigError: for BPE-dropout with a tokenizer that merges nothing.
+        ConfigError: for BPE-dropout with a tokenizer that merges nothing, or word dropout with one that has no unknown
+            token.
     """
 
-    def __init__(self, config: AugmentationConfig, tokenizer: PreTrainedTokenizerBase, max_length: int):
-        self.config, self.tokenizer, self.max_length = config, tokenizer, max_length
+    def __init__(
+        self,
+        config: AugmentationConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        max_target_length: int = 0,
+    ):
+        self.config, self.tokenizer = config, tokenizer
+        self.max_length, self.max_target_length = max_length, max_target_length
         self.special = set(tokenizer.all_special_ids)
         self.ordinary = np.array(sorted(set(tokenizer.get_vocab().values()) - self.special))
         self.backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self.ids = tokenizer.get_vocab()
-        if config.bpe_dropout:
-            if self.backend is None or not isinstance(self.backend.model, models.BPE):
-                raise ConfigError("augmentation.bpe_dropout: the tokenizer is not a BPE; use tokenizer.kind=bpe, or 0")
-            self.ranks = merge_ranks(tokenizer)
+        for name in OF_BPE:
+            if getattr(config, name):
+                if self.backend is None or not isinstance(self.backend.model, models.BPE):
+                    raise ConfigError(f"augmentation.{name}: the tokenizer is not a BPE; use tokenizer.kind=bpe, or 0")
+                self.ranks = merge_ranks(tokenizer)
+        for name in OF_WORDS:
+            if getattr(config, name) and tokenizer.unk_token_id is None:
+                raise ConfigError(f"augmentation.{name}: the tokenizer has no unknown token to put there; leave it out")
 
     def __call__(self, feature: Feature, generator: np.random.Generator) -> Feature:
-        ids = self._segment(feature, generator) if self.config.bpe_dropout else feature["input_ids"]
+        return self._change_target(self._change_source(feature, generator), generator)
+
+    def _change_source(self, feature: Feature, generator: np.random.Generator) -> Feature:
+        ids: list[int] = feature["input_ids"]
+        words: list[int | None] = []
+        if self.config.bpe_dropout or self.config.word_dropout:
+            ids, words = self._segment(feature["source"], ids, self.config.bpe_dropout, generator)
         places = [place for place, token in enumerate(ids) if token not in self.special]
         if not places:
             return feature
         first, last = places[0], places[-1] + 1
+        if self.config.word_dropout:
+            ids = self._drop_words(ids, words, self.config.word_dropout, generator)
         text = self._swap(list(ids[first:last]), generator)
         text = self._insert(self._delete(text, generator), generator)
         changed = [*ids[:first], *text, *ids[last:]]
         return feature | {"input_ids": changed} if len(changed) <= self.max_length else feature
+
+    def _change_target(self, feature: Feature, generator: np.random.Generator) -> Feature:
+        if not (self.config.bpe_dropout_target or self.config.word_dropout_target):
+            return feature
+        text, labels = first_text(feature["target"]), feature["labels"]
+        told = max(0, len(feature.get("decoder_start", ())) - 1)
+        ids, words = self._segment(text, labels, self.config.bpe_dropout_target, generator)
+        if len(ids) + told > self.max_target_length:
+            ids, words = self._segment(text, labels, 0.0, generator)
+        feature = feature | {"labels": ids}
+        if self.config.word_dropout_target:
+            feature[READ_LABELS] = self._drop_words(ids, words, self.config.word_dropout_target, generator)
+        return feature
+
+    def _drop_words(
+        self, ids: list[int], words: list[int | None], probability: float, generator: np.random.Generator
+    ) -> list[int]:
+        """Put the unknown token in the place of each token of some words.
+
+        Args:
+            words: the number of the word that each token belongs to, None for those around the text.
+        """
+        count = 1 + max((word for word in words if word is not None), default=-1)
+        is_dropped = (generator.random(count) < probability).tolist()
+        unknown = self.tokenizer.unk_token_id
+        return [
+            unknown if word is not None and is_dropped[word] else token for token, word in zip(ids, words, strict=True)
+        ]
 
     def _swap(self, ids: list[int], generator: np.random.Generator) -> list[int]:
         """Swap neighbours, from left to right: a token can move on with the next swap."""
@@ -79,19 +143,33 @@ class Augmentation:
                 longer.append(random_token)
         return longer
 
-    def _segment(self, feature: Feature, generator: np.random.Generator) -> list[int]:
-        """Encode a source whose words are merged anew, each merge being left out with the probability of the config.
+    def _segment(
+        self, text: str, whole: list[int], dropout: float, generator: np.random.Generator
+    ) -> tuple[list[int], list[int | None]]:
+        """Encode a text whose words are merged anew, each merge being left out with the probability `dropout`.
 
         What stands around the text, such as a language, stays.
 
         The dropout of `tokenizers` itself draws from a generator that cannot be seeded, so a run could not be repeated:
         https://github.com/huggingface/tokenizers/blob/v0.22.1/tokenizers/src/models/bpe/word.rs
+
+        Args:
+            whole: the text as it was encoded, with what stands around it.
+
+        Returns:
+            The ids, and for each of them the number of its word, None for what is not of the text. Without a fast
+            tokenizer, which knows words, each token is one. A text that is not in `whole` stays as it is.
         """
-        encoding = self.backend.encode(feature["source"], add_special_tokens=False)
-        whole, length = feature["input_ids"], len(encoding.ids)
+        if self.backend is None:
+            return whole, [None if token in self.special else place for place, token in enumerate(whole)]
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        length = len(encoding.ids)
         places = range(len(whole) - length + 1)
-        before = next((place for place in places if whole[place : place + length] == encoding.ids), 0)
+        before = next((place for place in places if whole[place : place + length] == encoding.ids), None)
+        if before is None:
+            return whole, [None] * len(whole)
         ids: list[int] = whole[:before]
+        numbers: list[int | None] = [None] * before
         words = encoding.word_ids
         place = 0
         while place < len(words):
@@ -99,12 +177,14 @@ class Augmentation:
             while words[place] is not None and end < len(words) and words[end] == words[place]:
                 end += 1
             pieces = [*"".join(encoding.tokens[place:end])]
-            if words[place] is None or not all(piece in self.ids for piece in pieces):
+            if not dropout or words[place] is None or not all(piece in self.ids for piece in pieces):
                 ids += encoding.ids[place:end]  # special tokens, and bytes that are not characters
             else:
-                ids += [self.ids[piece] for piece in merge(pieces, self.ranks, self.config.bpe_dropout, generator)]
+                ids += [self.ids[piece] for piece in merge(pieces, self.ranks, dropout, generator)]
+            numbers += [words[place]] * (len(ids) - len(numbers))
             place = end
-        return ids + whole[before + length :]
+        after = whole[before + length :]
+        return ids + after, numbers + [None] * len(after)
 
 
 def merge(

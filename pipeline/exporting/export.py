@@ -8,9 +8,7 @@ Whatever goes wrong in between, nothing is left, and an earlier export stays as 
 import json
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +18,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from pipeline.config import Config
-from pipeline.errors import ConfigError, RunError, explain_path, is_storage_error, nearest
+from pipeline.errors import ConfigError, RunError, explain_path, nearest
 from pipeline.exporting.equivalence import EXACT, REDUCED, compare, find_other_tokens
 from pipeline.exporting.rows import choose_rows
 from pipeline.exporting.stock import count_positions
@@ -40,7 +38,7 @@ from pipeline.tasks.base import Task
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import MODELS, get_task
 from pipeline.tasks.trained_model import load_tokenizer, load_trained
-from pipeline.training.checkpoints import commit, find_config
+from pipeline.training.checkpoints import find_config, new_folder
 
 TEXTS = (".json", ".txt", ".md")  # files that are no weights
 NUM_ROWS = 1000
@@ -188,7 +186,7 @@ def export(
     positions = count_positions(generation, None if config is None else config.data, num_told)
     compared = choose_rows(task, config, None if rows is None else Path(rows), num_rows, positions)
     bounds = EXACT if quantization is None and model.dtype == torch.float32 else REDUCED
-    with _staging(target) as staging:
+    with new_folder(target) as staging:
         request = Request(model, task, staging, positions, quantization)
         spec.write(request)
         logger.info("%s: comparing on %d rows of %s", target, len(compared.features), compared.origin)
@@ -199,7 +197,6 @@ def export(
         logger.info("equivalent: %s", proof.report["summary"])
         report = _describe(request, name, spec, checkpoint) | proof.report
         (staging / EQUIVALENCE_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
-        commit(staging, target)
     return target
 
 
@@ -269,29 +266,6 @@ def _find_config(checkpoint: Path, task: Task) -> Config | None:
     if not isinstance(task, get_task(config.task)):
         raise ConfigError(f"task: {path} is for {config.task}, but {checkpoint} is not a model for that")
     return config
-
-
-@contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """Give an empty folder beside the target, of which nothing stays if what is done inside fails.
-
-    Raises:
-        RunError: where there is no room.
-    """
-    staging = target.with_name(f".{target.name}.staging-{os.getpid()}")
-    made = [folder for folder in target.parents if not folder.exists()]
-    try:
-        with explain_path(f"--output {target}"):
-            staging.mkdir(parents=True)
-        yield staging
-    except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        for folder in made:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        if is_storage_error(error):
-            raise RunError(f"{target}: {error}; make room and run the same command again") from error
-        raise
 
 
 def _describe(request: Request, name: str, spec: ExportSpec, checkpoint: Path) -> dict[str, Any]:

@@ -15,6 +15,11 @@ class LSTMConfig(PreTrainedConfig):
         num_hidden_layers: LSTM layers, one upon the other.
         dropout: between the layers and before the output (Zaremba et al. 2014, https://arxiv.org/abs/1409.2329).
         embedding_dropout: on the token vectors.
+        variational_dropout: both draw one mask for all tokens that a text has in a batch (Gal and Ghahramani 2016,
+            https://arxiv.org/abs/1512.05287), in place of another for each token.
+        word_dropout: share of the vocabulary whose vectors are zero, wherever they stand in a batch; likewise.
+        weight_dropout: on the weights from a layer's state to its next, one mask for a batch (Merity et al. 2018,
+            https://arxiv.org/abs/1708.02182).
         tie_word_embeddings: embedding and output projection are one matrix (Press and Wolf 2017,
             https://aclanthology.org/E17-2025); the last layer then is `embedding_size` wide.
         label_smoothing: share of the target probability spread over the vocabulary while training. A run takes it from
@@ -33,6 +38,9 @@ class LSTMConfig(PreTrainedConfig):
     num_hidden_layers: int = 2
     dropout: float | int = 0.0
     embedding_dropout: float | int = 0.0
+    variational_dropout: bool = False
+    word_dropout: float | int = 0.0
+    weight_dropout: float | int = 0.0
     tie_word_embeddings: bool = False
     label_smoothing: float | int = 0.0
     is_encoder_decoder: bool = False
@@ -45,7 +53,7 @@ class LSTMConfig(PreTrainedConfig):
         for name in ("vocab_size", "embedding_size", "hidden_size", "num_hidden_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1")
-        for name in ("dropout", "embedding_dropout", "label_smoothing"):
+        for name in ("dropout", "embedding_dropout", "word_dropout", "weight_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 0 and below 1")
         super().__post_init__(**kwargs)

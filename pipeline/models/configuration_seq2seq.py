@@ -31,6 +31,9 @@ class Seq2SeqTransformerConfig(PreTrainedConfig):
             token (Johnson et al. 2017, https://aclanthology.org/Q17-1024).
         label_smoothing: share of the target probability spread over the vocabulary while training (section 5.4). A run
             takes it from `training.label_smoothing_factor`.
+        r_drop: weight of the divergence between two passes of each batch while training, ALPHA in R-Drop (Liang et al.
+            2021, https://arxiv.org/abs/2106.14448; 5 there for translation); 0 makes one pass. A run takes it from
+            `training.r_drop`.
 
     Raises:
         ValueError: naming the field, when a size cannot work.
@@ -57,6 +60,7 @@ class Seq2SeqTransformerConfig(PreTrainedConfig):
     activation_dropout: float | int = 0.0
     tie_word_embeddings: bool = True
     label_smoothing: float | int = 0.0
+    r_drop: float | int = 0.0
     languages: dict[str, int] | None = None
     target_lang_in: str | None = None
     is_encoder_decoder: bool = True
@@ -80,6 +84,8 @@ class Seq2SeqTransformerConfig(PreTrainedConfig):
         for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 0 and below 1")
+        if self.r_drop < 0:
+            raise ValueError(f"r_drop={self.r_drop}: it must be at least 0")
         self._check_languages()
         super().__post_init__(**kwargs)
         # Read by `transformers.pipeline`; a new dict each time, as it changes what it finds.

@@ -1,6 +1,12 @@
-"""Output projection and cross-entropy in one, without the logits of a whole batch.
+"""Output projection and cross-entropy in one, without the logits of a whole batch; with R-Drop where it is asked for.
 
 Shapes: N tokens, D width, V vocabulary.
+
+R-Drop (Liang et al. 2021, https://arxiv.org/abs/2106.14448) takes each batch through the model twice, with other masks
+of dropout, and adds to the loss how far the two distributions P and Q of each token are apart. Here it is half of the
+paper's equation 4, so that ALPHA is the paper's and the rest is the mean of both cross-entropies:
+
+    (CE(P) + CE(Q)) / 2  +  ALPHA / 2 * divergence        divergence = (KL(P, Q) + KL(Q, P)) / 2
 """
 
 import re
@@ -30,7 +36,8 @@ def _loss_and_gradients(
     label_smoothing: float,
     dtype: torch.dtype,
     needs_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute the summed loss of `cross_entropy(linear(hidden, weight), labels)` and its gradients, slice by slice.
 
     This goes as far as the gradients, as the logits of a slice are at hand then, so that nothing is computed twice:
@@ -42,33 +49,40 @@ def _loss_and_gradients(
     Args:
         hidden: (N, D). weight: (V, D). labels: (N).
         dtype: of the products, everything else is in float32.
+        alpha: where it is not 0, the second half of hidden and labels is the second pass of the first half, and
+            `alpha` times the divergence of the two is added to the loss.
 
     Returns:
-        The loss (), whether each label is the most probable token (N), and the gradients of hidden and weight, empty
-        unless `needs_gradient`.
+        The loss (), whether each label is the most probable token (N), the gradients of hidden and weight, empty
+        unless `needs_gradient`, and the summed divergence ().
     """
-    places = labels.ne(ignore_index).nonzero().squeeze(1)
+    if alpha:  # the two passes of a token next to each other
+        half = len(labels) // 2
+        first = labels[:half].ne(ignore_index).nonzero()
+        places = torch.cat((first, first + half), 1).flatten()
+    else:
+        places = labels.ne(ignore_index).nonzero().squeeze(1)
     with torch.autocast(hidden.device.type, enabled=False):
-        total, right, slopes, weight_gradient = _slices(
-            hidden[places], weight, weight.to(dtype), labels[places], label_smoothing, needs_gradient
+        total, right, slopes, weight_gradient, divergence = _slices(
+            hidden[places], weight, weight.to(dtype), labels[places], label_smoothing, needs_gradient, alpha
         )
     correct = torch.zeros_like(labels, dtype=torch.bool)
     correct[places] = right
     hidden_gradient = torch.zeros_like(hidden if needs_gradient else hidden[:0])
     if needs_gradient:
         hidden_gradient[places] = slopes
-    return total, correct, hidden_gradient, weight_gradient
+    return total, correct, hidden_gradient, weight_gradient, divergence
 
 
 @_loss_and_gradients.register_fake
-def _(hidden, weight, labels, ignore_index, label_smoothing, dtype, needs_gradient):
+def _(hidden, weight, labels, ignore_index, label_smoothing, dtype, needs_gradient, alpha):
     rows = slice(None) if needs_gradient else slice(0)
     total, correct = hidden.new_empty((), dtype=torch.float32), torch.empty_like(labels, dtype=torch.bool)
-    return total, correct, torch.empty_like(hidden[rows]), torch.empty_like(weight[rows])
+    return total, correct, torch.empty_like(hidden[rows]), torch.empty_like(weight[rows]), torch.empty_like(total)
 
 
 def _save_gradients(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*output[2:])
+    ctx.save_for_backward(*output[2:4])
 
 
 def _backward(ctx, gradient: Tensor, *_):
@@ -78,19 +92,26 @@ def _backward(ctx, gradient: Tensor, *_):
             "call the model without labels and compute the loss of its logits"
         )
     hidden_gradient, weight_gradient = ctx.saved_tensors
-    return hidden_gradient * gradient, weight_gradient * gradient, None, None, None, None, None
+    return hidden_gradient * gradient, weight_gradient * gradient, None, None, None, None, None, None
 
 
 _loss_and_gradients.register_autograd(_backward, setup_context=_save_gradients)
 
 
 def _slices(
-    hidden: Tensor, weight: Tensor, cast: Tensor, labels: Tensor, label_smoothing: float, needs_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    hidden: Tensor,
+    weight: Tensor,
+    cast: Tensor,
+    labels: Tensor,
+    label_smoothing: float,
+    needs_gradient: bool,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     count, vocabulary = len(labels), len(weight)
-    rows = max(1, SLICE_NUMBERS.get(hidden.device.type, SLICE_NUMBERS_ELSEWHERE) // vocabulary)
-    rows_of_part = max(1, PART_NUMBERS // vocabulary) if hidden.device.type == "cpu" else rows
-    total = torch.zeros((), device=hidden.device)
+    step = 2 if alpha else 1  # rows that stay together
+    rows = max(1, SLICE_NUMBERS.get(hidden.device.type, SLICE_NUMBERS_ELSEWHERE) // vocabulary // step) * step
+    rows_of_part = max(1, PART_NUMBERS // vocabulary // step) * step if hidden.device.type == "cpu" else rows
+    total, divergence = torch.zeros((), device=hidden.device), torch.zeros((), device=hidden.device)
     correct = torch.empty_like(labels, dtype=torch.bool)
     hidden_gradient = torch.empty_like(hidden if needs_gradient else hidden[:0])
     weight_gradient = torch.zeros_like(weight if needs_gradient else weight[:0])
@@ -102,7 +123,11 @@ def _slices(
         slopes = torch.mm(states, cast.T, out=buffer[: len(states)])  # (n, V), logits at first
         for first in range(0, len(states), rows_of_part):
             part = slice(first, first + rows_of_part)
-            losses, right = _to_slopes(slopes[part], targets[part], label_smoothing)
+            if alpha:
+                losses, right, distance = _to_slopes_of_pairs(slopes[part], targets[part], label_smoothing, alpha)
+                divergence += distance
+            else:
+                losses, right = _to_slopes(slopes[part], targets[part], label_smoothing)
             total += losses
             correct[start + first : start + first + len(right)] = right
         if not needs_gradient:
@@ -117,7 +142,9 @@ def _slices(
         if needs_gradient:
             hidden_gradient -= uniform * weight_sum
             weight_gradient -= uniform * hidden_sum
-    return total, correct, hidden_gradient, weight_gradient
+    if alpha:
+        total += alpha * divergence
+    return total, correct, hidden_gradient, weight_gradient, divergence
 
 
 def _to_slopes(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
@@ -139,6 +166,35 @@ def _to_slopes(logits: Tensor, targets: Tensor, label_smoothing: float) -> tuple
     if numbers is not logits:
         logits.copy_(numbers)
     return losses.sum(), (target_logits >= highest).squeeze(1)
+
+
+def _to_slopes_of_pairs(
+    logits: Tensor, targets: Tensor, label_smoothing: float, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same of rows (2n, V) of which each two are the passes of a token, with `alpha` times their divergence.
+
+    With gap = log P - log Q, the slope of KL(P, Q) + KL(Q, P) is P * (gap - KL(P, Q)) + P - Q for the logits of P, and
+    the same with P and Q exchanged for those of Q.
+
+    Returns:
+        The sum of their cross-entropies, whether each target (2n, 1) has the highest logit (2n), and the sum of their
+        divergences.
+    """
+    numbers = logits.float()
+    highest, target_logits = numbers.amax(-1, keepdim=True), numbers.gather(1, targets)
+    numbers = numbers.log_softmax(-1)
+    losses = label_smoothing * target_logits - numbers.gather(1, targets)
+    gap = numbers[::2] - numbers[1::2]  # (n, V)
+    slopes = numbers.exp_()
+    first, second = slopes[::2], slopes[1::2]
+    difference = first - second
+    forwards, backwards = (first * gap).sum(-1, keepdim=True), -(second * gap).sum(-1, keepdim=True)
+    half = alpha / 2
+    first.mul_((gap - forwards).mul_(half).add_(1)).add_(difference, alpha=half)
+    second.mul_((-gap - backwards).mul_(half).add_(1)).sub_(difference, alpha=half)
+    slopes.scatter_add_(1, targets, torch.full_like(target_logits, label_smoothing - 1))
+    logits.copy_(slopes)
+    return losses.sum(), (target_logits >= highest).squeeze(1), (forwards + backwards).sum() / 2
 
 
 def linear_cross_entropy(
@@ -165,13 +221,21 @@ def linear_cross_entropy(
     """
     if _is_transformed():  # the operator knows no derivatives but its gradients
         return cross_entropy(nn.functional.linear(hidden, weight), labels, ignore_index, label_smoothing)
+    total, correct, _ = _sum_losses(hidden, weight, labels, ignore_index, label_smoothing)
+    return total, correct
+
+
+def _sum_losses(
+    hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int, label_smoothing: float, alpha: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Call the operator in the type of the products; as `linear_cross_entropy`, with the summed divergence."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    total, correct, _, _ = _loss_and_gradients(
-        hidden.flatten(0, -2), weight, labels.flatten(), ignore_index, label_smoothing, dtype, needs_gradient
+    total, correct, _, _, divergence = _loss_and_gradients(
+        hidden.flatten(0, -2), weight, labels.flatten(), ignore_index, label_smoothing, dtype, needs_gradient, alpha
     )
-    return total, correct.view(labels.shape)
+    return total, correct.view(labels.shape), divergence
 
 
 def head_cross_entropy(
@@ -181,11 +245,47 @@ def head_cross_entropy(
 
     Its logits are left out only where the head is a plain matrix.
     """
-    mixes = hidden.dtype != getattr(head, "weight", hidden).dtype and not torch.is_autocast_enabled(hidden.device.type)
-    if is_plain_linear(head) and not mixes:  # which `nn.Linear` refuses
+    if _multiplies(head, hidden):
         return linear_cross_entropy(hidden, head.weight, labels, ignore_index, label_smoothing)
     logits = head(hidden)  # (..., V)
     return cross_entropy(logits, labels, ignore_index, label_smoothing)
+
+
+def head_r_drop_loss(
+    hidden: Tensor,
+    head: nn.Module,
+    labels: Tensor,
+    alpha: float,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the loss of R-Drop of `head(hidden)`, whose two passes are the halves of `hidden`.
+
+    Args:
+        hidden: (2 * B, ..., D), a second pass behind the first.
+        labels: (B, ...), of either pass.
+        alpha: weight of the divergence, as in the paper.
+
+    Returns:
+        The loss (), a bool for each label (B, ...), whether it is the most probable token of the first pass, and the
+        divergence () in nats, summed over the labels and without a gradient.
+    """
+    if _multiplies(head, hidden) and not _is_transformed():
+        both = torch.cat((labels, labels))
+        total, correct, divergence = _sum_losses(hidden, head.weight, both, ignore_index, label_smoothing, alpha)
+        return total / 2, correct[: len(labels)], divergence.detach()
+    return r_drop_loss(head(hidden), labels, alpha, ignore_index, label_smoothing)
+
+
+def r_drop_loss(
+    logits: Tensor, labels: Tensor, alpha: float, ignore_index: int = -100, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same of logits (2 * B, ..., V) that are there."""
+    total, correct = cross_entropy(logits, torch.cat((labels, labels)), ignore_index, label_smoothing)
+    first, second = logits.float().log_softmax(-1).chunk(2)  # (B, ..., V)
+    divergences = ((first.exp() - second.exp()) * (first - second)).sum(-1) / 2
+    divergence = divergences.masked_fill(labels == ignore_index, 0).sum()
+    return (total + alpha * divergence) / 2, correct[: len(labels)], divergence.detach()
 
 
 def cross_entropy(
@@ -199,6 +299,12 @@ def cross_entropy(
     targets = flat.masked_fill(flat == ignore_index, 0)[:, None]
     correct = (logits.gather(1, targets).squeeze(1) >= logits.amax(-1)) & (flat != ignore_index)
     return total, correct.view(labels.shape)
+
+
+def _multiplies(head: nn.Module, hidden: Tensor) -> TypeGuard[nn.Linear]:
+    """Tell whether `head(hidden)` is a product with a matrix, and one that `nn.Linear` would not refuse."""
+    mixes = hidden.dtype != getattr(head, "weight", hidden).dtype and not torch.is_autocast_enabled(hidden.device.type)
+    return is_plain_linear(head) and not mixes
 
 
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:

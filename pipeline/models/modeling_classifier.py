@@ -4,6 +4,7 @@ Shapes: B batch, S source length, D = d_model, C classes.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,15 @@ from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_classifier import TransformerClassifierConfig
-from .modeling_seq2seq import IGNORED, Seq2SeqTransformerEncoder, Seq2SeqTransformerPreTrainedModel
+from .linear_cross_entropy import r_drop_loss
+from .modeling_seq2seq import IGNORED, Seq2SeqTransformerEncoder, Seq2SeqTransformerPreTrainedModel, twice
+
+
+@dataclass
+class ClassifierOutput(SequenceClassifierOutput):
+    """As `SequenceClassifierOutput`; with R-Drop `divergence` () as well, of both passes, summed over the labels."""
+
+    divergence: Tensor | None = None
 
 
 class ConvolutionalEncoder(Seq2SeqTransformerEncoder):
@@ -142,11 +151,14 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
 
         Returns:
             `logits` (B, C), and `loss` when `labels` are given. That of single labels is smoothed by
-            `config.label_smoothing` in training.
+            `config.label_smoothing` in training. Where `config.r_drop` is not 0, training mode makes two passes as one
+            batch of 2B rows, and so many have all states that are returned; the logits are those of the first, and
+            `divergence` () is their distance, summed over the labels.
 
         Raises:
-            ValueError: for labels of another shape; when attentions are asked of a kernel that does not return them;
-                for vectors in place of ids where there are static embeddings.
+            ValueError: for labels of another shape; where `config.r_drop` is not 0, for labels that are not single;
+                when attentions are asked of a kernel that does not return them; for vectors in place of ids where there
+                are static embeddings.
         """
         if attention_mask is None:
             if input_ids is not None:
@@ -154,6 +166,9 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
             elif inputs_embeds is not None:
                 attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.long)
         config = self.config
+        has_two_passes = self.training and labels is not None and config.r_drop > 0
+        if has_two_passes:
+            input_ids, attention_mask, inputs_embeds = twice(input_ids), twice(attention_mask), twice(inputs_embeds)
         outputs = self.encoder(
             input_ids,
             attention_mask,
@@ -165,9 +180,16 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
         assert attention_mask is not None  # without ids and vectors the encoder raises
         pooled = self._pool(outputs.last_hidden_state, attention_mask)  # (B, D)
         logits = self.classifier(self.dropout(pooled))  # (B, C)
-        return SequenceClassifierOutput(
-            loss=None if labels is None else self._loss(logits, labels, num_items_in_batch),
+        loss = divergence = None
+        if labels is not None and has_two_passes:
+            loss, divergence = self._r_drop_loss(logits, labels.to(logits.device), num_items_in_batch)
+            logits = logits[: len(logits) // 2]
+        elif labels is not None:
+            loss = self._loss(logits, labels, num_items_in_batch)
+        return ClassifierOutput(
+            loss=loss,
             logits=logits,
+            divergence=divergence,
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
@@ -210,6 +232,15 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
         else:
             total = nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum")
         return total / (labels.numel() if num_items is None else num_items)
+
+    def _r_drop_loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> tuple[Tensor, Tensor]:
+        """Compute the loss of two passes from their logits (2B, C), and their divergence."""
+        if self._problem_type(labels) != "single_label_classification":
+            raise ValueError(f"r_drop={self.config.r_drop}: only for texts that have one class each; set it to 0")
+        labels = labels.flatten()
+        smoothing = float(self.config.label_smoothing)
+        total, _, divergence = r_drop_loss(logits, labels, float(self.config.r_drop), IGNORED, smoothing)
+        return total / (labels.ne(IGNORED).sum() if num_items is None else num_items), divergence
 
     def _problem_type(self, labels: Tensor) -> str:
         """Return that of the config, or what transformers' models would take; the config stays as it is."""

@@ -78,6 +78,16 @@ pytree.register_pytree_node(
 )
 
 
+class VariationalDropout(nn.Dropout):
+    """Dropout of states (B, T, H) whose mask is the same at every token.
+
+    Source: Gal and Ghahramani 2016, https://arxiv.org/abs/1512.05287.
+    """
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states * super().forward(torch.ones_like(states[:, :1])) if self.training else states
+
+
 class LSTMLayer(nn.RNNBase):
     """One LSTM layer, which passes over padding.
 
@@ -90,8 +100,9 @@ class LSTMLayer(nn.RNNBase):
     bias_ih_l0: nn.Parameter  # (4 * H)
     bias_hh_l0: nn.Parameter
 
-    def __init__(self, input_size: int, hidden_size: int):
+    def __init__(self, input_size: int, hidden_size: int, weight_dropout: float = 0.0):
         super().__init__("LSTM", input_size, hidden_size, batch_first=True)
+        self.weight_dropout = weight_dropout
 
     def forward(
         self, states: Tensor, hidden: Tensor, cell: Tensor, mask: Tensor | None = None
@@ -113,7 +124,18 @@ class LSTMLayer(nn.RNNBase):
             return states, hidden[0], cell[0]
 
     def _weights(self) -> list[Tensor]:
-        return [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+        """Return the weights; while training, those from state to state with dropout, which all tokens share.
+
+        As whole matrices, so that one kernel still reads all tokens.
+        """
+        weights: list[Tensor] = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+        if not (self.training and self.weight_dropout):
+            return weights
+        weights[1] = nn.functional.dropout(weights[1], self.weight_dropout)
+        # In one piece of memory, as cuDNN takes them; from several it copies them itself, with a warning.
+        flat = torch.cat([weight.flatten() for weight in weights])
+        parts = flat.split([weight.numel() for weight in weights])
+        return [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
 
     def _read_packed(self, states: Tensor, hidden: Tensor, cell: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Read only the real tokens, which are moved before the padding for that."""
@@ -133,8 +155,8 @@ class LSTMLayer(nn.RNNBase):
         self, states: Tensor, hidden: Tensor, cell: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Read by operations that a graph can hold; in one of `torch.lstm` the length would be a constant."""
-        gates = nn.functional.linear(states, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0)  # (B, T, 4 * H)
-        weight = self.weight_hh_l0
+        weight_ih, weight, bias_ih, bias_hh = self._weights()
+        gates = nn.functional.linear(states, weight_ih, bias_ih + bias_hh)  # (B, T, 4 * H)
         if mask is None:
             mask = torch.ones_like(gates[..., 0], dtype=torch.bool)
 
@@ -192,9 +214,12 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
         self.loss_type = "ForCausalLM"  # tells Trainer that the first of `labels` is no target
         self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
         sizes = [config.embedding_size, *config.layer_sizes]
-        self.layers = nn.ModuleList([LSTMLayer(before, after) for before, after in itertools.pairwise(sizes)])
-        self.dropout = nn.Dropout(config.dropout)
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.layers = nn.ModuleList(
+            [LSTMLayer(before, after, float(config.weight_dropout)) for before, after in itertools.pairwise(sizes)]
+        )
+        dropout = VariationalDropout if config.variational_dropout else nn.Dropout
+        self.dropout = dropout(config.dropout)
+        self.embedding_dropout = dropout(config.embedding_dropout)
         self.lm_head = nn.Linear(sizes[-1], config.vocab_size)
         if config.tie_word_embeddings:
             self._keys_to_ignore_on_save = list(self._tied_weights_keys)
@@ -272,7 +297,7 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
             raise ValueError(
                 "input_ids has no token: give a prompt of one at least, such as the token that begins a text"
             )
-        states = self.embedding_dropout(states)
+        states = self.embedding_dropout(self._drop_words(states, input_ids))
         mask = _mask(attention_mask, width)
         if past_key_values is None:
             hidden, cell = ([states.new_zeros(batch_size, layer.hidden_size) for layer in self.layers] for _ in "hc")
@@ -303,6 +328,13 @@ class LSTMForCausalLM(LSTMPreTrainedModel, GenerationMixin):
             logits=logits,
             past_key_values=LSTMState(hidden, cell, past_key_values.length + width) if use_cache else None,
         )
+
+    def _drop_words(self, vectors: Tensor, input_ids: Tensor | None) -> Tensor:
+        """Drop vectors (B, T, W) while training: those of whole words, wherever they stand; none without ids."""
+        if input_ids is None or not (self.training and self.config.word_dropout):
+            return vectors
+        kept = nn.functional.dropout(vectors.new_ones(self.config.vocab_size), float(self.config.word_dropout))
+        return vectors * kept[input_ids][..., None]
 
     def _loss(self, logits: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Tensor:
         total = nn.functional.cross_entropy(

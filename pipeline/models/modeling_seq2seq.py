@@ -21,7 +21,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_seq2seq import Seq2SeqTransformerConfig
-from .linear_cross_entropy import cross_entropy, head_cross_entropy
+from .linear_cross_entropy import cross_entropy, head_cross_entropy, head_r_drop_loss
 from .transformer_layers import (
     DecoderLayer,
     Dropout,
@@ -51,6 +51,11 @@ def shift_right(labels: Tensor, start_token_id: int, pad_token_id: int, rows: Te
     return shifted.masked_fill(shifted == IGNORED, pad_token_id)
 
 
+def twice(states: Tensor | None) -> Tensor | None:
+    """Return a batch (B, ...) and behind it the same once more, (2B, ...), for a second pass; None for None."""
+    return None if states is None else torch.cat((states, states))
+
+
 def _keep(states: Tensor, places: int | Tensor) -> Tensor:
     """Take the last so many places of (B, T, ...), or these; all where there are to be 0."""
     if isinstance(places, int):
@@ -60,9 +65,13 @@ def _keep(states: Tensor, places: int | Tensor) -> Tensor:
 
 @dataclass
 class Seq2SeqTrainingOutput(Seq2SeqLMOutput):
-    """As `Seq2SeqLMOutput`; in place of the logits, whether the label is the most probable token: `correct` (B, T)."""
+    """As `Seq2SeqLMOutput`; in place of the logits, whether the label is the most probable token: `correct` (B, T).
+
+    With R-Drop `divergence` () as well, the distance of both passes in nats, summed over the labels.
+    """
 
     correct: Tensor | None = None
+    divergence: Tensor | None = None
 
 
 class Seq2SeqTransformerPreTrainedModel(PreTrainedModel):
@@ -336,7 +345,9 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
         Returns:
             `logits` (B, T, V), and `loss` when `labels` are given: cross-entropy in nats per target. In training mode
             the loss is smoothed by `config.label_smoothing`, and in place of logits, which would need most of the
-            memory, there is `correct` (B, T): whether the label is the most probable token.
+            memory, there is `correct` (B, T): whether the label is the most probable token. Where `config.r_drop` is
+            not 0, training mode makes two passes as one batch of 2B rows, and so many have all states that are
+            returned; `divergence` () is their distance, summed over the labels.
 
         Raises:
             ValueError: when neither labels nor decoder inputs are given, both ids and vectors of one side, or
@@ -350,12 +361,19 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             raise ValueError("give labels or decoder_input_ids: without a target there is nothing to score")
         if attention_mask is None and input_ids is not None and source_rows is None:
             attention_mask = input_ids.ne(self.config.pad_token_id).long()
+        if not (encoder_outputs is None or isinstance(encoder_outputs, BaseModelOutput)):
+            encoder_outputs = BaseModelOutput(*encoder_outputs)
+        if self.training and labels is not None and self.config.r_drop:
+            # The numbers of packed rows stay as they are: both passes have the same masks and positions.
+            input_ids, inputs_embeds, attention_mask = twice(input_ids), twice(inputs_embeds), twice(attention_mask)
+            decoder_input_ids, decoder_inputs_embeds = twice(decoder_input_ids), twice(decoder_inputs_embeds)
+            decoder_attention_mask = twice(decoder_attention_mask)
+            if encoder_outputs is not None:
+                encoder_outputs = BaseModelOutput(last_hidden_state=twice(encoder_outputs.last_hidden_state))
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids, attention_mask, inputs_embeds, source_rows, return_dict=True, **kwargs
             )
-        elif not isinstance(encoder_outputs, BaseModelOutput):
-            encoder_outputs = BaseModelOutput(*encoder_outputs)
         use_cache = labels is None and (self.config.use_cache if use_cache is None else use_cache)
         decoder_outputs = self.decoder(
             decoder_input_ids,
@@ -391,10 +409,14 @@ class Seq2SeqTransformerForConditionalGeneration(Seq2SeqTransformerPreTrainedMod
             return {"logits": self.lm_head(_keep(hidden, logits_to_keep))}
         if num_items is None:
             num_items = labels.ne(IGNORED).sum()
-        if self.training:
-            total, correct = head_cross_entropy(
-                hidden, self.lm_head, labels, IGNORED, float(self.config.label_smoothing)
+        smoothing = float(self.config.label_smoothing)
+        if self.training and self.config.r_drop:
+            total, correct, divergence = head_r_drop_loss(
+                hidden, self.lm_head, labels, float(self.config.r_drop), IGNORED, smoothing
             )
+            return {"loss": total / num_items, "correct": correct, "divergence": divergence}
+        if self.training:
+            total, correct = head_cross_entropy(hidden, self.lm_head, labels, IGNORED, smoothing)
             return {"loss": total / num_items, "correct": correct}
         logits = self.lm_head(hidden)  # (B, T, V)
         total, _ = cross_entropy(logits, labels, IGNORED)

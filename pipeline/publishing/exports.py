@@ -10,7 +10,7 @@ from jinja2 import Template
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from pipeline.errors import ConfigError, one_line
-from pipeline.manifest import describe
+from pipeline.inference.engines.base import describe_weights
 from pipeline.publishing.card import USE, escape
 
 TEMPLATE = Path(__file__).with_name("exports.md.jinja")
@@ -88,7 +88,7 @@ def read_reports(folder: Path) -> list[Report]:
         ConfigError: for one that cannot be read.
     """
     paths = sorted(folder.glob(REPORTS))
-    weights = describe(folder, sorted(folder.glob("*.safetensors"))) if paths else {}
+    weights = describe_weights(folder) if paths else {}
     reports = []
     for path in paths:
         try:

@@ -23,13 +23,13 @@ from pipeline.publishing.card import Loading, put_use, says_use
 from pipeline.publishing.exports import put_exports, read_reports
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.registry import MODELS, TASKS
-from pipeline.tasks.trained_model import classes_of, load_model_config, load_trained
+from pipeline.tasks.trained_model import WEIGHTS_FILES, classes_of, load_model_config, load_trained
 from pipeline.training.checkpoints import find_config
 
 CARD, CONFIG = "README.md", "config.json"
 NAMES_OF_CODE = ("auto_map", "custom_pipelines")  # in a config
 CODE = Path(translation_pipeline.__file__)
-WEIGHTS = ("*.safetensors", "model.safetensors.index.json")
+WEIGHTS = (WEIGHTS_FILES, "model.safetensors.index.json")
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",

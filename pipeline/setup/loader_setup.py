@@ -61,7 +61,10 @@ def build_loader(
             raise ConfigError(f"augmentation: {config.task} has no source to change; leave it out")
         _check_casing(noise, task.tokenizer)
     if augmentation.changes_tokens:
-        augment = Augmentation(augmentation, task.tokenizer, config.data.max_source_length)
+        _check_target_noise(config, task)
+        augment = Augmentation(
+            augmentation, task.tokenizer, config.data.max_source_length, config.data.max_target_length
+        )
     samples = {name: task.to_samples(corpus) for name, corpus in rows.items()}
     _check_lanes(samples, lanes, state.num_processes)
     settings = {
@@ -95,6 +98,17 @@ def build_loader(
         timeout=config.data.worker_timeout,
         pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
     )
+
+
+def _check_target_noise(config: Config, task: Task) -> None:
+    """Refuse noise on a target that is not a text, or where the decoder reads more than labels behind a start token."""
+    for name in ("bpe_dropout_target", "word_dropout_target"):
+        if getattr(config.augmentation, name) and "target" not in task.text_columns:
+            raise ConfigError(f"augmentation.{name}: {config.task} has no target text to change; leave it out")
+    if config.augmentation.word_dropout_target and task.start_token_id is None:
+        raise ConfigError(
+            "augmentation.word_dropout_target: the decoder of model.from begins with no start token; leave it out"
+        )
 
 
 def build_filters(

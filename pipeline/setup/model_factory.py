@@ -29,6 +29,7 @@ from pipeline.tasks.trained_model import (
 )
 
 OWN_KEYS = ("type", "from", "embeddings")  # of the section `model`; the others are fields of the model's config
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "classifier_dropout")  # fields of such a config
 BOTH = "both"  # word vectors that are kept, beside others that are learned
 LEARNED_BESIDE = 0.3  # how large those begin, of their usual size
 
@@ -103,6 +104,11 @@ def build_model(
         is_own(model) and get_model(config).can_pack and not model.config.attention_dropout
     ):
         raise ConfigError("data.packing: needs a model of this project's own, and model.attention_dropout=0")
+    if getattr(model.config, "r_drop", 0) and not any(getattr(model.config, name, 0) for name in DROPOUTS):
+        raise ConfigError(
+            "training.r_drop: it compares passes with different masks of dropout, and this model has no dropout; set "
+            "model.dropout above 0, or leave r_drop out"
+        )
     if embeddings is not None and tokenizer is not None:
         _load_embeddings(model, tokenizer, embeddings["path"], embeddings["trainable"], seed, is_new)
     return model
@@ -177,8 +183,7 @@ def make_model_config(
     known = spec.config().to_dict()
     _check_settings(config.model, spec.config, known)
     fitting = {} if tokenizer is None else _fit(tokenizer, settings)
-    if "label_smoothing" in known:
-        fitting["label_smoothing"] = config.label_smoothing
+    fitting |= _regularization(config, spec.config, known)
     if tokenizer is not None and (languages := model_languages(config, tokenizer)):
         if "languages" not in {field.name for field in dataclasses.fields(spec.config)}:
             raise ConfigError(f"data.target_lang: {spec.config.__name__} has no languages; leave it out")
@@ -241,8 +246,8 @@ def _load_model(
     try:
         for name, value in settings.items():
             setattr(model_config, name, value)
-        if "label_smoothing" in known:
-            model_config.label_smoothing = config.label_smoothing
+        for name, value in _regularization(config, type(model_config), known).items():
+            setattr(model_config, name, value)
         model = load_whole(auto, folder, model_config, allow_new_head=True)
     except (OSError, ValueError, KeyError, ConfigError, StrictDataclassError) as error:
         raise ConfigError(f"model.from: {folder} cannot be loaded as {auto.__name__}: {error}") from error
@@ -252,6 +257,21 @@ def _load_model(
     if rows < len(tokenizer):
         raise ConfigError(f"tokenizer.path: its {len(tokenizer)} tokens are too many for the {rows} of model.from")
     return model
+
+
+def _regularization(config: Config, model_config: type[PreTrainedConfig], known: dict[str, Any]) -> dict[str, Any]:
+    """Return what `training` sets of the model's own config, which has the `known` fields.
+
+    Raises:
+        ConfigError: for R-Drop with a model that makes no second pass.
+    """
+    if config.r_drop and "r_drop" not in known:
+        raise ConfigError(
+            f"training.r_drop: {model_config.__name__} makes one pass only; leave it out, or train a model of this "
+            "project's own for sequence_to_sequence or text_classification"
+        )
+    values = {"label_smoothing": config.label_smoothing, "r_drop": config.r_drop}
+    return {name: value for name, value in values.items() if name in known}
 
 
 def _check_settings(settings: dict[str, Any], config: type[PreTrainedConfig], known: dict[str, Any]) -> None:

@@ -77,6 +77,7 @@ class Task(ABC):
     Attributes:
         tokenizer: None where the data hold no text.
         max_positions: tokens that the model can read at most, as source and as target; None where there is no bound.
+        start_token_id: what the decoder reads in front of all labels, where it reads one token there.
         languages: what the model can be told of the languages of a row.
         settings: keys of the task's own section of a config, which is named after the task.
         auto_class: transformers' class that loads the task's models.
@@ -102,6 +103,7 @@ class Task(ABC):
     drawn_score: ClassVar[str | None] = "token_accuracy"
     tokenizer: PreTrainedTokenizerBase | None
     max_positions: tuple[int | None, int | None] = (None, None)
+    start_token_id: int | None = None
     languages: Languages = Languages()
     settings: ClassVar[type[Section]] = Section
     auto_class: ClassVar[Any]

@@ -18,6 +18,7 @@ from transformers import (
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from pipeline.config import Config, DataConfig
+from pipeline.data.augmentation import READ_LABELS
 from pipeline.data.rows import (
     BadRow,
     Columns,
@@ -33,6 +34,7 @@ from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.models.transformer_layers import BLOCK
 from pipeline.tasks.base import Batch, CardText, Task, repeat_to, sums_by_sample, tokenize
 from pipeline.tasks.row_languages import (
+    TURN_THE_LAST_LABEL_TO_THE_FRONT,
     Languages,
     SourceMarks,
     TargetMarks,
@@ -83,6 +85,7 @@ print(translate("{example}"{pipeline_option}))""",
     tokenizer: PreTrainedTokenizerBase
     max_positions: tuple[int | None, int | None] = (None, None)
     languages: Languages = field(default_factory=Languages)
+    start_token_id: int | None = None
 
     @classmethod
     def from_model(
@@ -96,7 +99,13 @@ print(translate("{example}"{pipeline_option}))""",
                 raise ConfigError(f"data.{name}: {length} is more than the {bound} positions of model.from")
         own = languages_of_model(model)
         is_marked = has_languages(tokenizer) and not own.targets
-        return cls(tokenizer, positions, languages_of_tokenizer(tokenizer, model) if is_marked else own)
+        start = getattr(model, "decoder_start_token_id", None)
+        return cls(
+            tokenizer,
+            positions,
+            languages_of_tokenizer(tokenizer, model) if is_marked else own,
+            None if model.model_type in TURN_THE_LAST_LABEL_TO_THE_FRONT else start,
+        )
 
     @classmethod
     def columns(cls, config: Config) -> ColumnNames:
@@ -174,10 +183,9 @@ print(translate("{example}"{pipeline_option}))""",
         return len(feature["input_ids"]), len(feature["labels"]) + _num_told(feature)
 
     def stretch(self, feature: Feature, limits: DataConfig) -> Feature:
-        return feature | {
-            "input_ids": repeat_to(limits.max_source_length, feature["input_ids"]),
-            "labels": repeat_to(limits.max_target_length - _num_told(feature), feature["labels"]),
-        }
+        length = limits.max_target_length - _num_told(feature)
+        targets = {name: repeat_to(length, feature[name]) for name in ("labels", READ_LABELS) if name in feature}
+        return feature | {"input_ids": repeat_to(limits.max_source_length, feature["input_ids"]), **targets}
 
     def collate(self, features: list[Feature]) -> Batch:
         """Right-pad each side to its longest row.
@@ -192,6 +200,8 @@ print(translate("{example}"{pipeline_option}))""",
 
             decoder_input_ids [[1, 5, 9, 0], [1, 6, 8, 9]]
             labels            [[-100, 9, 2, -100], [-100, 8, 9, 2]]
+
+        Where a feature has `READ_LABELS`, the decoder reads these in place of the labels.
         """
         inputs = [feature["input_ids"] for feature in features]
         batch = {
@@ -199,8 +209,8 @@ print(translate("{example}"{pipeline_option}))""",
             "attention_mask": _pad([[1] * len(ids) for ids in inputs], 0),  # (B, S)
             "labels": _pad([_labels(feature) for feature in features], IGNORED),  # (B, T)
         }
-        if self.languages.num_forced:
-            read = [_decoder_inputs(feature) for feature in features]
+        if self.languages.num_forced or READ_LABELS in features[0]:
+            read = [self._decoder_inputs(feature) for feature in features]
             batch["decoder_input_ids"] = _pad(read, self.tokenizer.pad_token_id)  # (B, T)
         return batch
 
@@ -221,10 +231,15 @@ print(translate("{example}"{pipeline_option}))""",
             "labels": _chain(labels, IGNORED),  # (1, T)
             "target_rows": _chain([[row] * len(ids) for row, ids in enumerate(labels)], len(labels)),  # (1, T)
         }
-        if self.languages.num_forced:
-            read = [_decoder_inputs(feature) for feature in features]
+        if self.languages.num_forced or READ_LABELS in features[0]:
+            read = [self._decoder_inputs(feature) for feature in features]
             batch["decoder_input_ids"] = _chain(read, self.tokenizer.pad_token_id)  # (1, T)
         return batch
+
+    def _decoder_inputs(self, feature: Feature) -> list[int]:
+        """Return what the decoder reads: the start and what it is told, and the labels up to the last."""
+        labels = feature[READ_LABELS] if READ_LABELS in feature else feature["labels"]
+        return [*feature.get("decoder_start", [self.start_token_id]), *labels[:-1]]
 
     def loss(
         self, outputs: Seq2SeqLMOutput, labels: Tensor, num_items_in_batch: Tensor | int, label_smoothing: float = 0.0
@@ -297,11 +312,6 @@ def _labels(feature: Feature) -> list[int]:
     if "decoder_start" not in feature:
         return labels
     return [IGNORED] * _num_told(feature) + (labels or [IGNORED])  # as long as what is read, also without a target
-
-
-def _decoder_inputs(feature: Feature) -> list[int]:
-    """Return what the decoder reads: what it is told, and the labels up to the last."""
-    return feature["decoder_start"] + feature["labels"][:-1]
 
 
 def _find_target_problem(target: object) -> str | None:

@@ -39,6 +39,7 @@ from pipeline.tasks.base import Task
 from pipeline.tasks.registry import MODELS, TASKS
 
 WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILES = "model*.safetensors"  # in one file or several; others in a checkpoint are states of its training
 INDEX_FILE = "model.safetensors.index.json"  # of weights in several files
 NAMED_WEIGHTS = 3  # of those that are wrong, in a message
 COPY = "put it back from a copy"
@@ -220,7 +221,7 @@ def _outline(model_class: Any, checkpoint: str | Path, config: PreTrainedConfig)
 
 def _check_size(outline: nn.Module, checkpoint: str | Path) -> None:
     """Raise ConfigError for a model much larger than its file of weights, before memory is taken for any of it."""
-    weights = _find(checkpoint, WEIGHTS_FILE)
+    weights = find_file(checkpoint, WEIGHTS_FILE)
     if weights is None:
         _check_index(checkpoint)
         return
@@ -274,7 +275,7 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
         _read_object(checkpoint, name)
     if _read_object(checkpoint, "tokenizer.json") is not None:
         try:
-            Tokenizer.from_file(str(_find(checkpoint, "tokenizer.json")))
+            Tokenizer.from_file(str(find_file(checkpoint, "tokenizer.json")))
         except Exception as error:  # the library raises nothing more precise
             raise ConfigError(f"{checkpoint}: tokenizer.json is not a tokenizer: {_line(error)}; {COPY}") from error
     try:
@@ -354,7 +355,7 @@ def _check_tokenizer_fits(checkpoint: str | Path, tokenizer: PreTrainedTokenizer
             )
 
 
-def _find(checkpoint: str | Path, name: str) -> Path | None:
+def find_file(checkpoint: str | Path, name: str) -> Path | None:
     """Find a file in a folder, or of a model on the Hub; None where there is none."""
     if Path(checkpoint).is_dir():
         path = Path(checkpoint, name)
@@ -372,7 +373,7 @@ def _read_object(checkpoint: str | Path, name: str) -> dict[str, Any] | None:
     Raises:
         ConfigError: where it is not JSON, or holds something else.
     """
-    path = _find(checkpoint, name)
+    path = find_file(checkpoint, name)
     if path is None:
         return None
     try:

@@ -5,6 +5,7 @@
 - `step_guard.py`: steps without a finite loss or gradient, going back to a checkpoint, stopping on a signal.
 - `out_of_memory.py`: what to change where memory ends a run.
 - `checkpoints.py`: the only file that knows the format of a checkpoint.
+- `averaging.py`: averages of weights, over the steps of a training and over checkpoints.
 - `ranks.py`: an action that fails on all processes when it fails on one.
 - `unsharded.py`: copies of a model that FSDP2 shards.
 - `arguments.py`: the section `training` as transformers takes it, and what can be refused before anything starts.

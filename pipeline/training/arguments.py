@@ -13,9 +13,10 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.training_args import ParallelMode
 from transformers.utils import is_liger_kernel_available
 
-from pipeline.config import Config
+from pipeline.config import Config, EvaluationConfig
 from pipeline.errors import ConfigError, nearest
 from pipeline.inference.metrics import METRICS, Metric, score_names
+from pipeline.library_settings import OwnTraining
 from pipeline.tasks.base import Better
 from pipeline.tasks.registry import get_model, get_task
 from pipeline.training.ranks import has_accelerator, must_join_on_cpu
@@ -33,7 +34,7 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
     Raises:
         ConfigError: when transformers refuses a value or a combination.
     """
-    values = dict(config.training)
+    values = {name: value for name, value in config.training.items() if name not in OwnTraining.model_fields}
     if values.get("lr_scheduler_type") == "noam":
         warmup_steps = values.get("warmup_steps", 0)
         if warmup_steps < 1:
@@ -47,7 +48,7 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
     if values.get("max_steps", -1) <= 0 and config.data.streaming:
         raise ConfigError("training.max_steps: a streamed data set has no length; give the number of steps")
     values.pop("label_smoothing_factor", None)  # the model's own, so that evaluation stays unsmoothed
-    values |= _best_score(config)
+    values |= best_score(config)
     values.setdefault("report_to", "tensorboard")
     values.setdefault("ddp_find_unused_parameters", False)  # there are none, and the search costs a walk over the graph
     is_bf16 = values.get("bf16") or values.get("bf16_full_eval")
@@ -74,20 +75,26 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
     return args
 
 
-def _best_score(config: Config) -> dict[str, Any]:
+def best_score(config: Config, is_watched: bool = False) -> dict[str, Any]:
     """Return the arguments that tell Trainer which score to watch, if anything does, and which value is better.
 
     Left to itself, Trainer takes a higher value for the better one unless the name of the score ends in "loss".
+
+    Args:
+        is_watched: whether something does that is not in the config.
 
     Raises:
         ConfigError: for a score that the run does not give, whose better value is not known, or is another than said.
     """
     training = config.training
     is_watched = (
-        training.get("load_best_model_at_end")
+        is_watched
+        or training.get("load_best_model_at_end")
         or training.get("save_strategy") == "best"
         or training.get("lr_scheduler_type") in WATCHING_SCHEDULES
         or config.evaluation.early_stopping_patience is not None
+        or config.evaluation.average_best is not None
+        or config.average_patience is not None
     )
     name = training.get("metric_for_best_model")
     if name is None and is_watched:
@@ -175,7 +182,8 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
     for name in args.report_to:
         if name not in get_available_reporting_integrations():
             raise ConfigError(f"training.report_to: {name} is not installed; pip install {name}, or leave it out")
-    _check_average(evaluation.average_checkpoints or 0, args)
+    _check_average(evaluation, args)
+    _check_patience(config, args)
     _check_mix(config, args)
     if config.data.packing and not task.can_pack:
         raise ConfigError(f"data.packing: {config.task} cannot pack its rows; leave it out")
@@ -265,18 +273,55 @@ def check_best_group(config: Config, groups: Collection[str]) -> None:
         raise ConfigError(f"training.metric_for_best_model: {best!r} is not scored{nearest(best, given)}")
 
 
-def _check_average(count: int, args: Seq2SeqTrainingArguments) -> None:
-    """Refuse a mean of more checkpoints than are written, or kept."""
-    if count > (args.save_total_limit or count) or (count and args.load_best_model_at_end):
+def _check_average(evaluation: EvaluationConfig, args: Seq2SeqTrainingArguments) -> None:
+    """Refuse a mean of more checkpoints than are written, kept or scored."""
+    last, best = evaluation.average_checkpoints or 0, evaluation.average_best or 0
+    key = "evaluation.average_best" if best else "evaluation.average_checkpoints"
+    if last and best:
         raise ConfigError(
-            f"evaluation.average_checkpoints: {count} must be kept by training.save_total_limit, and "
-            "training.load_best_model_at_end=false"
+            "evaluation.average_best: evaluation.average_checkpoints asks for another mean; leave one of them out"
         )
-    if count > count_saves(args):
+    if last > (args.save_total_limit or last) or (last and args.load_best_model_at_end):
         raise ConfigError(
-            f"evaluation.average_checkpoints: {count} are more than this run saves; save more often, by "
-            "training.save_strategy=steps and a smaller training.save_steps"
+            f"{key}: {last} must be kept by training.save_total_limit, and training.load_best_model_at_end=false"
         )
+    if best and args.load_best_model_at_end:
+        raise ConfigError(f"{key}: the finished model is the mean; set training.load_best_model_at_end=false")
+    if best and args.save_strategy != "no" and not _is_scored_when_saved(args):
+        raise ConfigError(
+            f"{key}: each checkpoint needs a score; evaluate whenever one is saved, by training.eval_strategy as "
+            "save_strategy and save_steps a multiple of eval_steps"
+        )
+    if last + best > count_saves(args):
+        raise ConfigError(
+            f"{key}: {last + best} are more than this run saves; save more often, by training.save_strategy=steps and "
+            "a smaller training.save_steps"
+        )
+
+
+def _check_patience(config: Config, args: Seq2SeqTrainingArguments) -> None:
+    """Refuse an average that begins by scores where there are none, or another average beside it."""
+    if config.average_patience is None:
+        return
+    if config.ema_decay is not None:
+        raise ConfigError("training.average_patience: training.ema_decay asks for another average; leave one out")
+    if args.eval_strategy == "no":
+        raise ConfigError(
+            "training.average_patience: nothing is evaluated while training; set training.eval_strategy to steps or "
+            "epoch"
+        )
+
+
+def _is_scored_when_saved(args: Seq2SeqTrainingArguments) -> bool:
+    """Tell whether every checkpoint is evaluated, which for load_best_model_at_end transformers sees to."""
+    if args.save_strategy == "best":
+        return args.eval_strategy != "no"
+    if args.save_strategy != args.eval_strategy:
+        return False
+    if args.save_strategy != "steps":
+        return True
+    ratio = args.save_steps / args.eval_steps
+    return round(ratio) > 0 and math.isclose(ratio, round(ratio)) and (args.save_steps < 1) == (args.eval_steps < 1)
 
 
 def count_saves(args: Seq2SeqTrainingArguments) -> float:

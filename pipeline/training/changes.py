@@ -6,7 +6,7 @@ no list names. A key that is in no list, such as one of a task from outside this
 
 import json
 import textwrap
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pipeline.config import Config
@@ -43,11 +43,14 @@ APPLIED = (
     | _keys("generation", "*")
     | _keys("evaluation", "*")
     | _keys("model", "dropout attention_dropout activation_dropout classifier_dropout embedding_dropout head_dropout")
+    | _keys("model", "variational_dropout word_dropout weight_dropout")
     | _keys("training", "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps max_steps num_train_epochs")
     | _keys("training", "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor")
+    | _keys("training", "r_drop")
     | _keys("training", "gradient_accumulation_steps per_device_train_batch_size average_tokens_across_devices")
     | _keys("training", "activation_checkpointing activation_checkpointing_kwargs auto_find_batch_size use_cpu")
     | _keys("training", "gradient_checkpointing gradient_checkpointing_kwargs neftune_noise_alpha use_cache")
+    | _keys("training", "ema_decay average_patience")
     | _keys("training", "bf16 fp16 tf32 bf16_full_eval fp16_full_eval use_liger_kernel liger_kernel_config")
     | _keys("training", "torch_compile torch_compile_backend torch_compile_mode accelerator_config")
     | _keys("training", "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph")
@@ -167,6 +170,11 @@ def refuse_unused(changes: Collection[str], steps_made: int, max_steps: int) -> 
 def change_scores(changes: Collection[str]) -> bool:
     """Tell whether scores from now on mean something else than those before."""
     return any(key in OF_SCORES or key.startswith(("generation.", *HELD_OUT)) for key in changes)
+
+
+def score_turns(phases: Iterable[Phase]) -> list[int]:
+    """List the steps of a run from which on its scores mean something else than before."""
+    return [phase.first_step for phase in phases if change_scores(phase.changes)]
 
 
 def describe_phases(phases: Collection[Phase]) -> list[str]:

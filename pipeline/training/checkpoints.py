@@ -8,6 +8,7 @@ only if every file still has the size and the SHA-256 that the manifest says.
 | file | written by | holds |
 |---|---|---|
 | `model.safetensors`, `config.json`, tokenizer, code | `save_pretrained` | the model, ready for `from_pretrained` |
+| `raw_weights.safetensors` | here | with averages of the steps: the weights to train on, whose averages the model has |
 | `optimizer.pt`, `scheduler.pt`, `scaler.pt` | Trainer | moments, schedule, loss scale of fp16 |
 | `rng_state*.pth` | Trainer | random states, a file a rank |
 | `trainer_state.json` | Trainer | step, logs, best score, early stopping |
@@ -20,10 +21,12 @@ only if every file still has the size and the SHA-256 that the manifest says.
 import json
 import logging
 import math
+import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,7 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import ConfigError, RunError
+from pipeline.errors import ConfigError, RunError, explain_path, is_storage_error
 from pipeline.manifest import MANIFEST_FILE, damage, describe, flush_to_disk, to_json
 from pipeline.training.ranks import fail_together
 
@@ -41,6 +44,7 @@ STAGING_FOLDER = "staging"
 STATE_FILE = "run_state.json"
 CARRIED_FILE = "carried_{rank}.safetensors"
 WEIGHTS_FILE = "model.safetensors"
+RAW_WEIGHTS_FILE = "raw_weights.safetensors"
 TRAINER_STATE_FILE = "trainer_state.json"
 CONFIG_FILE = "run.yaml"  # in the run's folder, and copied into each checkpoint
 
@@ -140,6 +144,11 @@ def save_carried(staging: Path, rank: int, carried: dict[str, torch.Tensor]) -> 
         save_file(carried, staging / CARRIED_FILE.format(rank=rank))
 
 
+def save_raw_weights(staging: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write the weights to train on, where those of the model are their averages."""
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, staging / RAW_WEIGHTS_FILE)
+
+
 def save_run_state(staging: Path, state: RunState) -> None:
     """Write the run's own state, and copy its config beside it."""
     shutil.copy(staging.parent / CONFIG_FILE, staging)
@@ -176,6 +185,33 @@ def commit(staging: Path, checkpoint: Path) -> None:
     finally:
         shutil.rmtree(replaced, ignore_errors=True)
     flush_to_disk(checkpoint.parent)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder that becomes the target in the end; of it nothing stays if what is done inside fails.
+
+    Args:
+        target: named by --output; what is there is replaced.
+
+    Raises:
+        RunError: where there is no room.
+    """
+    staging = target.with_name(f".{target.name}.staging-{os.getpid()}")
+    made = [folder for folder in target.parents if not folder.exists()]
+    try:
+        with explain_path(f"--output {target}"):
+            staging.mkdir(parents=True)
+        yield staging
+        commit(staging, target)
+    except BaseException as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        for folder in made:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        if is_storage_error(error):
+            raise RunError(f"{target}: {error}; make room and run the same command again") from error
+        raise
 
 
 def rotate(folder: Path, limit: int | None, keep: set[Path]) -> None:
@@ -251,11 +287,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """
     checkpoints = [folder] if (folder / TRAINER_STATE_FILE).is_file() else list_checkpoints(folder)
     for checkpoint in checkpoints:
-        try:
-            log = json.loads((checkpoint / TRAINER_STATE_FILE).read_bytes())["log_history"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged, or just removed by a run that goes on
-        return [line for line in log if "step" in line]
+        if log := _read_log(checkpoint):  # else it is damaged
+            return [line for line in log if "step" in line]
     if checkpoints:
         raise ConfigError(f"{folder}: no {TRAINER_STATE_FILE} of its checkpoints can be read")
     raise ConfigError(f"{folder}: there is no checkpoint, which would hold the log of a run; name training.output_dir")
@@ -293,19 +326,50 @@ def load_carried(checkpoint: Path, rank: int, world_size: int) -> dict[str, torc
     return load_file(checkpoint / CARRIED_FILE.format(rank=rank)) if num_files else {}
 
 
-def average(checkpoints: list[Path]) -> dict[str, torch.Tensor]:
-    """Return the mean of the weights, as Vaswani et al. 2017, section 6.1, take it of a run's last checkpoints.
+def load_raw_weights(checkpoint: Path) -> dict[str, torch.Tensor] | None:
+    """Load the weights to train on, on the CPU; None where they are those of the model."""
+    path = checkpoint / RAW_WEIGHTS_FILE
+    return load_file(path) if path.is_file() else None
 
-    Raises:
-        RunError: for a checkpoint that is not whole.
+
+def find_best(
+    folder: Path, log: Sequence[dict[str, Any]], score: str, is_higher_better: bool, turns: Collection[int] = ()
+) -> list[Path]:
+    """List the checkpoints of a run by their score, the best first, and of equal ones the earlier first.
+
+    Nothing but the checkpoints and the log says which are the best, so a run that goes on finds the same.
+
+    A checkpoint without a finite score at its step is left out. So is one of another course, which a run leaves behind
+    when it goes back to an earlier checkpoint: its log does not say what this run's says.
+
+    Args:
+        log: of the run up to now.
+        score: as the log names it.
+        turns: steps from which on the score means something else. Only those checkpoints are listed that were scored
+            as the newest one was.
     """
-    means: dict[str, torch.Tensor] = {}
-    for checkpoint in checkpoints:
-        if problem := damage(checkpoint):
-            raise RunError(f"{checkpoint} is not a whole checkpoint, so cannot be averaged with others: {problem}")
-        for name, tensor in load_file(checkpoint / WEIGHTS_FILE).items():
-            means[name] = means.get(name, 0) + tensor.double() / len(checkpoints)
-    return {name: mean.float() for name, mean in means.items()}
+    scores = _scores(log, score)
+    found = {
+        step: path
+        for path in list_checkpoints(folder)
+        if (step := step_of(path)) in scores and _scores(_read_log(path), score).get(step) == scores[step]
+    }
+    since = max((turn for turn in turns if turn <= max(found, default=0)), default=0)
+    sign = -1 if is_higher_better else 1
+    return [found[step] for step in sorted(found, key=lambda step: (sign * scores[step], step)) if step >= since]
+
+
+def _scores(log: Sequence[dict[str, Any]], name: str) -> dict[int, float]:
+    """Return the finite scores by their steps."""
+    return {line["step"]: line[name] for line in log if "step" in line and math.isfinite(line.get(name, math.nan))}
+
+
+def _read_log(checkpoint: Path) -> list[dict[str, Any]]:
+    """Return the log in a checkpoint; an empty one where it cannot be read."""
+    try:
+        return json.loads((checkpoint / TRAINER_STATE_FILE).read_bytes())["log_history"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # damaged, or just removed by a run that goes on
 
 
 def _refuse_link(path: Path) -> None:

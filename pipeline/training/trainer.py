@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ from pipeline.manifest import damage
 from pipeline.progress import progress_bar
 from pipeline.tasks.base import Batch, Feature, Task
 from pipeline.training import checkpoints
+from pipeline.training.averaging import (
+    MovingAverage,
+    exponential_decay,
+    find_begin,
+    mean_of_checkpoints,
+    uniform_decay,
+)
+from pipeline.training.changes import score_turns
 from pipeline.training.checkpoints import NEW_RUN, RunState
 from pipeline.training.out_of_memory import (
     evaluation_changes,
@@ -42,6 +51,7 @@ from pipeline.training.step_guard import StepGuard, explain_divergence, has_fini
 from pipeline.training.trainer_internals import TrainerInternals
 
 OF_CORPORA = "corpora/"  # in front of what is logged of a mixture
+PATIENCE = "training.average_patience"
 LAST_BATCHES = 4  # of the training, one of which must have a finite loss at its end
 
 logger = logging.getLogger(__name__)
@@ -58,6 +68,12 @@ class TeacherForcingTrainer(TrainerInternals):
         metrics: scores of predictions; without any, only losses are evaluated.
         show: how many predictions to print at an evaluation.
         start: where the run begins or goes on; what it says of the data and of changes is kept in the checkpoints.
+        ema_decay: of the average of the weights that is evaluated and saved; None for none of this kind.
+        average_patience: evaluations without a better score before all further weights are averaged; likewise.
+        average_best: how many of the best checkpoints to keep, for `load_average`.
+
+    Attributes:
+        average: of the weights, while they are trained. Behind that the model itself has what is to be used.
     """
 
     def __init__(
@@ -70,11 +86,15 @@ class TeacherForcingTrainer(TrainerInternals):
         metrics: Sequence[Metric] = (),
         show: int = 0,
         start: RunState = NEW_RUN,
+        ema_decay: float | None = None,
+        average_patience: int | None = None,
+        average_best: int = 0,
         callbacks: Sequence[TrainerCallback] = (),
         **kwargs,
     ):
         self.task, self.loader, self.validation = task, loader, validation
         self.generation, self.metrics, self.show, self.start = generation, metrics, show, start
+        self.average_best = average_best
         super().__init__(
             train_dataset=loader.stream,
             eval_dataset=validation or None,
@@ -88,7 +108,14 @@ class TeacherForcingTrainer(TrainerInternals):
         self.add_callback(PassEnd(self))
         self.guard = StepGuard(None if self.is_deepspeed_enabled else self.go_back_to, self.args.device)
         self.add_callback(self.guard)
+        self.average: MovingAverage | None = None
+        if ema_decay is not None or average_patience is not None:
+            key = "training.ema_decay" if average_patience is None else PATIENCE
+            self.average = MovingAverage(self.model, key)
+            self.add_callback(AveragedStep(self, ema_decay, average_patience))
         self._counts = torch.zeros(2, device=self.args.device)  # items since the last log, and those predicted right
+        self._divergence = torch.zeros((), device=self.args.device)  # of R-Drop's two passes, since the last log
+        self.has_r_drop = getattr(self.plain_model.config, "r_drop", 0) > 0
         self.progress = Progress()  # of all lanes, behind the last step
         self._last_batches: deque[Batch] = deque(maxlen=LAST_BATCHES)
         self._last_log = 0.0  # on the clock, put forward by what evaluations took
@@ -116,12 +143,20 @@ class TeacherForcingTrainer(TrainerInternals):
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
             finally:
                 self._end_progress_bar()
+        self._take_average()
         self.guard.refuse_divergence(self.model, output_dir, self.state.global_step)
         if not self.validation:  # whose scores else tell
             self._refuse_divergence_by_loss(output_dir)
         if self.guard.is_stopped:
             raise Stopped(f"stopped and saved after step {self.state.global_step}; the same command goes on from there")
         return output
+
+    def _take_average(self) -> None:
+        """Give the model what is to be used of a training that is over; the best checkpoint has an average already."""
+        is_best_loaded = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
+        if self.average is not None and not self.guard.is_stopped and not is_best_loaded:
+            self.average.put_into_model()
+        self.average = None
 
     def _refuse_divergence_by_loss(self, output_dir: Path) -> None:
         """Refuse a model that gives none of the last batches a finite loss, though its weights are finite.
@@ -170,6 +205,8 @@ class TeacherForcingTrainer(TrainerInternals):
         self.task.keep_state(outputs)
         with torch.no_grad():
             self._counts += torch.stack([count.sum() for count in self.task.count_items(outputs, inputs)])
+            if self.has_r_drop:
+                self._divergence += outputs["divergence"]
             self.guard.add_loss(loss)
         return (loss, outputs) if return_outputs else loss
 
@@ -206,6 +243,9 @@ class TeacherForcingTrainer(TrainerInternals):
             logs["items_per_second"] = items / seconds
             self._last_log += seconds
             self._counts.zero_()
+            if self.has_r_drop:
+                logs["kl_divergence"] = self.accelerator.reduce(self._divergence).item() / max(items, 1)
+                self._divergence.zero_()
             logs["loss"] = self.guard.take_mean_loss(logs["loss"])
             logs |= {
                 f"{OF_CORPORA}{corpus}/{name}": number
@@ -269,12 +309,13 @@ class TeacherForcingTrainer(TrainerInternals):
         return numbers
 
     def score(self, features: Sequence[Feature], generation: GenerationConfig | None) -> Evaluation:
-        """Evaluate the model as it is now; every rank must call it, and gets the whole result.
+        """Evaluate the model as it is now, or the average; every rank must call it, and gets the whole result.
 
         Raises:
             RunError: when there is too little memory.
         """
-        with out_of_memory_explained(Path(self.args.output_dir), evaluation_changes(self.args)):
+        changes = evaluation_changes(self.args)
+        with out_of_memory_explained(Path(self.args.output_dir), changes), self._averaged():
             return evaluate_features(
                 self.unsharded_model(),
                 self.task,
@@ -284,6 +325,10 @@ class TeacherForcingTrainer(TrainerInternals):
                 metrics=self.metrics,
                 description=None if self.args.disable_tqdm else "evaluating",
             )
+
+    def _averaged(self) -> AbstractContextManager[dict[str, torch.Tensor] | None]:
+        """Let the model have the average for a while, where there is one; yields the weights that are trained then."""
+        return nullcontext() if self.average is None else self.average.in_model()
 
     # Checkpoints
 
@@ -304,11 +349,15 @@ class TeacherForcingTrainer(TrainerInternals):
         )
         self.find_best_checkpoint()
         if self.is_world_process_zero():
-            keep = {checkpoint, Path(self.state.best_model_checkpoint or checkpoint)}
+            best = self.find_best_checkpoints()[: self.average_best] if self.average_best else []
+            keep = {checkpoint, Path(self.state.best_model_checkpoint or checkpoint), *best}
             checkpoints.rotate(output_dir, self.args.save_total_limit, keep)
 
     def _write_files(self, folder: Path, data: dict[str, Any]) -> None:
-        self.save_training_state(folder)
+        with self._averaged() as raw_weights:
+            self.save_training_state(folder)
+            if raw_weights is not None and self.is_world_process_zero():
+                checkpoints.save_raw_weights(folder, raw_weights)
         checkpoints.save_carried(folder, self.args.process_index, self.task.state_dict())
         if self.is_world_process_zero():
             self.save_trainer_state(folder)
@@ -319,6 +368,20 @@ class TeacherForcingTrainer(TrainerInternals):
         """Put all but the position in the data back to a checkpoint, in the middle of a training."""
         self.load_training_state(checkpoint)
         self._take_up_carried(checkpoint)
+
+    def load_raw_weights(self, checkpoint: Path) -> None:
+        """Take averages and weights apart, which are the same in a checkpoint of a training without averages.
+
+        Raises:
+            RunError: where they differ, and the weights are sharded.
+        """
+        if self.average is not None:
+            self.average.begin_anew()
+        raw_weights = checkpoints.load_raw_weights(checkpoint)
+        if raw_weights is not None:
+            if self.is_fsdp_enabled:
+                raise RunError(f"{checkpoint} is of a run with averaged weights, which cannot go on with FSDP")
+            self.model.load_state_dict(raw_weights, strict=False)  # tied weights are there by one name
 
     def _take_up_carried(self, checkpoint: Path) -> None:
         carried = checkpoints.load_carried(checkpoint, self.args.process_index, self.args.world_size)
@@ -341,18 +404,74 @@ class TeacherForcingTrainer(TrainerInternals):
             )
         return True
 
-    def load_average(self, count: int) -> None:
-        """Put the mean of the newest checkpoints' weights in the place of the last ones.
+    def find_best_checkpoints(self) -> list[Path]:
+        """List the checkpoints of this run by the score that is watched, the best first."""
+        return checkpoints.find_best(
+            Path(self.args.output_dir),
+            self.state.log_history,
+            f"eval_{self.args.metric_for_best_model}",
+            bool(self.args.greater_is_better),
+            score_turns(self.start.phases),
+        )
+
+    def find_begin_of_average(self, patience: int) -> int | None:
+        """Return the step from which on all weights are averaged; evaluations before a run asked for that count not."""
+        since = max((phase.first_step for phase in self.start.phases if PATIENCE in phase.changes), default=0)
+        return find_begin(
+            [line for line in self.state.log_history if line["step"] >= since],
+            f"eval_{self.args.metric_for_best_model}",
+            bool(self.args.greater_is_better),
+            patience,
+            score_turns(self.start.phases),
+        )
+
+    def load_average(self, key: str, count: int) -> None:
+        """Put the mean of several checkpoints' weights in the place of the last ones.
+
+        Args:
+            key: `average_best` for the best checkpoints, `average_checkpoints` for the newest.
 
         Raises:
             RunError: when there are fewer, or one is damaged.
         """
-        newest = checkpoints.list_checkpoints(Path(self.args.output_dir))[:count]
-        if len(newest) < count:
+        output_dir = Path(self.args.output_dir)
+        is_best = key == "average_best"
+        found = self.find_best_checkpoints() if is_best else checkpoints.list_checkpoints(output_dir)
+        if len(found) < count:
             raise RunError(
-                f"evaluation.average_checkpoints: {self.args.output_dir} has {len(newest)} of {count}; save more often"
+                f"evaluation.{key}: {output_dir} has {len(found)} of {count}{' with a score' if is_best else ''}; save "
+                "more often, or lower it with --accept-changes"
             )
-        self.model.load_state_dict(checkpoints.average(newest), strict=False)  # tied weights are there by one name
+        logger.info("the mean of %s", ", ".join(path.name for path in found[:count]))
+        means = mean_of_checkpoints(found[:count])
+        self.model.load_state_dict(means, strict=False)  # tied weights are there by one name
+
+
+class AveragedStep(TrainerCallback):
+    """Takes the weights after each step into their average, but for steps that do not count.
+
+    Args:
+        ema_decay, patience: as `TeacherForcingTrainer` has them, one of the two.
+    """
+
+    def __init__(self, trainer: TeacherForcingTrainer, ema_decay: float | None, patience: int | None):
+        self.trainer, self.ema_decay, self.patience = trainer, ema_decay, patience
+        self.begin: int | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.patience is not None:
+            self.begin = self.trainer.find_begin_of_average(self.patience)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.on_train_begin(args, state, control)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        is_skipped = self.trainer.guard.skipped_in_a_row or self.trainer.accelerator.optimizer_step_was_skipped
+        if not is_skipped and self.trainer.average is not None:
+            step = state.global_step + 1  # Trainer counts it later
+            self.trainer.average.update(
+                uniform_decay(step, self.begin) if self.ema_decay is None else exponential_decay(step, self.ema_decay)
+            )
 
 
 class TrainingBar(ProgressCallback):

@@ -49,7 +49,7 @@ class ReceivedState:
 class TrainerInternals(Seq2SeqTrainer, ABC):
     """Seq2SeqTrainer with its private seams as public methods, for `TeacherForcingTrainer` to fill in and to call.
 
-    Filled in: `label_batch`, `before_optimizer_step`, `save_checkpoint`, `should_load_best_model`.
+    Filled in: `label_batch`, `before_optimizer_step`, `save_checkpoint`, `load_raw_weights`, `should_load_best_model`.
     Called: `save_training_state`, `save_trainer_state`, `load_training_state`, `unsharded_model`.
 
     Args:
@@ -82,6 +82,10 @@ class TrainerInternals(Seq2SeqTrainer, ABC):
     @abstractmethod
     def save_checkpoint(self) -> None:
         """Write a checkpoint of this step."""
+
+    @abstractmethod
+    def load_raw_weights(self, checkpoint: Path) -> None:
+        """Take the weights to train on from a checkpoint whose model is loaded, where they are others."""
 
     @abstractmethod
     def should_load_best_model(self) -> bool:
@@ -173,6 +177,17 @@ class TrainerInternals(Seq2SeqTrainer, ABC):
         """Replace Trainer's, which writes into the final folder, so that a kill leaves half a checkpoint there."""
         self.save_checkpoint()
 
+    def _finalize_training(self, *args):
+        """Remove no checkpoint: with a limit of one Trainer would leave the best only, of a stopped run too.
+
+        https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/trainer.py
+        """
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args)
+        finally:
+            self.args.save_total_limit = limit
+
     def _load_best_model(self):
         """Load the best checkpoint only when it is whole; under FSDP2 as any other, as ours hold whole models."""
         if not self.should_load_best_model():
@@ -190,8 +205,10 @@ class TrainerInternals(Seq2SeqTrainer, ABC):
         """
         if self.is_fsdp_enabled:
             load_into_shards(self.model, type(self.plain_model), Path(resume_from_checkpoint))
+            self.load_raw_weights(Path(resume_from_checkpoint))
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.load_raw_weights(Path(resume_from_checkpoint))
         if names := find_not_finite(self.model):
             raise RunError(
                 f"{resume_from_checkpoint} has weights that are not finite: {name_first(names)}; "

@@ -11,6 +11,8 @@ from pipeline.models.configuration_lstm import LSTMConfig
         ({"num_hidden_layers": 0}, "num_hidden_layers=0"),
         ({"dropout": 1.0}, "dropout=1.0: it must be at least 0 and below 1"),
         ({"embedding_dropout": -0.1}, "embedding_dropout=-0.1"),
+        ({"word_dropout": 1}, "word_dropout=1"),
+        ({"weight_dropout": 1.5}, "weight_dropout=1.5"),
         ({"label_smoothing": 1.5}, "label_smoothing=1.5"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.models import linear_cross_entropy as module
-from pipeline.models.linear_cross_entropy import head_cross_entropy, linear_cross_entropy
+from pipeline.models.linear_cross_entropy import head_cross_entropy, head_r_drop_loss, linear_cross_entropy
 
 ROWS, WIDTH, VOCABULARY = 11, 6, 17
 
@@ -147,3 +147,81 @@ def test_forward_derivatives(inputs):
         derivative = torch.autograd.forward_ad.unpack_dual(total).tangent
     total, _ = linear_cross_entropy(hidden.requires_grad_(), weight, labels)
     torch.testing.assert_close(derivative, torch.autograd.grad(total, hidden)[0].sum())
+
+
+def r_drop_by_hand(logits, labels, alpha, smoothing):
+    """Half of equation 4 of the paper, by torch's own functions, summed over the labels that count; and its last part.
+
+    The logits are (2 * N, V), the second pass behind the first.
+    """
+    first, second = logits[labels.ne(-100).repeat(2)].log_softmax(-1).chunk(2)
+    entropies = functional.cross_entropy(logits, labels.repeat(2), label_smoothing=smoothing, reduction="sum")
+    divergence = functional.kl_div(first, second, reduction="sum", log_target=True)
+    divergence = (divergence + functional.kl_div(second, first, reduction="sum", log_target=True)) / 2
+    return (entropies + alpha * divergence) / 2, divergence
+
+
+@pytest.mark.parametrize("head_class", [torch.nn.Linear, type("OtherLinear", (torch.nn.Linear,), {})])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_r_drop_and_its_gradients_are_the_papers(inputs, slices, smoothing, head_class):
+    hidden, weight, labels = inputs
+    labels[3:6] = -100
+    results = []
+    for by_hand in (False, True):
+        states = torch.stack((hidden, hidden + 0.3 * hidden.roll(1, 0))).requires_grad_()  # (2, N, D)
+        head = head_class(WIDTH, VOCABULARY, bias=False)
+        head.weight = torch.nn.Parameter(weight.clone())
+        if by_hand:
+            logits = head(states).flatten(0, 1)
+            total, divergence = r_drop_by_hand(logits, labels, 5.0, smoothing)
+            correct = (logits[:ROWS].argmax(-1) == labels)[None]
+        else:
+            total, correct, divergence = head_r_drop_loss(states, head, labels[None], 5.0, label_smoothing=smoothing)
+            assert not divergence.requires_grad
+        (total / 3).backward()
+        results.append((total.detach(), divergence.detach(), correct, states.grad, head.weight.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_r_drop_of_equal_passes_is_the_cross_entropy(inputs):
+    hidden, weight, labels = inputs
+    head = torch.nn.Linear(WIDTH, VOCABULARY, bias=False)
+    head.weight = torch.nn.Parameter(weight)
+    total, correct, divergence = head_r_drop_loss(hidden.repeat(2, 1), head, labels, 5.0)
+    expected, expected_correct = head_cross_entropy(hidden, head, labels)
+    torch.testing.assert_close(total, expected)
+    assert torch.equal(correct, expected_correct) and divergence.abs() < 1e-6
+
+
+def test_r_drop_keeps_no_logits(inputs, monkeypatch):
+    hidden, weight, labels = inputs
+    monkeypatch.setitem(module.SLICE_NUMBERS, "cpu", VOCABULARY)
+    head = torch.nn.Linear(WIDTH, VOCABULARY, bias=False)
+    head.weight = torch.nn.Parameter(weight)
+    shapes = []
+
+    def keep(tensor):
+        shapes.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        head_r_drop_loss(hidden.repeat(2, 1).requires_grad_(), head, labels, 5.0)
+    assert {*shapes} == {(2 * ROWS, WIDTH), (VOCABULARY, WIDTH)}
+
+
+def test_r_drop_under_autocast_is_as_near_as_bf16_allows():
+    generator = torch.Generator().manual_seed(1)
+    exact, weight = torch.randn(128, 32, generator=generator), torch.randn(50, 32, generator=generator)
+    labels = torch.arange(64) % 50
+    results = []
+    for is_mixed in (True, False):
+        states, head = exact.clone().requires_grad_(), torch.nn.Linear(32, 50, bias=False)
+        head.weight = torch.nn.Parameter(weight.clone())
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            total, _, divergence = head_r_drop_loss(states, head, labels, 1.0, label_smoothing=0.1)
+        total.backward()
+        assert total.dtype == divergence.dtype == torch.float32
+        results.append((total.detach(), divergence, states.grad, head.weight.grad))
+    for mixed, plain in zip(*results, strict=True):
+        assert (mixed - plain).norm() < 0.02 * plain.norm()

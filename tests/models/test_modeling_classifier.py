@@ -115,6 +115,26 @@ def test_the_problem_is_that_of_each_batch(make_classifier, batch):
         torch.testing.assert_close(model(batch["input_ids"], batch["attention_mask"], labels).loss, loss)
 
 
+def test_r_drop(make_classifier, batch):
+    """By torch's own functions, of the logits that the same random numbers give for the batch and once more for it."""
+    inputs, labels = (batch["input_ids"], batch["attention_mask"]), torch.tensor([2, -100])
+    model = make_classifier(dropout=0.3, label_smoothing=0.1, r_drop=4.0).train()
+    torch.manual_seed(1)
+    outputs = model(*inputs, labels)
+    torch.manual_seed(1)
+    logits = model(*(ids.repeat(2, 1) for ids in inputs)).logits
+    entropies = torch.nn.functional.cross_entropy(logits, labels.repeat(2), label_smoothing=0.1)
+    first, second = logits[[0, 2]].log_softmax(-1)
+    apart = ((first.exp() - second.exp()) * (first - second)).sum() / 2
+    assert apart > 1e-4
+    torch.testing.assert_close(outputs.divergence, apart)
+    torch.testing.assert_close(outputs.loss, entropies + 4.0 / 2 * apart)
+    assert torch.equal(outputs.logits, logits[:2])
+    with pytest.raises(ValueError, match=r"r_drop=4.0: only for texts that have one class each"):
+        model(*inputs, torch.zeros(2, 3))
+    assert model.eval()(*inputs, torch.zeros(2, 3)).loss > 0  # where there is one pass only
+
+
 def test_labels_of_another_shape(make_classifier, batch):
     for labels in (torch.zeros(2), torch.zeros(2, 2), torch.zeros(3, 2)):
         with pytest.raises(ValueError, match=r"labels has the shape .*; \(2, 3\) is needed for multi_label"):

@@ -1,6 +1,7 @@
 """The LSTM reads on from its state as if it had never stopped, past padding, in batches and in generation."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from pipeline.models.configuration_lstm import LSTMConfig
-from pipeline.models.modeling_lstm import LSTMForCausalLM
+from pipeline.models.modeling_lstm import LSTMForCausalLM, LSTMLayer, VariationalDropout
 
 SIZES = {"vocab_size": 40, "embedding_size": 12, "hidden_size": 16, "num_hidden_layers": 2}
 IDS = torch.tensor([[2, 5, 6, 7, 8, 9, 10], [2, 11, 12, 13, 14, 15, 16]])
@@ -199,11 +200,84 @@ def test_labels_are_smoothed_in_training_only():
     assert smoothed.train()(IDS, labels=IDS).loss > plain.train()(IDS, labels=IDS).loss
 
 
-@pytest.mark.parametrize("field", ["dropout", "embedding_dropout"])
+@pytest.mark.parametrize("field", ["dropout", "embedding_dropout", "word_dropout", "weight_dropout"])
 def test_dropout_is_for_training(field):
     model = make(**{field: 0.5})
     assert torch.equal(model(IDS).logits, make()(IDS).logits)
     assert not torch.equal(model.train()(IDS).logits, make()(IDS).logits)
+
+
+def test_variational_dropout_has_one_mask_for_all_tokens():
+    torch.manual_seed(0)
+    states = torch.full((3, 50, 40), 2.0)  # (B, T, H)
+    dropout = VariationalDropout(0.25)
+    assert dropout.eval()(states) is states
+    factors = dropout.train()(states) / states
+    assert torch.equal(factors, factors[:, :1].expand_as(factors))
+    assert factors[0].ne(factors[1]).any()  # one for each row
+    torch.testing.assert_close(factors.unique(), torch.tensor([0, 4 / 3]))
+    assert 0.15 < factors.eq(0).float().mean() < 0.35
+
+
+def test_where_variational_dropout_stands():
+    model = make(variational_dropout=True, dropout=0.5, embedding_dropout=0.25)
+    assert isinstance(model.dropout, VariationalDropout) and model.dropout.p == 0.5
+    assert isinstance(model.embedding_dropout, VariationalDropout) and model.embedding_dropout.p == 0.25
+
+
+def test_a_dropped_word_is_dropped_wherever_it_stands():
+    model = make(word_dropout=0.5).train()
+    read: list[torch.Tensor] = []
+    model.layers[0].register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+    ids = torch.arange(40).repeat(2, 3)  # (B, T) of which every word comes six times
+    model(ids)
+    places = read[0].view(6, 40, 12)  # every word, six times
+    assert torch.equal(places, places[:1].expand_as(places))
+    kept = places[0].any(-1)
+    assert 8 < kept.sum() < 32
+    torch.testing.assert_close(places[0][kept], model.embed_tokens.weight[kept] * 2)
+
+
+def test_weight_dropout_is_on_the_weights_between_states():
+    layer = LSTMLayer(12, 16, weight_dropout=0.25).train()
+    weight_ih, dropped, *biases = layer._weights()
+    assert torch.equal(weight_ih, layer.weight_ih_l0)
+    assert all(map(torch.equal, biases, (layer.bias_ih_l0, layer.bias_hh_l0)))
+    weight = layer.weight_hh_l0
+    assert 0.15 < dropped.eq(0).float().mean() < 0.35
+    torch.testing.assert_close(dropped[dropped.ne(0)], weight[dropped.ne(0)] * 4 / 3)
+    assert not torch.equal(layer._weights()[1], dropped)  # another for each batch
+    assert layer.eval()._weights()[1] is layer.weight_hh_l0
+
+
+def test_a_layer_with_weight_dropout_is_torchs_lstm_with_the_dropped_weights(monkeypatch):
+    layer = LSTMLayer(12, 16, weight_dropout=0.5).train()
+    states, start = torch.rand(2, 7, 12), torch.zeros(2, 16)
+    fused = Mock(side_effect=torch.lstm)
+    monkeypatch.setattr(torch, "lstm", fused)
+    torch.manual_seed(1)
+    output, hidden, cell = layer(states, start, start)
+    assert fused.call_count == 1  # of all tokens
+    output.sum().backward()
+    torch.manual_seed(1)
+    dropped = layer._weights()[1].detach()
+    reference = torch.nn.LSTM(12, 16, batch_first=True)
+    reference.load_state_dict(layer.state_dict() | {"weight_hh_l0": dropped})
+    expected, (last_hidden, last_cell) = reference(states)
+    expected.sum().backward()
+    torch.testing.assert_close([output, hidden, cell], [expected, last_hidden[0], last_cell[0]])
+    grads: dict[str, Any] = {name: weight.grad for name, weight in reference.named_parameters()}
+    grads["weight_hh_l0"] *= dropped.ne(0) * 2
+    torch.testing.assert_close({name: weight.grad for name, weight in layer.named_parameters()}, grads)
+
+
+def test_a_graph_drops_the_same():
+    model = make(weight_dropout=0.5, word_dropout=0.25, variational_dropout=True, dropout=0.5).train()
+    logits = []
+    for each in (model, torch.compile(model, fullgraph=True, backend="eager")):
+        torch.manual_seed(1)
+        logits.append(each(IDS).logits)
+    torch.testing.assert_close(*logits)
 
 
 def test_bf16_autocast_with_a_state():

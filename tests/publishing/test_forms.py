@@ -54,6 +54,11 @@ def read_config(files: list[Path]) -> dict:
     return json.loads(next(path for path in files if path.name == "config.json").read_text())
 
 
+def test_states_of_a_training_are_not_published():
+    assert is_published("model.safetensors") and is_published("model-00001-of-00002.safetensors")
+    assert not is_published("raw_weights.safetensors") and not is_published("carried_0.safetensors")
+
+
 @pytest.mark.parametrize(("pre_norm", "kind"), [(False, "MarianMTModel"), (True, "PegasusForConditionalGeneration")])
 def test_the_stock_form_is_the_same_model_without_code(save_model, workspace, batch, pre_norm, kind):
     folder = save_model(pre_norm=pre_norm)

@@ -11,6 +11,7 @@ from datasets import Dataset
 from pipeline.data.filters import READ
 from pipeline.data.splits import open_split
 from pipeline.errors import ConfigError, DataError
+from pipeline.models.modeling_seq2seq import shift_right
 from pipeline.setup.loader_setup import build_filters, build_loader, count_lanes, find_all_duplicates
 from pipeline.tasks.language_modeling import LanguageModeling
 from pipeline.tasks.sequence_to_sequence import SequenceToSequence
@@ -75,6 +76,31 @@ def test_sources_are_augmented(build, task):
     with pytest.raises(ConfigError, match="augmentation: sequence_to_sequence has no source to change; leave it out"):
         task.make_batches = lambda *_: [].append
         build(augmentation={"delete": 0.9})
+
+
+def test_words_are_dropped_on_both_sides(build, task):
+    """Again in the same places when a run is repeated; the labels stay."""
+    task.start_token_id = 1
+    noise = {"word_dropout": 0.3, "word_dropout_target": 0.3}
+    plain, *changed = ([*islice(build(augmentation=keys), 2)] for keys in ({}, noise, noise))
+    for before, batch, again in zip(plain, *changed, strict=True):
+        assert all(torch.equal(batch[name], again[name]) for name in batch)
+        assert torch.equal(batch["labels"], before["labels"])
+        sources = batch["input_ids"] == before["input_ids"]
+        assert (batch["input_ids"][~sources] == task.tokenizer.unk_token_id).all() and not sources.all()
+        read, expected = batch["decoder_input_ids"], shift_right(before["labels"], 1, 0)
+        assert (read[read != expected] == task.tokenizer.unk_token_id).all() and (read != expected).any()
+
+
+def test_noise_on_a_target_that_has_no_place_for_it(build, task):
+    with pytest.raises(
+        ConfigError, match=r"word_dropout_target: the decoder of model\.from begins with no start token"
+    ):
+        build(augmentation={"word_dropout_target": 0.1})
+    task.text_columns = ("source",)
+    for name in ("bpe_dropout_target", "word_dropout_target"):
+        with pytest.raises(ConfigError, match=rf"augmentation.{name}: \w+ has no target text to change"):
+            build(augmentation={name: 0.1})
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -242,3 +242,13 @@ def test_what_the_data_determined_stays_but_not_the_classes(tmp_path):
     series = {"series": ["load"], "means": [0.1], "stds": [1 / 3]}
     TransformerForecasterConfig(**series).save_pretrained(tmp_path)
     assert stored_settings(tmp_path, {**series, "means": [7.0]}) == series
+
+
+def test_r_drop_needs_a_model_that_makes_two_passes(make_config, no_step):
+    with pytest.raises(ConfigError, match=r"training.r_drop: LSTMConfig makes one pass only; leave it out"):
+        train(make_config("language_modeling", training={"r_drop": 5.0}))
+
+
+def test_r_drop_is_not_for_models_of_others(make_other, pretrained, no_step):
+    with pytest.raises(ConfigError, match=r"training.r_drop: MarianConfig makes one pass only"):
+        train(make_other({"from": str(pretrained("marian"))}, training={"r_drop": 5.0}))

@@ -4,6 +4,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from pipeline.config import DataConfig
+from pipeline.data.augmentation import READ_LABELS
 from pipeline.data.rows import BadRow, Columns, Feature, separate
 from pipeline.errors import DataError
 from pipeline.tasks.base import tokenize
@@ -53,6 +54,33 @@ def test_pack(tokenizer):
     assert {tensor.shape for tensor in batch.values()} == {(1, 128)}
     full = task.pack([{"input_ids": [a] * 128, "labels": [a] * 127}])
     assert [full[name].shape[1] for name in ("input_ids", "labels")] == [256, 128], "there is always some padding"
+
+
+def test_what_the_decoder_reads_in_place_of_the_labels(tokenizer, make_model):
+    """Behind the start of the model, or what the decoder is told; as long as the labels, also of a stretched row."""
+    task = SequenceToSequence.from_model(tokenizer, make_model().config)
+    told = {"input_ids": [5, 2], "labels": [6, 7, 2], READ_LABELS: [6, 3, 2], "decoder_start": [1, 9]}
+    plain = {"input_ids": [5, 2], "labels": [8, 2], READ_LABELS: [3, 2]}
+    for features, read, labels in (
+        ([plain, plain], [[1, 3], [1, 3]], [[8, 2], [8, 2]]),
+        ([told, plain], [[1, 9, 6, 3], [1, 3, 0, 0]], [[-100, 6, 7, 2], [8, 2, -100, -100]]),
+    ):
+        batch = task.collate(features)
+        assert batch["decoder_input_ids"].tolist() == read and batch["labels"].tolist() == labels
+    packed = task.pack([told, plain])
+    assert packed["decoder_input_ids"][0, :7].tolist() == [1, 9, 6, 3, 1, 3, 0]
+    assert packed["labels"][0, :6].tolist() == [-100, 6, 7, 2, 8, 2]
+    stretched = task.stretch(told, DataConfig(path="x", max_source_length=4, max_target_length=6))
+    batch = task.collate([stretched])
+    assert batch["decoder_input_ids"].tolist() == [[1, 9, 6, 3, 2, 6]] and batch["labels"].shape == (1, 6)
+
+
+def test_models_whose_decoder_begins_with_a_label_have_no_start(tokenizer):
+    starts = [
+        SequenceToSequence.from_model(tokenizer, AutoConfig.for_model(name)).start_token_id
+        for name in ("marian", "mbart", "plbart")
+    ]
+    assert starts[0] is not None and starts[1:] == [None, None]
 
 
 def test_tokenizing_is_the_tokenizers(tokenizer):

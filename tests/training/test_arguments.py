@@ -18,6 +18,7 @@ from pipeline.training.arguments import (
 def test_what_this_project_decides(make_config):
     args = training_arguments(make_config(training={"label_smoothing_factor": 0.1}))
     assert args.label_smoothing_factor == 0, "the model smooths, so that evaluation is not smoothed"
+    assert not hasattr(training_arguments(make_config(training={"r_drop": 5.0})), "r_drop"), "nor has this evaluation"
     assert (args.remove_unused_columns, args.ignore_data_skip, args.logging_nan_inf_filter) == (False, True, False)
     assert args.restore_callback_states_from_checkpoint and args.use_cache
     assert args.report_to == ["tensorboard"] and args.ddp_find_unused_parameters is False
@@ -97,6 +98,19 @@ def test_epochs_are_counted_in_steps(make_config, epochs, accumulation, steps):
         ({"evaluation": {"average_checkpoints": 3}, "training": {"save_total_limit": 2}}, "3 must be kept by"),
         ({"evaluation": {"average_checkpoints": 3}}, "3 are more than this run saves"),
         ({"evaluation": {"average_checkpoints": 2}, "training": {"save_strategy": "no"}}, "more than this run saves"),
+        ({"training": {"average_patience": 2, "eval_strategy": "no"}}, r"average_patience: nothing is evaluated"),
+        ({"training": {"average_patience": 2, "ema_decay": 0.9}}, r"average_patience: training\.ema_decay asks for an"),
+        ({"evaluation": {"average_checkpoints": 2, "average_best": 2}}, "another mean; leave one of them out"),
+        ({"evaluation": {"average_best": 3}}, "average_best: 3 are more than this run saves"),
+        (
+            {"evaluation": {"average_best": 2}, "training": {"load_best_model_at_end": True}},
+            "best: the finished",
+        ),
+        ({"evaluation": {"average_best": 2}, "training": {"save_steps": 1}}, "best: each checkpoint needs"),
+        (
+            {"evaluation": {"average_best": 2}, "training": {"eval_strategy": "no"}},
+            "best: each checkpoint needs",
+        ),
         ({"training": {"lr_scheduler_kwargs": {"a": 1}}}, "training.lr_scheduler_kwargs: .*unexpected keyword"),
         ({"training": {"optim_args": "a"}}, "training.optim=.* with optim_args=a: "),
         ({"training": {"use_liger_kernel": True}}, "training.use_liger_kernel: liger-kernel is not installed"),

@@ -8,6 +8,7 @@ from transformers import GenerationConfig, Seq2SeqTrainingArguments
 
 from pipeline.config import RESERVED_TRAINING_KEYS, Config
 from pipeline.errors import ConfigError
+from pipeline.library_settings import OwnTraining
 from pipeline.setup.model_factory import OWN_KEYS
 from pipeline.tasks.registry import MODELS, TASKS
 from pipeline.training import changes
@@ -26,7 +27,7 @@ def every_key() -> set[str]:
     for name, task in TASKS.items():
         keys |= {f"{name}.{key}" for key in task.settings.model_fields}
     arguments = {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments) if field.init}
-    keys |= {f"training.{name}" for name in arguments - RESERVED_TRAINING_KEYS.keys()}
+    keys |= {f"training.{name}" for name in (arguments - RESERVED_TRAINING_KEYS.keys()) | {*OwnTraining.model_fields}}
     keys |= {f"generation.{name}" for name in vars(GenerationConfig())}
     keys |= {f"model.{name}" for name in OWN_KEYS}
     return keys | {f"model.{name}" for spec in MODELS.values() for name in inspect.signature(spec.config).parameters}

@@ -33,6 +33,7 @@ CALLABLES = [
     (Trainer, "_get_num_items_in_batch", "batch_samples device"),
     (Trainer, "_get_grad_norm", "model grad_norm"),
     (Trainer, "_save_checkpoint", "model trial"),
+    (Trainer, "_finalize_training", "trial num_train_samples start_time"),
     (Trainer, "_load_best_model", ""),
     (Trainer, "_load_from_checkpoint", "resume_from_checkpoint model"),
     (Trainer, "_issue_warnings_after_load", "load_result"),

@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput, cached_file
 from pipeline.errors import ConfigError, nearest
 from pipeline.manifest import MANIFEST_FILE, damage, describe, to_json
 from pipeline.tasks.base import Task
-from pipeline.tasks.trained_model import load_task, load_trained
+from pipeline.tasks.trained_model import WEIGHTS_FILES, load_task, load_trained
 
 EXPORTS_FOLDER = "exports"
 EQUIVALENCE_FILE = "equivalence.json"
@@ -222,7 +222,7 @@ def find_export(name: str, checkpoint: Path) -> Path:
 
 def describe_weights(checkpoint: Path) -> dict[str, dict[str, Any]]:
     """Return name -> size and SHA-256 of a checkpoint's files of weights."""
-    return describe(checkpoint, sorted(checkpoint.glob("*.safetensors")))
+    return describe(checkpoint, sorted(checkpoint.glob(WEIGHTS_FILES)))
 
 
 def describe_model(checkpoint: str | Path, engine: str = TORCH) -> dict[str, str]:
