@@ -351,7 +351,10 @@ def finish(
     for split in HELD_OUT_SPLITS:
         if features := join_sets(task, held_out, split):
             drawn = features
-            last = trainer.score(drawn, trainer.model.generation_config if trainer.model.can_generate() else None)
+            generation = trainer.model.generation_config if trainer.model.can_generate() else None
+            last = trainer.score(drawn, generation)
+            if split == "validation" and task.settle(trainer.model, last.sums):
+                last = trainer.score(drawn, generation)
             scores[split] = last.scores
     refuse_divergence(scores, folder.path)
     scores["training"] = trainer.skipped | trainer.used

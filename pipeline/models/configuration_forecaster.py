@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 HEADS = ("flatten", "last")
+LEVELS = ("last", "mean", "none")
+LOSSES = ("mse", "huber")
 
 
 @strict
@@ -25,12 +27,19 @@ class TransformerForecasterConfig(PreTrainedConfig):
             when left out. A run takes them from its data.
         patch_length: steps in a patch.
         patch_stride: steps from one patch to the next, at most `patch_length`.
-        instance_norm: take mean and deviation out of each window, and put them back into its forecast (Kim et al. 2022,
-            https://openreview.net/forum?id=cGDAkQo1C0p; without its learned scale and shift).
+        level: what is subtracted from each window and added back to its forecast: its "last" value (NLinear, Zeng et
+            al. 2023, https://arxiv.org/abs/2205.13504), its "mean" (Kim et al. 2022,
+            https://openreview.net/forum?id=cGDAkQo1C0p), or "none", which leaves the window as it is, its deviation
+            too. With "last" the training starts from a forecast that repeats the last value: the start for series that
+            wander. When left out: "mean" with `instance_norm`, "none" without it.
+        instance_norm: divide each window by its deviation, and multiply its forecast by it (Kim et al. 2022; without
+            their learned scale and shift).
         head: what the linear head sees: all positions ("flatten"), or the "last" one.
         head_dropout: on what the head sees.
         linear_forecast: average the encoder's forecast with that of one linear map of the window (RLinear, Li et al.
             2023, https://arxiv.org/abs/2305.10721). Each learns by its own loss, so that their errors differ.
+        loss: what is learned by, of standardised values: the squared error ("mse"), or "huber", which grows linearly
+            beyond one deviation, so that outliers weigh less (Huber 1964, https://doi.org/10.1214/aoms/1177703732).
         d_model: width of every hidden state; even, and a multiple of `attention_heads`.
         encoder_layers: number of layers.
         attention_heads: heads of every attention, `d_model / attention_heads` wide each.
@@ -60,9 +69,11 @@ class TransformerForecasterConfig(PreTrainedConfig):
     stds: list[float] | None = None
     patch_length: int = 16
     patch_stride: int = 8
+    level: str | None = None
     instance_norm: bool = True
     head: str = "flatten"
     linear_forecast: bool = False
+    loss: str = "mse"
     d_model: int = 64
     encoder_layers: int = 3
     attention_heads: int = 4
@@ -79,10 +90,13 @@ class TransformerForecasterConfig(PreTrainedConfig):
         self.series = self.series or ["value"]
         self.means = self.means or [0.0] * len(self.series)
         self.stds = self.stds or [1.0] * len(self.series)
+        self.level = self.level or ("mean" if self.instance_norm else "none")
         self._check_sizes()
         self._check_series()
-        if self.head not in HEADS:
-            raise ValueError(f"head={self.head!r}: it must be one of {', '.join(HEADS)}")
+        for name, values in (("head", HEADS), ("level", LEVELS), ("loss", LOSSES)):
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name}={getattr(self, name)!r}: it must be one of {', '.join(values)}")
+        self.instance_norm = self.instance_norm and self.level != "none"
         for name in ("dropout", "head_dropout", "attention_dropout", "activation_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 0 and below 1")

@@ -22,8 +22,8 @@ class ForecasterOutput(ModelOutput):
     """What a `TransformerForecaster` returns: the loss and the forecasts.
 
     Args:
-        loss: mean squared error of standardised values; in training, where two forecasts are averaged, the mean of
-            their own errors.
+        loss: mean error of standardised values by `config.loss`; in training, where two forecasts are averaged, the
+            mean of their own errors.
         prediction_outputs: (B, H, C), in the units of the data.
         losses: (B, H, C), of which `loss` is the mean.
         hidden_states: (B * C, N, D) each, where asked for: the states of all series of the first window, then of the
@@ -65,12 +65,23 @@ class TransformerForecaster(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):  # as torch begins; Xavier's larger values cost accuracy on ETTh1
+        if self.config.level == "last" and module in (self.head, self.linear):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):  # as torch begins; Xavier's larger values cost accuracy on ETTh1
             bound = module.in_features**-0.5
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -bound, bound)
         else:
             super()._init_weights(module)
+
+    @torch.no_grad()
+    def forget_change(self) -> None:
+        """Forecast no change from the level, as at the start with `level: last`: the last value, repeated."""
+        for layer in (self.head, self.linear):
+            if layer is not None:
+                layer.weight.zero_()
+                layer.bias.zero_()
 
     @capture_outputs
     def forward(
@@ -117,29 +128,31 @@ class TransformerForecaster(PreTrainedModel):
             for statistics in (self.config.means, self.config.stds)
         )
         length = self.config.context_length
-        last = past_values.narrow(1, past_values.shape[1] - length, length)  # (B, L, C), L a number in a graph too
-        past = ((last.to(dtype) - means) / stds).float()
-        series = past.transpose(1, 2)  # (B, C, L)
-        if self.config.instance_norm:
+        window = past_values.narrow(1, past_values.shape[1] - length, length)  # (B, L, C), L a number in a graph too
+        window = window.to(dtype)
+        origin = window[:, -1:] if self.config.level == "last" else means  # (B, 1, C) or (C), in the units of the data
+        series = ((window - origin) / stds).float().transpose(1, 2)  # (B, C, L)
+        centre: Tensor | float = 0.0
+        spread: Tensor | float = 1.0
+        if self.config.level == "mean":
             centre = series.mean(-1, keepdim=True)
+        if self.config.instance_norm:
             spread = (series.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()  # a constant window has none
-            series = (series - centre) / spread
+        series = (series - centre) / spread
         flat = series.flatten(0, 1)  # (B * C, L)
         branches = [self._forecast(flat, output_attentions)]  # (B * C, H)
         if self.linear is not None:
             branches.append(self.linear(flat.to(self.dtype)).float())
         forecasts = torch.stack(branches).unflatten(1, (-1, series.shape[1]))  # (F, B, C, H)
-        if self.config.instance_norm:
-            forecasts = forecasts * spread + centre
-        forecasts = forecasts.transpose(2, 3)  # (F, B, H, C)
+        forecasts = (forecasts * spread + centre).transpose(2, 3)  # (F, B, H, C)
         forecast = forecasts.mean(0)
         loss = losses = None
         if future_values is not None and return_loss:
             judged = forecasts if self.training else forecast[None]
-            future = ((future_values.to(dtype) - means) / stds).float()
-            losses = (judged - future).square().mean(0)  # (B, H, C)
+            future = ((future_values.to(dtype) - origin) / stds).float()
+            losses = self._error(judged - future).mean(0)  # (B, H, C)
             loss = losses.sum() / (losses.numel() if num_items_in_batch is None else num_items_in_batch)
-        return ForecasterOutput(loss=loss, prediction_outputs=forecast.to(dtype) * stds + means, losses=losses)
+        return ForecasterOutput(loss=loss, prediction_outputs=forecast.to(dtype) * stds + origin, losses=losses)
 
     def _forecast(self, series: Tensor, output_attentions: bool) -> Tensor:
         """Forecast by the encoder: (B * C, L) -> (B * C, H)."""
@@ -156,6 +169,12 @@ class TransformerForecaster(PreTrainedModel):
         states = self.final_norm(states)
         seen = states.flatten(1) if config.head == "flatten" else states[:, -1]
         return self.head(self.head_dropout(seen)).float()
+
+    def _error(self, difference: Tensor) -> Tensor:
+        """Return twice Huber's loss where it is asked for, which is the squared error below one deviation."""
+        if self.config.loss == "huber":
+            return 2 * nn.functional.huber_loss(difference, torch.zeros_like(difference), reduction="none")
+        return difference.square()
 
     def _check(self, past: Tensor, future: Tensor | None) -> None:
         length, names = self.config.context_length, self.config.series or []

@@ -302,6 +302,14 @@ class Task(ABC):
         """
         return []
 
+    def settle(self, model: PreTrainedModel, sums: list[dict[str, Any]]) -> bool:
+        """Change a trained model, on every rank, where validation asks for it; return whether it did.
+
+        Args:
+            sums: what `score` returned for each row of validation, in their order.
+        """
+        return False
+
     def draw(self, model: PreTrainedModel, features: list[Feature], folder: Path) -> None:
         """Draw pictures of what a finished model predicts, where a picture says something."""
         return

@@ -3,6 +3,7 @@
 Shapes: B windows, L steps of the past, H steps of the future, C series.
 """
 
+import logging
 import math
 import re
 from collections.abc import Iterable
@@ -31,6 +32,10 @@ DRAWN = 4  # windows, spread over the split
 FORECASTS_FILE = "forecasts.png"
 TIME = "(time)"  # the agreed column of `forecasting.time`, beside those that have the names of the series
 MONTH = re.compile(r"[0-9]{4}-[0-9]{2}")
+CERTAINTY = 2.0  # standard errors
+MIN_BLOCKS = 8  # of validation windows, from which a standard error is estimated
+
+logger = logging.getLogger(__name__)
 
 
 class ForecastingSettings(Section):
@@ -207,9 +212,35 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
     def predict(self, model: PreTrainedModel, batch: Batch, generation: GenerationConfig | None) -> list[Any]:
         return list(model(past_values=batch["past_values"]).prediction_outputs.cpu().numpy())
 
+    def settle(self, model: PreTrainedModel, sums: list[dict[str, Any]]) -> bool:
+        """Let a model of `level: last` repeat the last value, unless validation shows that its changes are better.
+
+        What is learned of a random walk is noise, which may help on validation by luck. So the simpler forecast is
+        taken where the other is not better by `CERTAINTY` standard errors (Breiman et al. 1984, section 3.4.3, ask for
+        one). Windows that overlap share their errors, so errors count by blocks of windows that hardly do.
+        """
+        gains = np.array([window["repeat_last_mse"] - window["mse"] for window in sums])
+        if model.config.level != "last" or len(gains) < 2:
+            return False
+        num_blocks = min(len(gains), max(MIN_BLOCKS, len(gains) // (2 * self.prediction_length)))
+        blocks = np.array([block.mean() for block in np.array_split(gains, num_blocks)])
+        mean, error = blocks.mean(), blocks.std(ddof=1) / math.sqrt(num_blocks)
+        if mean > CERTAINTY * error:
+            return False
+        logger.warning(
+            "warning: the model will repeat the last value: on validation its own forecast lowers the MSE by only "
+            "%.2g +- %.2g",
+            *(mean / sums[0]["items"], error / sums[0]["items"]),
+        )
+        model.forget_change()
+        return True
+
     @classmethod
     def remarks(cls, scores: dict[str, dict[str, Any]]) -> list[str]:
-        """Say where repeating the last value of the past forecasts better than the model."""
+        """Say where repeating the last value of the past forecasts better than the model, or is what it does."""
+        held_out = [values for values in scores.values() if "mse" in values]
+        if held_out and all(values["mse"] == values["repeat_last_mse"] for values in held_out):
+            return ["This model repeats the last known value: validation did not show that it can forecast better."]
         return [
             f"On {split}, this model is worse than repeating the last known value: its {error.upper()} is "
             f"{values[error]:.4f}, that of repeating is {values[f'repeat_last_{error}']:.4f}."

@@ -18,6 +18,8 @@ SETTINGS = {
         ({"d_model": 30}, "d_model=30 must be even, and a multiple of attention_heads=4"),
         ({"d_model": 15, "attention_heads": 5}, "d_model=15 must be even"),
         ({"head": "mean"}, "head='mean': it must be one of flatten, last"),
+        ({"level": "median"}, "level='median': it must be one of last, mean, none"),
+        ({"loss": "mae"}, "loss='mae': it must be one of mse, huber"),
         ({"head_dropout": 1.0}, "head_dropout=1.0"),
         ({"means": [1.0]}, "means has 1 values for 3 series"),
         ({"stds": [1.0, 2.0]}, "stds has 2 values for 3 series"),
@@ -35,6 +37,21 @@ def test_a_series_without_name_and_units():
     assert (config.series, config.means, config.stds) == (["value"], [0.0], [1.0])
     several = TransformerForecasterConfig(series=["a", "b"])
     assert (several.means, several.stds) == ([0.0, 0.0], [1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "changes, level, instance_norm",
+    [
+        ({}, "mean", True),
+        ({"instance_norm": False}, "none", False),  # as checkpoints from before there was a level
+        ({"level": "none"}, "none", False),
+        ({"level": "last"}, "last", True),
+        ({"level": "mean", "instance_norm": False}, "mean", False),
+    ],
+)
+def test_what_is_taken_out_of_a_window(changes, level, instance_norm):
+    config = TransformerForecasterConfig(**{**SETTINGS, **changes})
+    assert (config.level, config.instance_norm) == (level, instance_norm)
 
 
 def test_a_patch_begins_at_every_stride():

@@ -40,7 +40,16 @@ def standardised(model: TransformerForecaster, values: torch.Tensor) -> torch.Te
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"head": "last"}, {"pre_norm": False}, {"patch_stride": 8}, {"linear_forecast": True}, PLAIN]
+    "changes",
+    [
+        {},
+        {"head": "last"},
+        {"pre_norm": False},
+        {"patch_stride": 8},
+        {"linear_forecast": True},
+        {"level": "last"},
+        PLAIN,
+    ],
 )
 def test_shapes(changes):
     model = make(**changes)
@@ -117,8 +126,55 @@ def test_instance_norm_carries_level_and_scale_over():
     assert moved.abs().min(dim=0).values.max() > 0.1
 
 
-def test_a_constant_window_has_a_forecast():
-    model = make()
+def change_weights(model: TransformerForecaster) -> TransformerForecaster:
+    """Give all weights values other than those of the start."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    return model
+
+
+@pytest.mark.parametrize("instance_norm", [True, False])
+@pytest.mark.parametrize("level", ["last", "mean", "none"])
+def test_the_level_is_taken_out_and_put_back(level, instance_norm):
+    """A window that is moved has a forecast that is moved as far; without a level it has another one."""
+    model = change_weights(make(level=level, instance_norm=instance_norm, linear_forecast=True))
+    past, _ = make_batch(model)
+    shift = torch.tensor([100.0, -30.0, 2.0])
+    moved = (forecast(model, past + shift) - forecast(model, past) - shift).abs()
+    if level == "none":
+        assert moved.min(dim=0).values.max() > 0.1
+    else:
+        torch.testing.assert_close(moved, torch.zeros_like(moved), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("linear_forecast", [True, False])
+def test_the_last_value_is_repeated_until_something_is_learned(linear_forecast):
+    model = make(level="last", linear_forecast=linear_forecast)
+    past, future = make_batch(model)
+    past = past.double() + 1e8  # which float32 would round
+    repeated = past[:, -1:].expand(-1, 5, -1)
+    assert torch.equal(forecast(model, past), repeated)
+    model.train()(past, future.double() + 1e8).loss.backward()
+    assert model.head.weight.grad is not None and model.head.weight.grad.abs().max() > 0
+    changed = change_weights(model.eval())
+    assert (forecast(changed, past) - repeated).abs().min(dim=0).values.max() > 0.01
+    changed.forget_change()
+    assert torch.equal(forecast(changed, past), repeated)
+
+
+def test_the_change_from_the_last_value_is_in_deviations_of_the_window():
+    model = change_weights(make(level="last"))
+    past, _ = make_batch(model)
+    change = forecast(model, past) - past[:, -1:]
+    wider = past[:, -1:] + (past - past[:, -1:]) * 3
+    torch.testing.assert_close(forecast(model, wider) - past[:, -1:], change * 3, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("level", ["last", "mean"])
+def test_a_constant_window_has_a_forecast(level):
+    model = make(level=level)
     past = torch.full((1, 20, 3), 4.0)
     assert forecast(model, past).isfinite().all()
 
@@ -153,6 +209,15 @@ def test_the_loss_is_that_of_standardised_values():
     errors = standardised(model, outputs.prediction_outputs) - standardised(model, future)
     torch.testing.assert_close(outputs.losses, errors.square(), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(outputs.loss, errors.square().mean(), rtol=1e-4, atol=0)
+
+
+def test_the_loss_of_huber_is_squared_up_to_one_deviation_and_linear_beyond():
+    model = make(loss="huber")
+    past, future = make_batch(model)
+    errors = standardised(model, model(past, future).prediction_outputs) - standardised(model, future)
+    expected = torch.where(errors.abs() < 1, errors.square(), 2 * errors.abs() - 1)
+    assert (errors.abs() < 1).any() and (errors.abs() > 1).any()
+    torch.testing.assert_close(model(past, future).losses, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_two_half_batches_are_one_batch():

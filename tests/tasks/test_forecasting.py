@@ -93,6 +93,73 @@ def test_the_card_says_where_repeating_is_better():
         "0.5000."
     ]
     assert len(Forecasting.remarks({"test": scores(float("nan"), 0.7)})) == 2
+    assert Forecasting.remarks({"validation": scores(0.5, 0.6), "test": scores(0.5, 0.6)}) == [
+        "This model repeats the last known value: validation did not show that it can forecast better."
+    ]
+
+
+def windows_that_gain(gains: np.ndarray) -> list[dict[str, float]]:
+    return [{"items": 4, "mse": 10.0 - gain, "repeat_last_mse": 10.0} for gain in gains]
+
+
+@pytest.mark.parametrize(
+    "level, gains, settled",
+    [
+        ("last", np.full(60, 0.5), False),  # clearly better
+        ("last", np.full(60, -0.5), True),  # worse
+        ("last", np.r_[np.full(30, 4.0), np.full(30, -3.9)], True),  # better by luck
+        ("last", np.full(60, np.nan), True),
+        ("last", np.ones(1), False),  # one window says nothing
+        ("mean", np.full(60, -0.5), False),  # cannot repeat the last value
+    ],
+)
+def test_the_last_value_is_repeated_unless_changes_are_clearly_better(level, gains, settled, caplog):
+    model = TransformerForecaster(TransformerForecasterConfig(**SMALL, level=level))
+    torch.nn.init.ones_(model.head.weight)
+    assert Forecasting.from_model(None, model.config).settle(model, windows_that_gain(gains)) is settled
+    assert bool(model.head.weight.any()) is not settled
+    assert ("the model will repeat the last value" in caplog.text) is settled
+
+
+def walk_config(folder, steps: int, level: str, max_steps: int, seed: int = 0):
+    """Make the config of a run on three random walks."""
+    walks = np.random.default_rng(seed).standard_normal((steps, 3)).cumsum(0)
+    np.savetxt(folder / "walks.csv", walks, delimiter=",", header="a,b,c", comments="")
+    data = {"path": str(folder / "walks.csv")}
+    data |= {"train": "train[:70%]", "validation": "train[70%:85%]", "test": "train[85%:]"}
+    training = {"output_dir": str(folder / "run"), "learning_rate": 1e-3, "max_steps": max_steps, "disable_tqdm": True}
+    training |= {"per_device_train_batch_size": 32, "eval_strategy": "steps", "eval_steps": max_steps // 2}
+    training |= {"save_steps": max_steps // 2, "load_best_model_at_end": True, "metric_for_best_model": "mse"}
+    return parse_config(
+        {
+            **{"task": "forecasting", "forecasting": {"series": ["a", "b", "c"]}, "data": data, "training": training},
+            "model": {**SMALL, "context_length": 24, "prediction_length": 12, "level": level},
+        }
+    )
+
+
+def test_a_random_walk_is_forecast_as_well_as_by_repeating(tmp_path):
+    result = train(walk_config(tmp_path, 600, "last", 20))
+    for split in ("validation", "test"):
+        scores = result.scores[split]
+        assert scores["mse"] <= scores["repeat_last_mse"] and scores["mae"] <= scores["repeat_last_mae"]
+    assert "This model repeats the last known value" in (result.output_dir / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_random_walks_are_forecast_as_well_as_by_repeating(tmp_path, seed):
+    scores = train(walk_config(tmp_path, 3000, "last", 300, seed)).scores["test"]
+    assert scores["mse"] <= scores["repeat_last_mse"]
+
+
+@pytest.mark.slow
+def test_what_is_no_random_walk_is_learned_from_the_last_value(tmp_path):
+    config = walk_config(tmp_path, 1200, "last", 200)
+    wave = np.sin(np.arange(1200)[:, None] / (3, 4, 5))
+    np.savetxt(tmp_path / "walks.csv", wave, delimiter=",", header="a,b,c", comments="")
+    scores = train(config).scores["test"]
+    assert scores["mse"] < scores["repeat_last_mse"] / 10
 
 
 @pytest.mark.parametrize("offset", [0, 1e8])
