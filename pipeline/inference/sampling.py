@@ -57,7 +57,7 @@ class MinimumBayesRisk:
     tokens together a share of each step, so plain sampling says nonsense too often.
 
     Attributes:
-        num_samples: of each source; 32 gains most of what hundreds would.
+        num_samples: of each source; more give better answers, in as many times the time.
         seed: the random numbers of a row follow from it and the `sample_id` alone, see `SeededDraws`.
     """
 
