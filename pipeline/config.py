@@ -26,7 +26,7 @@ from transformers import GenerationConfig
 from pipeline.data_config import DataConfig, check_data
 from pipeline.errors import ConfigError, nearest
 from pipeline.languages import check_languages
-from pipeline.library_settings import MAX_BEAMS, GenerationSettings, check_path, training_types
+from pipeline.library_settings import MAX_BEAMS, GenerationSettings, LengthPenalty, check_path, training_types
 from pipeline.section import Section
 from pipeline.source import NO_SECRETS, SECRET_KEYS, Location, Source
 
@@ -117,9 +117,15 @@ class EvaluationConfig(Section):
         description="average the weights of the N best checkpoints by training.metric_for_best_model, which are kept "
         "whatever training.save_total_limit says",
     )
+    length_penalties: list[LengthPenalty] | None = Field(
+        None,
+        min_length=2,
+        description="values of generation.length_penalty, of which the finished model gets the one with the best first "
+        "metric on validation, such as [0.6, 0.8, 1.0, 1.2, 1.4]",
+    )
     early_stopping_patience: int | None = Field(None, ge=1, description="stop after N evaluations without improvement")
 
-    _check_metrics = field_validator("metrics")(check_distinct)
+    _check_metrics = field_validator("metrics", "length_penalties")(check_distinct)
 
 
 Form = Literal["own", "transformers"]

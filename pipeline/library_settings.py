@@ -51,6 +51,7 @@ Share = Annotated[float, Ge(0), Lt(1)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(1)]
+LengthPenalty = Annotated[float, Ge(-10), Le(10)]  # an exponent of the length
 Divisor = Annotated[float, Ge(1e-3), Le(1e3)]  # of scores, which must stay finite in float16 as well
 
 # Of torch.compile and of torch.utils.checkpoint, which look at them in the first step.
@@ -158,7 +159,7 @@ class GenerationSettings(BaseModel):
     # Search
     num_beams: Annotated[int, Ge(1), Le(MAX_BEAMS)] | None = None
     early_stopping: bool | Literal["never"] | None = None
-    length_penalty: Annotated[float, Ge(-10), Le(10)] | None = None  # an exponent of the length
+    length_penalty: LengthPenalty | None = None
     use_cache: bool | None = None
     cache_implementation: Literal["dynamic", "static"] | None = None
     num_return_sequences: Literal[1] | None = None

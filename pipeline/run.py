@@ -25,7 +25,7 @@ from pipeline.data.splits import Rows, open_split
 from pipeline.data_config import HELD_OUT_SPLITS, HeldOutSplit, errors_of, place_of
 from pipeline.errors import ConfigError, RunError
 from pipeline.inference.evaluation import Evaluation, groups_of
-from pipeline.inference.metrics import Metric, load_metrics
+from pipeline.inference.metrics import METRICS, Metric, load_metrics
 from pipeline.publishing import forms, hub
 from pipeline.publishing.card import render_card
 from pipeline.rehearsal import Finding, Scene, SeenRows, raise_errors, rehearse, seen_rows
@@ -41,6 +41,7 @@ from pipeline.tasks.registry import get_task
 from pipeline.training.arguments import (
     check_best_group,
     check_best_score,
+    check_length_penalties,
     check_settings,
     training_arguments,
     with_max_steps,
@@ -206,6 +207,7 @@ def build_task_and_model(
     task = task_class.from_model(tokenizer, model.config, config)
     if model.can_generate():
         model.generation_config = generation_config(config, model, task)
+    check_length_penalties(config, model)
     return task, model
 
 
@@ -352,7 +354,10 @@ def finish(
         if features := join_sets(task, held_out, split):
             drawn = features
             generation = trainer.model.generation_config if trainer.model.can_generate() else None
-            last = trainer.score(drawn, generation)
+            if split == "validation" and config.evaluation.length_penalties:
+                last, scores["generation"] = choose_length_penalty(config, trainer, features)
+            else:
+                last = trainer.score(drawn, generation)
             if split == "validation" and task.settle(trainer.model, last.sums):
                 last = trainer.score(drawn, generation)
             scores[split] = last.scores
@@ -365,6 +370,31 @@ def finish(
     # Last, as this says that the run is finished.
     fail_together(lambda: folder.finish(scores, forms.result_files(folder.path)), main_only=True)
     return RunResult(folder.path, scores, last)
+
+
+def choose_length_penalty(
+    config: Config, trainer: TeacherForcingTrainer, validation: list[Feature]
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Give the model the best of `evaluation.length_penalties` on validation, or the first of equally good ones.
+
+    Each has a search of its own, as it decides which hypotheses a search keeps, and when it ends.
+
+    Returns:
+        The evaluation with the best one, and what was chosen among which scores.
+    """
+    name = config.evaluation.metrics[0]
+    results: dict[float, Evaluation] = {}
+    for penalty in config.evaluation.length_penalties or ():
+        place = f"evaluation.length_penalties: {penalty}"
+        generation = changed_generation(trainer.model.generation_config, {"length_penalty": penalty}, place)
+        results[penalty] = trainer.score(validation, generation)
+        logger.info("length penalty %s: %s %.4f on validation", penalty, name, results[penalty].numbers[name])
+    sign = 1 if METRICS[name].better == "higher" else -1
+    best = max(results, key=lambda penalty: sign * results[penalty].numbers[name])
+    for model in (trainer.model, trainer.plain_model):  # one and the same, but for FSDP
+        model.generation_config.length_penalty = best
+    tried = {str(penalty): result.numbers[name] for penalty, result in results.items()}
+    return results[best], {"length_penalty": best, f"validation_{name}": tried}
 
 
 def refuse_divergence(scores: dict[str, dict[str, Any]], output_dir: Path) -> None:

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig, TrainerState
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.run import refuse_averages, train, use_all_cores
+from pipeline.inference.evaluation import Evaluation
+from pipeline.run import choose_length_penalty, refuse_averages, train, use_all_cores
 from pipeline.run_folder import RunFolder
 from pipeline.training.checkpoints import list_checkpoints
 from pipeline.training.trainer import TeacherForcingTrainer
@@ -394,6 +397,49 @@ def test_the_mean_of_the_last_checkpoints(make_config):
     scores = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").unlink()
     assert train(config).scores == scores
+
+
+@pytest.mark.parametrize("metrics, best", [(["chrf", "exact_match"], 0.6), (["exact_match", "chrf"], 1.0)])
+def test_the_best_length_penalty_on_validation(make_config, metrics, best):
+    """By the first metric; of equal ones the first."""
+    config = make_config(
+        generation={"num_beams": 2}, evaluation={"metrics": metrics, "length_penalties": [0.6, 1.0, 1.2]}
+    )
+    model = SimpleNamespace(generation_config=GenerationConfig(num_beams=2, max_new_tokens=7))
+    chrf = {0.6: 50.0, 1.0: 40.0, 1.2: 50.0}
+
+    def score(features, generation):
+        assert features == [{"sample_id": 0}] and (generation.num_beams, generation.max_new_tokens) == (2, 7)
+        penalty = generation.length_penalty
+        return Evaluation({"chrf": chrf[penalty], "exact_match": float(penalty == 1.0), "chrf_signature": "x"}, [], [])
+
+    trainer: Any = SimpleNamespace(model=model, plain_model=model, score=score)
+    result, chosen = choose_length_penalty(config, trainer, [{"sample_id": 0}])
+    assert result.scores["chrf"] == chrf[best]
+    assert chosen["length_penalty"] == best == model.generation_config.length_penalty
+    if metrics[0] == "chrf":
+        assert chosen["validation_chrf"] == {"0.6": 50.0, "1.0": 40.0, "1.2": 50.0}
+
+
+@pytest.mark.slow
+def test_a_run_that_chooses_its_length_penalty(make_config, command):
+    """The test split is decoded with it alone, and so is what the saved model generates later."""
+    config = make_config(
+        generation={"num_beams": 4},
+        evaluation={"metrics": ["chrf"], "length_penalties": [-8.0, 0.0, 8.0]},
+        training={"max_steps": 60, "learning_rate": 5e-3, "eval_strategy": "no", "save_steps": 60},
+    )
+    result = train(config)
+    scores = json.loads((result.output_dir / "metrics.json").read_text())
+    tried, best = scores["generation"]["validation_chrf"], scores["generation"]["length_penalty"]
+    assert [*tried] == ["-8.0", "0.0", "8.0"] and len({*tried.values()}) > 1
+    assert tried[str(best)] == max(tried.values()) == scores["validation"]["chrf"]
+    assert GenerationConfig.from_pretrained(result.output_dir).length_penalty == best
+    for split in ("validation", "test"):
+        done = command("score", result.output_dir, "--split", split)
+        assert json.loads(done.stdout) == pytest.approx(scores[split])
+    assert f"| generation | length_penalty | {best:.4f} |" in (result.output_dir / "README.md").read_text()
+    assert train(config).scores == scores  # a finished run is reported
 
 
 @pytest.mark.slow  # compiles, for which the CPU needs a C++ compiler

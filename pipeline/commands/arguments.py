@@ -70,6 +70,15 @@ def shortest_names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
+def add_mbr(parser: Parser) -> None:
+    parser.add_argument(
+        "--mbr",
+        type=positive,
+        metavar="N",
+        help="minimum Bayes risk: draw N samples of each answer, and take the one most like all of them by chrF",
+    )
+
+
 def positive(argument: str) -> int:
     """Read a number of things."""
     return _whole_number(argument, 1, 2**31)

@@ -19,6 +19,7 @@ from pipeline.commands.arguments import (
     add_dtype,
     add_engine,
     add_languages,
+    add_mbr,
     name,
     path,
     positive,
@@ -83,7 +84,13 @@ def add_arguments(parser: Parser) -> None:
         "--public", action="store_true", help="everybody sees it, where it is created (default: only its owner does)"
     )
     add_batch_size(parser, "texts")
-    parser.add_argument("--seed", type=seed, metavar="N", help="for sampling: equal answers for any --batch-size")
+    add_mbr(parser)
+    parser.add_argument(
+        "--seed",
+        type=seed,
+        metavar="N",
+        help="for sampling: equal answers for any --batch-size; 0 for --mbr if left out",
+    )
     add_languages(parser)
     add_engine(parser)
     add_dtype(parser)
@@ -210,6 +217,7 @@ def _settings(arguments: Namespace, task: Any) -> "AnswerSettings":
             token_probabilities=arguments.token_probabilities,
             alignments=arguments.alignments,
             seed=arguments.seed,
+            mbr=arguments.mbr,
         ),
     )
 
@@ -368,10 +376,13 @@ def _set_generation(arguments: Namespace, model: "PreTrainedModel") -> None:
     from pipeline.tasks.trained_model import check_token_ids
 
     if not model.can_generate():
-        if arguments.set:
-            raise ConfigError("--set: this model generates no text; there is nothing to set")
+        for option in ("set", "mbr"):
+            if getattr(arguments, option):
+                raise ConfigError(f"--{option}: this model generates no text; leave it out")
         return
     settings = check_generation(parse_overrides(arguments.set), lambda _: "--set: ")
+    if arguments.mbr and (settings.get("num_beams", 1) != 1 or not settings.get("do_sample", True)):
+        raise ConfigError("--set: --mbr draws samples and has no beams; leave out num_beams, and do_sample=false")
     check_token_ids(settings, model.config)
     place = "--set" if arguments.set else f"{arguments.checkpoint}: generation_config.json"
     model.generation_config = changed_generation(model.generation_config, settings, place)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands.arguments import Parser, add_batch_size, add_dtype, add_engine, add_json, path
+from pipeline.commands.arguments import Parser, add_batch_size, add_dtype, add_engine, add_json, add_mbr, path, seed
 from pipeline.commands.process import join_processes, quick_imports, show_logs
 from pipeline.commands.report import Report
 from pipeline.errors import ConfigError, explain_path
@@ -21,6 +21,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"], help="(default: test)")
     parser.add_argument("--config", type=path, help="another config than the one found beside the checkpoint")
     add_batch_size(parser, "rows")
+    add_mbr(parser)
+    parser.add_argument("--seed", type=seed, metavar="N", help="of the samples of --mbr (default: 0)")
     add_engine(parser)
     add_dtype(parser)
     parser.add_argument(
@@ -47,10 +49,13 @@ def run(arguments: Namespace) -> Report:
     """Score a checkpoint on a split, and print the scores as JSON."""
     if arguments.per_row and arguments.predictions and arguments.per_row.resolve() == arguments.predictions.resolve():
         raise ConfigError(f"--per-row and --predictions are both {arguments.per_row}; name a file for each")
+    if arguments.seed is not None and not arguments.mbr:
+        raise ConfigError("--seed is of --mbr N; nothing else is sampled by it")
     with quick_imports():
         from pipeline.inference.engines.base import load_engine
         from pipeline.inference.evaluation import evaluate_features
         from pipeline.inference.metrics import load_metrics, refuse_metric_code
+        from pipeline.inference.sampling import MinimumBayesRisk
         from pipeline.tasks.config_loading import load_config
         from pipeline.tasks.encoding import encode_split
         from pipeline.tasks.registry import get_task
@@ -71,6 +76,12 @@ def run(arguments: Namespace) -> Report:
             f"--per-row: a model for {config.task} gives no probability of what it predicts; its loss is not made of "
             "log-probabilities; leave --per-row out"
         )
+    if arguments.mbr and not (model.can_generate() and config.evaluation.metrics):
+        raise ConfigError(
+            f"--mbr: a model for {config.task} generates no text; leave it out"
+            if not model.can_generate()
+            else "--mbr: no text is generated without evaluation.metrics; name some: evaluation.metrics=[chrf]"
+        )
     metrics = load_metrics(config.evaluation)
     features = encode_split(config, task, arguments.split)
     with (
@@ -84,6 +95,7 @@ def run(arguments: Namespace) -> Report:
             batch_size=arguments.batch_size,
             generation=getattr(model, "generation_config", None),
             metrics=metrics,
+            mbr=MinimumBayesRisk(arguments.mbr, arguments.seed or 0) if arguments.mbr else None,
         )
         write_predictions(result.predictions)
         write_rows(task.score_rows(features, result.sums) if arguments.per_row else ())

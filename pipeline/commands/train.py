@@ -90,7 +90,8 @@ def _predictions(result: "RunResult") -> Iterator[str]:
 
 def _scores(result: "RunResult") -> Iterator[str]:
     for split, scores in result.scores.items():
-        yield "\nLeft out of the training" if split == "training" else f"\nScores on {split}"
+        titles = {"training": "Left out of the training", "generation": "Chosen on validation"}
+        yield f"\n{titles.get(split, f'Scores on {split}')}"
         for name, value in scores.items():
             yield f"  {name:<22} {f'{value:.4f}' if isinstance(value, float) else value}"
 

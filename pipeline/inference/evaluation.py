@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from pipeline.errors import ConfigError, DataError, nearest
 from pipeline.inference.batches import batches_by_length
 from pipeline.inference.metrics import Metric, Reference, alike, answers, load_metric, perplexity
+from pipeline.inference.sampling import MinimumBayesRisk
 from pipeline.tasks.base import Feature, Task
 from pipeline.tasks.encoding import SET, encode_rows
 
@@ -112,6 +113,7 @@ def evaluate_features(
     batch_size: int | None,
     generation: GenerationConfig | None = None,
     metrics: Sequence[Metric] = (),
+    mbr: MinimumBayesRisk | None = None,
     description: str | None = "evaluating",
 ) -> Evaluation:
     """Score a model on all features, each on exactly one rank; every rank gets the whole result.
@@ -122,6 +124,7 @@ def evaluate_features(
         features: of `task.encode`, with `sample_id`, `source` and `target`.
         generation: how a model that generates makes its predictions.
         metrics: scores of predictions; without any, none are made.
+        mbr: how they are chosen among samples, in place of the task's `predict`.
         description: of the progress bar; None shows none.
 
     Returns:
@@ -134,7 +137,11 @@ def evaluate_features(
         model, task, features, batch_size, state.process_index, state.num_processes, description
     ):
         numbers = task.score(model, batch)
-        predictions = task.predict(model, batch, generation) if metrics else [None] * len(samples)
+        predictions: Sequence[str | None] = [None] * len(samples)
+        if metrics and mbr is not None:
+            predictions = mbr.predict(model, task, samples, batch, generation)
+        elif metrics:
+            predictions = task.predict(model, batch, generation)
         results |= zip([sample["sample_id"] for sample in samples], zip(numbers, predictions, strict=True), strict=True)
     for sample_id, result in gather_object(list(results.items())):
         results[sample_id] = result

@@ -7,8 +7,7 @@ Shapes: B samples, N hypotheses of each, S source length, T target length, P pro
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +16,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.data.rows import Feature
-from pipeline.decoding.sampling import SeededDraws
 from pipeline.decoding.search import complete
 from pipeline.errors import ConfigError
 from pipeline.inference.attention import eager_attention, readable_tokens
 from pipeline.inference.engines.base import Engine
+from pipeline.inference.sampling import MinimumBayesRisk, seeded
 from pipeline.models.modeling_seq2seq import IGNORED
 from pipeline.tasks.base import Batch, Task
 from pipeline.tasks.text_classification import TextClassification
@@ -38,6 +37,8 @@ class Wanted:
     Attributes:
         num_best: hypotheses of each row: the best of as many beams or more, or so many samples.
         seed: of sampling; the random numbers of a row follow from it and the `sample_id` alone, see `SeededDraws`.
+        mbr: samples of each row among which `MinimumBayesRisk` chooses the text, with this seed, or 0; nothing else can
+            be asked of it.
     """
 
     num_best: int = 1
@@ -46,6 +47,7 @@ class Wanted:
     alignments: bool = False
     attentions: bool = False
     seed: int | None = None
+    mbr: int | None = None
 
     @property
     def names(self) -> list[str]:
@@ -102,8 +104,13 @@ def find_hypotheses(
     Raises:
         ConfigError: for what the model, its engine or the generation config cannot give.
     """
+    if wanted.mbr and wanted.names:
+        raise ConfigError(f"{wanted.names[0]}: mbr gives one text a row, and says no more of it; leave one of both out")
+    if wanted.mbr:
+        mbr = MinimumBayesRisk(wanted.mbr, wanted.seed or 0)
+        return [[Hypothesis(text)] for text in mbr.predict(model, task, samples, batch, generation)]
     if not wanted.names:
-        with _seeded(model, samples, generation, wanted.seed):
+        with seeded(model, samples, generation, wanted.seed):
             return [[Hypothesis(text)] for text in task.predict(model, batch, generation)]
     if isinstance(task, TextClassification):
         return _rank_classes(model, task, batch, wanted)
@@ -116,7 +123,7 @@ def find_hypotheses(
     # An engine gives no more than it finds, so it needs no scores to tell which those are.
     is_scored = has_beams and (wanted.scores or (wanted.num_best > 1 and not isinstance(model, Engine)))
     generation.update(num_return_sequences=wanted.num_best, return_dict_in_generate=is_scored, output_scores=is_scored)
-    with _seeded(model, samples, generation, wanted.seed):
+    with seeded(model, samples, generation, wanted.seed):
         found = task.generate(model, batch, generation)
     ids = found if isinstance(found, Tensor) else found.sequences  # (B * N, P + T)
     prompt = task.prompt_length(model, batch)
@@ -172,28 +179,6 @@ def _check(model: PreTrainedModel, generation: GenerationConfig, wanted: Wanted)
 def gives_attentions(model: PreTrainedModel) -> bool:
     """Tell whether a model has a source to attend to, and its engine says where it does."""
     return model.config.is_encoder_decoder and getattr(model, "gives_attentions", True)  # an engine's attribute
-
-
-@contextmanager
-def _seeded(
-    model: PreTrainedModel, samples: list[Feature], generation: GenerationConfig | None, seed: int | None
-) -> Iterator[None]:
-    """Draw what is sampled by the random numbers of each sample; by torch's own where there is no seed.
-
-    Raises:
-        ConfigError: where it was to be sampled, but was drawn by others.
-    """
-    if seed is None:
-        yield
-        return
-    draws = SeededDraws(seed, [sample["sample_id"] for sample in samples])
-    with draws:
-        yield
-    if model.can_generate() and complete(generation, model).do_sample and not draws.is_used:
-        raise ConfigError(
-            f"seed: {type(model).__name__} draws by random numbers of its own, which depend on the batches; leave the "
-            f"seed out, or {TORCH}"
-        )
 
 
 def _rank_classes(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import SchedulerType, Seq2SeqTrainingArguments, Trainer, get_scheduler
+from transformers import PreTrainedModel, SchedulerType, Seq2SeqTrainingArguments, Trainer, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.training_args import ParallelMode
 from transformers.utils import is_liger_kernel_available
@@ -271,6 +271,29 @@ def check_best_group(config: Config, groups: Collection[str]) -> None:
     given = [*plain, *(f"{group}_{name}" for group in groups for name in plain)]
     if best in _known_scores(config) and best not in given:
         raise ConfigError(f"training.metric_for_best_model: {best!r} is not scored{nearest(best, given)}")
+
+
+def check_length_penalties(config: Config, model: PreTrainedModel) -> None:
+    """Check that `evaluation.length_penalties`, where they are given, can be compared, and change something.
+
+    Raises:
+        ConfigError: for a model or a search without a length penalty, nothing to compare by, or one that is chosen.
+    """
+    if config.evaluation.length_penalties is None:
+        return
+    metrics, problem = config.evaluation.metrics, None
+    if not model.can_generate():
+        problem = f"a {type(model).__name__} generates no text; leave it out"
+    elif (model.generation_config.num_beams or 1) == 1:
+        problem = "a search without beams has no length penalty; set generation.num_beams=5, or leave it out"
+    elif "length_penalty" in config.generation:
+        problem = "generation.length_penalty is given as well; leave one of both out"
+    elif config.data.validation is None:
+        problem = "the best is chosen on validation; give data.validation, or leave it out"
+    elif not metrics or metrics[0] not in METRICS:
+        problem = f"the first of evaluation.metrics chooses the best; put one of {', '.join(METRICS)} there"
+    if problem:
+        raise ConfigError(f"evaluation.length_penalties: {problem}")
 
 
 def _check_average(evaluation: EvaluationConfig, args: Seq2SeqTrainingArguments) -> None:

@@ -95,7 +95,7 @@ def exponential_decay(step: int, decay: float) -> float:
 
     It grows from 0.18 so that the first weights are soon forgotten: the form of TensorFlow's `ExponentialMovingAverage`
     with `num_updates`, and of Marian's `exponential-smoothing` (Junczys-Dowmunt et al. 2018,
-    https://arxiv.org/abs/1804.00344). Tan and Le 2019 (https://arxiv.org/abs/1905.11946) evaluate such averages.
+    https://arxiv.org/abs/1804.00344).
 
     Args:
         decay: between 0 and 1; about the last 1 / (1 - decay) steps count.

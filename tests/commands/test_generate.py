@@ -35,6 +35,17 @@ def test_generate(command, finished_folder, tmp_path):
     assert one.returncode == 0 and one.stdout == two.stdout
 
 
+def test_samples_that_agree(command, finished_folder):
+    words = ["1 2 3 4", "", "5 6 7 8"]
+    done = command("generate", finished_folder, *words, "--mbr", 8, "--set", "max_new_tokens=4")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 3, done.stderr
+    one_by_one = [*words, "--mbr", 8, "--seed", 0, "--batch-size", 1, "--set", "max_new_tokens=4"]
+    assert command("generate", finished_folder, *one_by_one).stdout == done.stdout
+    own = ["--mbr", 8, "--set", "max_new_tokens=4", "do_sample=true", "top_k=1"]
+    greedy = command("generate", finished_folder, *words, "--set", "max_new_tokens=4")
+    assert command("generate", finished_folder, *words, *own).stdout == greedy.stdout
+
+
 def test_generate_names_what_is_wrong(command, finished_folder, tmp_path):
     (tmp_path / "latin").write_bytes(b"1 2\n3 \xff 4\n")
     for words, message in (
@@ -45,6 +56,13 @@ def test_generate_names_what_is_wrong(command, finished_folder, tmp_path):
             "--set: generation.top_k: Input should be greater",
         ),
         (["1 2 3 4", "--set", "num_beams=many"], "--set: "),
+        (
+            ["1 2 3 4", "--mbr", "4", "--set", "num_beams=2"],
+            "--set: --mbr draws samples and has no beams; leave out num",
+        ),
+        (["1 2 3 4", "--mbr", "4", "--set", "do_sample=false"], "--set: --mbr draws samples"),
+        (["1 2 3 4", "--mbr", "4", "--n-best", "2"], "num_best: mbr gives one text a row"),
+        (["1 2 3 4", "--mbr", "4", "--scores"], "scores: mbr gives one text a row"),
         (["1 2 3 4", "--file", tmp_path / "latin"], "give texts or --file, not both"),
         (["--file", tmp_path / "nothing"], f"--file {tmp_path / 'nothing'}: No such file or directory"),
         (["--file", tmp_path / "latin"], f"{tmp_path / 'latin'}:2: invalid UTF-8"),

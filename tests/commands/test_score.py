@@ -54,6 +54,21 @@ def test_rows_have_log_probabilities_in_data_order(command, finished_folder, tmp
     assert done.returncode == 2 and done.stderr == f"error: --per-row {tmp_path}: Is a directory\n"
 
 
+def test_samples_that_agree_are_scored(command, finished_folder, tmp_path):
+    file = tmp_path / "predictions.jsonl"
+    done = command("score", finished_folder, "--mbr", 4, "--seed", 1, "--predictions", file)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    right = sum(row["prediction"] == row["reference"] for row in rows)
+    assert json.loads(done.stdout)["exact_match"] == right / 8
+    said = command("generate", finished_folder, "--mbr", 4, "--seed", 1, *(row["source"] for row in rows)).stdout
+    assert said.splitlines() == [row["prediction"] for row in rows]
+    done = command("score", finished_folder, "--seed", 1)
+    assert done.returncode == 2 and done.stderr.startswith("error: --seed is of --mbr N")
+    done = command("score", finished_folder, "--mbr", 4, "evaluation.metrics=[]")
+    assert done.returncode == 2 and done.stderr.startswith("error: --mbr: no text is generated without evaluation.met")
+
+
 def test_two_kinds_of_rows_need_two_files(command, finished_folder, tmp_path):
     done = command("score", finished_folder, "--per-row", tmp_path / "a", "--predictions", tmp_path / "b" / ".." / "a")
     assert done.returncode == 2 and "name a file for each" in done.stderr and not (tmp_path / "a").exists()

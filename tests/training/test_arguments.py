@@ -3,12 +3,14 @@
 import re
 
 import pytest
+from transformers import GenerationConfig
 
 from pipeline.errors import ConfigError
 from pipeline.run import train
 from pipeline.training.arguments import (
     check_best_group,
     check_best_score,
+    check_length_penalties,
     check_settings,
     training_arguments,
     with_max_steps,
@@ -120,6 +122,34 @@ def test_settings_that_would_fail_later(make_config, changes, message):
     config = make_config(**changes)
     with pytest.raises(ConfigError, match=message):
         check_settings(config, training_arguments(config))
+
+
+CHOICE = {"length_penalties": [0.6, 1.0]}
+BEAMS = {"num_beams": 2}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"evaluation": CHOICE}, "a search without beams has no length penalty; set generation.num_beams=5"),
+        ({"generation": {"num_beams": 2, "length_penalty": 1.0}}, "generation.length_penalty is given as well"),
+        (
+            {"data": {"validation": None}, "training": {"eval_strategy": "no"}, "generation": BEAMS},
+            "the best is chosen on validation",
+        ),
+        (
+            {"evaluation": CHOICE | {"metrics": []}, "generation": BEAMS},
+            "the first of evaluation.metrics chooses the best",
+        ),
+        ({"evaluation": CHOICE | {"metrics": ["meteor"]}, "generation": BEAMS}, "put one of exact_match, sacrebleu"),
+    ],
+)
+def test_length_penalties_that_cannot_be_compared(make_config, make_model, changes, message):
+    config = make_config(**({"evaluation": CHOICE} | changes))
+    model = make_model()
+    model.generation_config = GenerationConfig(num_beams=config.generation.get("num_beams"))
+    with pytest.raises(ConfigError, match=rf"^evaluation\.length_penalties: .*{message}"):
+        check_length_penalties(config, model)
 
 
 SERIES = {"forecasting": {"series": ["x"]}}
