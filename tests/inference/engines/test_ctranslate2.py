@@ -224,6 +224,8 @@ def test_hypotheses_are_those_of_the_model(model, engine, task, settings):
         (Wanted(alignments=True), "alignments: a CTranslate2Engine gives no attentions; .* take --engine torch"),
         (Wanted(seed=1), "seed: CTranslate2Engine draws by random numbers of its own, .* or take --engine torch"),
         (Wanted(seed=1, num_best=2), "seed: CTranslate2Engine draws"),
+        (Wanted(seed=1, mbr=2), "seed: CTranslate2Engine draws"),
+        (Wanted(mbr=2), "it has no epsilon_cutoff=0.02.*; .* take --engine torch"),
         (Wanted(scores=True), "scores: those of beams are others beside suppress_tokens .* renormalize_logits=true"),
     ],
     ids=str,

@@ -218,6 +218,9 @@ def test_hypotheses_are_those_of_the_model(seq2seq, task, settings):
         assert (one.text, one.tokens) == (other.text, other.tokens)
         assert other.score == pytest.approx(one.score, abs=1e-4)
         assert other.probabilities == pytest.approx(one.probabilities, abs=1e-4)
+    mbr = Wanted(mbr=3, seed=3)
+    ours, theirs = (find_hypotheses(side, task, features, task.collate(features), generation, mbr) for side in seq2seq)
+    assert theirs == ours
     with pytest.raises(ConfigError, match=r"alignments: a OnnxSeq2Seq gives no attentions; .* take --engine torch"):
         find_hypotheses(engine, task, features, task.collate(features), generation, Wanted(alignments=True))
 
