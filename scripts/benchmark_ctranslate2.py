@@ -19,7 +19,7 @@ from pipeline.exporting import ctranslate2 as ctranslate2_export
 from scripts.benchmark_answers import WARM_UP, TestSplit, measure_answers, open_test
 from scripts.benchmark_cases import Measurements, main
 
-TRIED, SIZES = 200, (16, 32, 64)  # sentences to try CTranslate2 on; of a batch to try
+TRIED, SIZES = 200, (16, 32, 64, 128)  # sentences to try CTranslate2 on; of a batch to try
 POSITIONS = 512  # of a model of CTranslate2
 
 

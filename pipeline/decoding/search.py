@@ -371,16 +371,30 @@ def _chunks(scores: Tensor) -> Tensor:
     return scores[:, : scores.shape[1] // CHUNK * CHUNK].unflatten(1, (-1, CHUNK))
 
 
-def _topk(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the best scores of each row and their places, as `scores.topk(count)` does: (B, N) to (B, count) each."""
-    chunks = _chunks(scores)
-    if scores.device.type != "cpu" or chunks.shape[1] <= count:
-        return scores.topk(count)
-    best_chunks = chunks.amax(-1).topk(count).indices  # (B, count)
-    places = (best_chunks[..., None] * CHUNK + torch.arange(CHUNK)).flatten(1)
-    rest = torch.arange(chunks.shape[1] * CHUNK, scores.shape[1]).expand(len(scores), -1)  # behind the last chunk
-    places = torch.cat([places, rest], 1)
-    best, index = scores.gather(1, places).topk(count)
+def _topk(logs: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the best sums of what each beam has so far and what a token adds, and their places in a row's beams.
+
+    Args:
+        logs: (B * K, V). scores: (B, K).
+
+    Returns:
+        (B, count) each; places count up to K * V.
+    """
+    beams, vocabulary = scores.shape[1], logs.shape[1]
+    chunks = _chunks(logs)
+    if logs.device.type != "cpu" or chunks.shape[1] <= count:
+        return (logs.unflatten(0, (-1, beams)) + scores[..., None]).flatten(1).topk(count)
+    # The sums are made of the chunks' best and of what lies in the best chunks, not of all that there is.
+    bests = chunks.amax(-1).unflatten(0, (-1, beams)) + scores[..., None]  # (B, K, chunks)
+    best_chunks = bests.flatten(1).topk(count).indices  # (B, count)
+    beam, chunk = best_chunks // bests.shape[2], best_chunks % bests.shape[2]
+    first = beam * vocabulary + chunk * CHUNK
+    places = (first[..., None] + torch.arange(CHUNK)).flatten(1)
+    rest = torch.arange(chunks.shape[1] * CHUNK, vocabulary)  # behind the last chunk
+    rests = (torch.arange(beams)[:, None] * vocabulary + rest).flatten()
+    places = torch.cat([places, rests.expand(len(scores), -1)], 1)
+    sums = logs.unflatten(0, (-1, beams)).flatten(1).gather(1, places) + scores.gather(1, places // vocabulary)
+    best, index = sums.topk(count)
     return best, places.gather(1, index)
 
 
@@ -392,8 +406,7 @@ def _grow(running: Tensor, scores: Tensor, logs: Tensor, generation: GenerationC
     eos = generation.eos_token_id
     ends = 0 if eos is None else len(eos) if isinstance(eos, list) else 1
     vocabulary, beams = logs.shape[-1], running.shape[1]
-    totals = (logs.unflatten(0, (-1, beams)) + scores[..., None]).flatten(1)  # (B, K * V)
-    totals, index = _topk(totals, max(2, 1 + ends) * beams)
+    totals, index = _topk(logs, scores, max(2, 1 + ends) * beams)
     origin, token = index // vocabulary, index % vocabulary
     return torch.cat([_take(running, origin), token[..., None]], -1), totals, origin
 

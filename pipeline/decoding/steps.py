@@ -4,15 +4,13 @@ Shapes: B rows that go on, K beams, L tokens so far, C copies of each source, S 
 V vocabulary.
 """
 
-from functools import partial
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-ROOM = 16  # tokens, at first
+LEAST = 16  # places that are attended to at least: a CPU takes several times as long for a softmax of fewer
 
 
 class Steps:
@@ -54,27 +52,38 @@ class SharedSteps(Steps):
     """Steps of a model whose beams share one copy of their source, and one cache.
 
     The keys and values of all beams of a row stay where they are. A mask says which of them each beam descends from, so
-    beams change places by changing rows of the mask. With K = 2, where both beams go on from the second after the first
-    token, each reads behind its second token
+    beams change places by changing rows of the mask. The first token, at which all beams are alike, is there once. With
+    K = 2, where both beams go on from the second after the second token, each reads behind its third token
 
-                 token 1        token 2
-        beam 1   [-, 2]         [1, -]
-        beam 2   [-, 2]         [-, 2]
+                 token 1     token 2        token 3
+        beam 1     [1]       [-, 2]         [1, -]
+        beam 2     [1]       [-, 2]         [-, 2]
     """
 
     def __init__(self, model: PreTrainedModel, source: Tensor, attention_mask: Tensor, beams: int):
+        missing = max(0, LEAST - source.shape[1])
+        source = nn.functional.pad(source, (0, 0, 0, missing))
+        attention_mask = nn.functional.pad(attention_mask, (0, missing))
         bias = to_bias(attention_mask.bool()[:, None, None], source.dtype)  # (B, 1, 1, S)
         super().__init__(model, source, bias, beams)
-        self.cache = EncoderDecoderCache(Cache(layer_class_to_replicate=partial(SideBySide, beams)), DynamicCache())
-        self.ancestors = source.new_zeros(len(source), 1, beams, 0)  # (B, 1, K, L * K), to be added to the scores
+        self.cache = EncoderDecoderCache(Cache(layer_class_to_replicate=SideBySide), DynamicCache())
+        self.ancestors = source.new_zeros(len(source), 1, 1, 0)  # (B, 1, K, places), to be added to the scores
         self.itself = to_bias(torch.eye(beams, dtype=torch.bool, device=source.device), source.dtype)  # (K, K)
 
     def next_logits(self, new_ids: Tensor) -> Tensor:
+        is_first = not self.ancestors.shape[-1]
+        if is_first:
+            new_ids = new_ids[:: self.beams]
         for ids in new_ids.split(1, dim=1):
-            if self.beams > 1:
-                own = self.itself.expand(len(self.ancestors), 1, -1, -1)
-                self.ancestors = torch.cat([self.ancestors, own], -1)
-            logits = self._forward(ids, self.ancestors if self.beams > 1 else None)
+            alike = len(ids) // len(self.ancestors)
+            own = self.itself[:alike, :alike].expand(len(self.ancestors), 1, -1, -1)
+            self.ancestors = torch.cat([self.ancestors, own], -1)
+            missing = max(0, LEAST - self.ancestors.shape[-1])
+            unused = torch.finfo(self.ancestors.dtype).min
+            logits = self._forward(ids, nn.functional.pad(self.ancestors, (0, missing), value=unused))
+        if is_first:
+            self.ancestors = self.ancestors.expand(-1, -1, self.beams, -1)
+            logits = logits.repeat_interleave(self.beams, 0)
         return logits
 
     def reorder(self, origin: Tensor) -> None:
@@ -91,36 +100,36 @@ class SharedSteps(Steps):
 
 
 class SideBySide(DynamicLayer):
-    """Keys and values of the K beams of each row, token by token: (B, H, L * K, E), with room for more."""
+    """Keys and values of all beams of each row, token by token: (B, H, places, E), with room for more."""
 
     is_initialized: bool  # as transformers, which mypy skips, has them
     keys: Tensor
     values: Tensor
 
-    def __init__(self, beams: int):
+    def __init__(self):
         super().__init__()
-        self.beams, self.length = beams, 0
+        self.length = self.end = 0  # in tokens, and in places
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Add those of the next token of all sequences, (B * K, H, 1, E), and return all, (B, H, L * K, E)."""
-        begin, end = self.length * self.beams, (self.length + 1) * self.beams
-        if not self.is_initialized or end > self.keys.shape[2]:
-            self.keys, self.values = self._with_room(self.keys, key_states), self._with_room(self.values, value_states)
+        """Add those of the next token of all sequences, and return all, (B, H, places, E).
+
+        Args:
+            key_states, value_states: (B, H, 1, E) of the first token; later (B, H, 1, E), or (B * K, H, 1, E).
+        """
+        if not self.is_initialized:
+            self.keys, self.values = _zeros(key_states), _zeros(value_states)
             self.is_initialized = True
-        self.keys[:, :, begin:end] = self._by_rows(key_states)
-        self.values[:, :, begin:end] = self._by_rows(value_states)
+        begin, self.end = self.end, self.end + len(key_states) // len(self.keys)
+        if self.end > self.keys.shape[2]:
+            self.keys, self.values = _with_room(self.keys), _with_room(self.values)
+        self.keys[:, :, begin : self.end] = self._by_rows(key_states)
+        self.values[:, :, begin : self.end] = self._by_rows(value_states)
         self.length += 1
+        end = max(self.end, LEAST)
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def _by_rows(self, states: Tensor) -> Tensor:
-        return states.squeeze(2).unflatten(0, (-1, self.beams)).transpose(1, 2)  # (B * K, H, 1, E) -> (B, H, K, E)
-
-    def _with_room(self, stored: Tensor | None, new: Tensor) -> Tensor:
-        """Return what is stored with as much room again behind it, which is never read before it is written."""
-        if stored is None:
-            rows, heads, width = len(new) // self.beams, new.shape[1], new.shape[3]
-            return new.new_empty(rows, heads, ROOM * self.beams, width)
-        return torch.cat([stored, torch.empty_like(stored)], 2)
+        return states.squeeze(2).unflatten(0, (len(self.keys), -1)).transpose(1, 2)  # (B, H, K, E)
 
     def get_seq_length(self) -> int:
         return self.length
@@ -141,3 +150,17 @@ def _move(states: Tensor, rows: Tensor, moved: Tensor) -> Tensor:
     """Keep these rows, of which only some have another place than before, in place."""
     states[moved] = states[rows[moved]]
     return states[: len(rows)]
+
+
+def _zeros(states: Tensor) -> Tensor:
+    """Make the first places for states (B, H, 1, E); which are read, masked, before they are written."""
+    rows, heads, _, width = states.shape
+    return states.new_zeros(rows, heads, LEAST, width)
+
+
+def _with_room(states: Tensor) -> Tensor:
+    """Return states with as many places again behind them, which are never read before they are written."""
+    rows, heads, places, width = states.shape
+    larger = states.new_empty(rows, heads, 2 * places, width)
+    larger[:, :, :places] = states
+    return larger

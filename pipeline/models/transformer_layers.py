@@ -179,7 +179,8 @@ class MultiHeadAttention(nn.Module):
             query = query.unflatten(0, (-1, beams)).transpose(1, 2).flatten(2, 3)  # (B, H, beams * T, E)
             attention_mask = self._mask_of_beams(attention_mask, query)
         kernel = "flex_attention" if isinstance(attention_mask, BlockMask) else self.config._attn_implementation
-        if kernel == "sdpa" and (kwargs.get("output_attentions") or self._is_short(query, key)):
+        is_step = past_key_values is not None
+        if kernel == "sdpa" and (kwargs.get("output_attentions") or self._is_short(query, key, is_step)):
             kernel = "eager"
             if attention_mask is None and self.is_causal:
                 length, num_keys = query.shape[2], key.shape[2]
@@ -209,9 +210,13 @@ class MultiHeadAttention(nn.Module):
             return None
         return mask if mask.shape[-2] == query.shape[2] else mask[..., :1, :]
 
-    def _is_short(self, query: Tensor, key: Tensor) -> bool:
+    def _is_short(self, query: Tensor, key: Tensor, is_step: bool) -> bool:
         """Tell where PyTorch's kernel, which takes each head of each row separately, costs more than the arithmetic."""
-        return self.training and query.device.type == "cpu" and query.shape[2] * key.shape[2] <= SHORT_SCORES
+        if query.device.type != "cpu":
+            return False
+        if self.training:
+            return query.shape[2] * key.shape[2] <= SHORT_SCORES
+        return is_step and not torch.compiler.is_compiling() and query.shape[2] == 1
 
     def _keys_and_values(
         self, states: Tensor, is_cross_attention: bool, past_key_values: EncoderDecoderCache | None

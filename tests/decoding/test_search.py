@@ -122,7 +122,7 @@ def test_parts_on_threads_give_what_the_whole_gives(model, sources, family, opti
     theirs = model.generate(**inputs)
     num_threads = torch.get_num_threads()
     monkeypatch.setattr(search_module, "SEQUENCES", 16)
-    monkeypatch.setattr(steps, "ROOM", 2)
+    monkeypatch.setattr(steps, "LEAST", 2)
     threads = set()
     forward = type(model).forward
 
@@ -141,14 +141,17 @@ def test_parts_on_threads_give_what_the_whole_gives(model, sources, family, opti
     assert len(threads - {threading.get_ident()}) == 2
 
 
-def test_the_best_scores_are_found_by_chunks():
-    scores = torch.randn(3, 1234, generator=torch.Generator().manual_seed(0))
-    scores[0, 1233] = scores[1, 0] = 9.0
-    scores[2, 500:520] = -torch.inf
-    for best, expected in zip(search_module._topk(scores, 10), scores.topk(10), strict=True):
-        assert torch.equal(best, expected)
-    scores[:, [7, 700]] = 10.0
-    assert search_module._argmax(scores).tolist() == [7, 7, 7]
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_best_scores_are_found_by_chunks(beams):
+    generator = torch.Generator().manual_seed(0)
+    logs, scores = torch.randn(6, 1234, generator=generator), torch.randn(6 // beams, beams, generator=generator)
+    logs[0, 1233] = logs[1, 0] = 9.0
+    logs[2, 500:520] = -torch.inf
+    expected = (logs.unflatten(0, (-1, beams)) + scores[..., None]).flatten(1).topk(10)
+    for best, all_best in zip(search_module._topk(logs, scores, 10), expected, strict=True):
+        assert torch.equal(best, all_best)
+    logs[:, [7, 700]] = 10.0
+    assert search_module._argmax(logs).tolist() == [7] * 6
 
 
 @pytest.mark.parametrize("family", [None, "marian", "t5"])

@@ -15,7 +15,7 @@ SPECIAL = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 1}
 @pytest.mark.parametrize("beams", [1, 3])
 @torch.no_grad()
 def test_beams_that_change_places_and_rows_that_end(make_model, family, beams, monkeypatch):
-    monkeypatch.setattr(steps, "ROOM", 2)
+    monkeypatch.setattr(steps, "LEAST", 2)
     model = families.make_model(family, VOCABULARY, **SPECIAL) if family else make_model(vocab_size=VOCABULARY)
     generator = torch.Generator().manual_seed(0)
     sources = torch.randint(3, VOCABULARY, (4, 6), generator=generator)
