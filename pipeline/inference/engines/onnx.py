@@ -211,6 +211,8 @@ def _refuse(**inputs: Any) -> None:
 
 
 class OnnxSeq2Seq(OnnxModel, Seq2SeqTransformerForConditionalGeneration):
+    shares_source = False  # type: ignore[assignment]  # for which beams need the mask that the graphs do not take
+
     def __init__(self, config: PreTrainedConfig, generation: GenerationConfig | None, *graphs: Graph):
         super().__init__(config, generation, *graphs)
         encoder, cross_attention, decoder = graphs
