@@ -203,6 +203,12 @@ def test_what_graphs_do_not_take_is_refused(seq2seq, inputs, name):
         seq2seq[1](**inputs)
 
 
+def test_beams_are_searched_as_transformers_does(seq2seq):
+    """Our own search hands the decoder a mask, which the graphs do not take."""
+    generation = GenerationConfig(num_beams=2)
+    assert [search_of(side, generation) is None for side in seq2seq] == [False, True]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", ["greedy", "beams", "sampling", "sampled beams"])
 def test_hypotheses_are_those_of_the_model(seq2seq, task, settings):
