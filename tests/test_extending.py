@@ -60,6 +60,7 @@ def test_both_files_of_a_walk_through_are_in_the_document(name):
     assert {f"{name}.py", f"{name}.yaml"} <= BLOCKS.keys()
 
 
+@pytest.mark.slow
 def test_a_task_from_outside_trains_and_scores(tmp_path):
     write_numbers(tmp_path / "numbers")
     scores, line = run_outside(tmp_path, "text_regression", "one twice word")
@@ -69,6 +70,7 @@ def test_a_task_from_outside_trains_and_scores(tmp_path):
     assert "pipeline_tag: text-regression" in card and "number in column `target`" in card
 
 
+@pytest.mark.slow
 def test_a_second_model_of_a_task_trains_and_scores(tmp_path):
     scores, line = run_outside(tmp_path, "recurrent_translator", "3 1 2 5")
     assert scores["token_accuracy"] > 0.95 and scores["exact_match"] > 0.9

@@ -289,7 +289,7 @@ def wait_until(condition, patience: float = 120) -> None:
     [
         (PYTHON, signal.SIGTERM, 75),
         pytest.param(PYTHON, signal.SIGINT, 75, marks=SLOW),
-        ((*ACCELERATE, "-m"), signal.SIGTERM, -signal.SIGTERM),
+        pytest.param((*ACCELERATE, "-m"), signal.SIGTERM, -signal.SIGTERM, marks=SLOW),
         pytest.param(ACCELERATE, signal.SIGTERM, -signal.SIGTERM, marks=SLOW),
         pytest.param((*ACCELERATE, "-m"), signal.SIGINT, -signal.SIGINT, marks=SLOW),
         pytest.param(ACCELERATE, signal.SIGINT, -signal.SIGINT, marks=SLOW),

@@ -360,7 +360,7 @@ def test_micro_batches_change_nothing(make_config, make_pairs, tmp_path, rows, a
 @pytest.mark.parametrize(
     "streaming, workers",
     [
-        (False, (4, 0)),
+        pytest.param(False, (4, 0), marks=pytest.mark.slow),
         (True, (2, 4)),
         pytest.param(False, (0, 0), marks=pytest.mark.slow),
         pytest.param(True, (0, 0), marks=pytest.mark.slow),

@@ -534,7 +534,7 @@ def test_a_mix_in_a_run(mixed, tmp_path):
     assert "name: me/test_a_mix_in_a_run (hub)" in card and "name: me/test_a_mix_in_a_run\n" not in card
 
 
-@pytest.mark.parametrize("step", [4, 6])
+@pytest.mark.parametrize("step", [4, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_mix_goes_on_bit_for_bit(mixed, tmp_path, step):
     """The first stage ends after 32 rows, which are four steps."""
     make, _ = mixed
@@ -552,6 +552,7 @@ def test_a_mix_goes_on_bit_for_bit(mixed, tmp_path, step):
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+@pytest.mark.slow
 def test_a_mix_goes_on_with_other_corpora(mixed, tmp_path, caplog):
     make, _ = mixed
     train(make())

@@ -287,7 +287,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """
     checkpoints = [folder] if (folder / TRAINER_STATE_FILE).is_file() else list_checkpoints(folder)
     for checkpoint in checkpoints:
-        if log := _read_log(checkpoint):  # else it is damaged
+        log = _read_log(checkpoint)
+        if log is not None:
             return [line for line in log if "step" in line]
     if checkpoints:
         raise ConfigError(f"{folder}: no {TRAINER_STATE_FILE} of its checkpoints can be read")
@@ -352,7 +353,7 @@ def find_best(
     found = {
         step: path
         for path in list_checkpoints(folder)
-        if (step := step_of(path)) in scores and _scores(_read_log(path), score).get(step) == scores[step]
+        if (step := step_of(path)) in scores and _scores(_read_log(path) or [], score).get(step) == scores[step]
     }
     since = max((turn for turn in turns if turn <= max(found, default=0)), default=0)
     sign = -1 if is_higher_better else 1
@@ -364,12 +365,12 @@ def _scores(log: Sequence[dict[str, Any]], name: str) -> dict[int, float]:
     return {line["step"]: line[name] for line in log if "step" in line and math.isfinite(line.get(name, math.nan))}
 
 
-def _read_log(checkpoint: Path) -> list[dict[str, Any]]:
-    """Return the log in a checkpoint; an empty one where it cannot be read."""
+def _read_log(checkpoint: Path) -> list[dict[str, Any]] | None:
+    """Return the log in a checkpoint; None where it cannot be read."""
     try:
         return json.loads((checkpoint / TRAINER_STATE_FILE).read_bytes())["log_history"]
     except (OSError, ValueError, KeyError, TypeError):
-        return []  # damaged, or just removed by a run that goes on
+        return None  # damaged, or just removed by a run that goes on
 
 
 def _refuse_link(path: Path) -> None:

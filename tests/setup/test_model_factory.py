@@ -84,7 +84,7 @@ def fine_tune(make_other, pairs, source, folder, rows: int, accumulation: int):
     return train(make_other({"from": str(source)}, training=training, data=data))
 
 
-@pytest.mark.parametrize("family", ["marian", "bart", "t5"])
+@pytest.mark.parametrize("family", ["marian", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "t5"))])
 def test_micro_batches_change_nothing_for_other_models(make_other, make_pairs, pretrained, tmp_path, family):
     """Steps of the same eight rows as 8 x 1 and 2 x 4: their own losses would grow with the accumulation."""
     source, pairs = pretrained(family), make_pairs(rows=8)

@@ -175,7 +175,7 @@ def test_an_unseen_class_in_validation(make_task, tmp_path):
         train(config)
 
 
-@pytest.mark.parametrize("trainable", [True, False, "both"])
+@pytest.mark.parametrize("trainable", ["both", *(pytest.param(it, marks=pytest.mark.slow) for it in (True, False))])
 def test_word_vectors(make_task, tmp_path, trainable):
     """They join the vocabulary, are kept or tuned, and are not needed any more when the run goes on."""
     path = tmp_path / "vectors.txt"

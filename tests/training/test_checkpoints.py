@@ -269,7 +269,11 @@ def test_a_checkpoint_that_cannot_be_written(make_config, reference, monkeypatch
     assert_equal(train(config).output_dir, reference)
 
 
-@pytest.mark.parametrize("size_limit", [2_000, 30_000, 100_000], ids=["state", "weights", "optimizer"])
+@pytest.mark.parametrize(
+    "size_limit",
+    [pytest.param(2_000, marks=pytest.mark.slow), 30_000, pytest.param(100_000, marks=pytest.mark.slow)],
+    ids=["state", "weights", "optimizer"],
+)
 def test_a_limit_of_file_sizes(make_config, reference, at_step, size_limit):
     """As by `ulimit -f`, from step 5 on: which file is the first that does not fit depends on the limit."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -25,7 +25,7 @@ def run_out_of_gpu_memory(_) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines")
 
 
-@pytest.mark.parametrize("action", [run_out_of_gpu_memory, ask_for_too_much])
+@pytest.mark.parametrize("action", [run_out_of_gpu_memory, pytest.param(ask_for_too_much, marks=pytest.mark.slow)])
 def test_a_run_ends_by_one_line_and_goes_on(make_config, at_step, reference, command, tmp_path, action):
     at_step(action, 3)
     config = make_config(training=LONG)

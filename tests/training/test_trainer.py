@@ -54,7 +54,7 @@ def test_the_best_model_is_found_in_a_folder_that_moved(make_config, tmp_path):
 
 @pytest.mark.parametrize(
     "streaming, workers",
-    [(False, 0), (True, 2), *(pytest.param(*other, marks=pytest.mark.slow) for other in ((True, 0), (False, 2)))],
+    [(True, 2), *(pytest.param(*other, marks=pytest.mark.slow) for other in ((False, 0), (True, 0), (False, 2)))],
 )
 def test_bad_rows_in_training(make_config, make_pairs, streaming, workers):
     """Named by file and line, or skipped and counted in the metrics."""
