@@ -287,7 +287,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """
     checkpoints = [folder] if (folder / TRAINER_STATE_FILE).is_file() else list_checkpoints(folder)
     for checkpoint in checkpoints:
-        if log := _read_log(checkpoint):  # else it is damaged
+        if (log := _read_log(checkpoint)) is not None:
             return [line for line in log if "step" in line]
     if checkpoints:
         raise ConfigError(f"{folder}: no {TRAINER_STATE_FILE} of its checkpoints can be read")
@@ -359,17 +359,18 @@ def find_best(
     return [found[step] for step in sorted(found, key=lambda step: (sign * scores[step], step)) if step >= since]
 
 
-def _scores(log: Sequence[dict[str, Any]], name: str) -> dict[int, float]:
-    """Return the finite scores by their steps."""
-    return {line["step"]: line[name] for line in log if "step" in line and math.isfinite(line.get(name, math.nan))}
+def _scores(log: Sequence[dict[str, Any]] | None, name: str) -> dict[int, float]:
+    """Return the finite scores by their steps; none without a log."""
+    lines = [line for line in log or () if "step" in line]
+    return {line["step"]: line[name] for line in lines if math.isfinite(line.get(name, math.nan))}
 
 
-def _read_log(checkpoint: Path) -> list[dict[str, Any]]:
-    """Return the log in a checkpoint; an empty one where it cannot be read."""
+def _read_log(checkpoint: Path) -> list[dict[str, Any]] | None:
+    """Return the log in a checkpoint; None where it cannot be read."""
     try:
         return json.loads((checkpoint / TRAINER_STATE_FILE).read_bytes())["log_history"]
     except (OSError, ValueError, KeyError, TypeError):
-        return []  # damaged, or just removed by a run that goes on
+        return None  # damaged, or just removed by a run that goes on
 
 
 def _refuse_link(path: Path) -> None:
