@@ -153,7 +153,7 @@ def _move(states: Tensor, rows: Tensor, moved: Tensor) -> Tensor:
 
 
 def _zeros(states: Tensor) -> Tensor:
-    """Make the first places for states (B, H, 1, E); which are read, masked, before they are written."""
+    """Make the first places for states (B, H, 1, E): zeros, as they are read under a mask before they are written."""
     rows, heads, _, width = states.shape
     return states.new_zeros(rows, heads, LEAST, width)
 
