@@ -184,7 +184,7 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
         encode: columns of some rows, their numbers among them as "row" -> a feature or a `BadRow` for each.
         lengths: tokens on each side of a feature; rows of like lengths share a batch.
         batch_rows: rows in a batch, where `batch_tokens` is None.
-        batch_tokens: a batch holds as many rows as fit when each side is padded to its longest, and at least one.
+        batch_tokens: a batch holds as many rows as fit when each side is padded to its longest, see `room`.
         packing: nothing is padded, so any rows share a batch.
         window: rows read at a time; of a stream up to a tenth more. The very first window of batches counted in tokens
             is short.

@@ -121,7 +121,7 @@ class SideBySide(DynamicLayer):
             self.is_initialized = True
         begin, self.end = self.end, self.end + len(key_states) // len(self.keys)
         if self.end > self.keys.shape[2]:
-            self.keys, self.values = _with_room(self.keys), _with_room(self.values)
+            self.keys, self.values = (_with_room(states, 2 * self.end) for states in (self.keys, self.values))
         self.keys[:, :, begin : self.end] = self._by_rows(key_states)
         self.values[:, :, begin : self.end] = self._by_rows(value_states)
         self.length += 1
@@ -153,14 +153,14 @@ def _move(states: Tensor, rows: Tensor, moved: Tensor) -> Tensor:
 
 
 def _zeros(states: Tensor) -> Tensor:
-    """Make the first places for states (B, H, 1, E); which are read, masked, before they are written."""
+    """Make the first places for states (B, H, 1, E): zeros, as they are read under a mask before they are written."""
     rows, heads, _, width = states.shape
     return states.new_zeros(rows, heads, LEAST, width)
 
 
-def _with_room(states: Tensor) -> Tensor:
-    """Return states with as many places again behind them, which are never read before they are written."""
-    rows, heads, places, width = states.shape
-    larger = states.new_empty(rows, heads, 2 * places, width)
-    larger[:, :, :places] = states
+def _with_room(states: Tensor, places: int) -> Tensor:
+    """Return states with so many places in all; those behind them are never read before they are written."""
+    rows, heads, used, width = states.shape
+    larger = states.new_empty(rows, heads, places, width)
+    larger[:, :, :used] = states
     return larger

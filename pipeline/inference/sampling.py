@@ -83,7 +83,8 @@ class MinimumBayesRisk:
         Raises:
             ConfigError: for a model that generates no text, or draws by random numbers of its own.
         """
-        check_generates(model)
+        if not model.can_generate():
+            raise ConfigError(f"mbr: a {type(model).__name__} generates no text; leave it out")
         assert task.tokenizer is not None
         sampling = self._sampling(complete(generation, model))
         texts: list[str] = []
@@ -105,12 +106,6 @@ class MinimumBayesRisk:
         only_beams = {"num_beams": 1, "early_stopping": False, "length_penalty": 1.0}
         generation.update(num_return_sequences=self.num_samples, return_dict_in_generate=False, **only_beams)
         return generation
-
-
-def check_generates(model: PreTrainedModel) -> None:
-    """Raise ConfigError for a model of which no samples can be drawn."""
-    if not model.can_generate():
-        raise ConfigError(f"mbr: a {type(model).__name__} generates no text; leave it out")
 
 
 def most_like_all(texts: Sequence[str]) -> str:

@@ -287,8 +287,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """
     checkpoints = [folder] if (folder / TRAINER_STATE_FILE).is_file() else list_checkpoints(folder)
     for checkpoint in checkpoints:
-        log = _read_log(checkpoint)
-        if log is not None:
+        if (log := _read_log(checkpoint)) is not None:
             return [line for line in log if "step" in line]
     if checkpoints:
         raise ConfigError(f"{folder}: no {TRAINER_STATE_FILE} of its checkpoints can be read")
@@ -360,9 +359,10 @@ def find_best(
     return [found[step] for step in sorted(found, key=lambda step: (sign * scores[step], step)) if step >= since]
 
 
-def _scores(log: Sequence[dict[str, Any]], name: str) -> dict[int, float]:
-    """Return the finite scores by their steps."""
-    return {line["step"]: line[name] for line in log if "step" in line and math.isfinite(line.get(name, math.nan))}
+def _scores(log: Sequence[dict[str, Any]] | None, name: str) -> dict[int, float]:
+    """Return the finite scores by their steps; none without a log."""
+    lines = [line for line in log or () if "step" in line]
+    return {line["step"]: line[name] for line in lines if math.isfinite(line.get(name, math.nan))}
 
 
 def _read_log(checkpoint: Path) -> list[dict[str, Any]] | None:

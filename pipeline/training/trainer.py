@@ -349,7 +349,7 @@ class TeacherForcingTrainer(TrainerInternals):
         )
         self.find_best_checkpoint()
         if self.is_world_process_zero():
-            best = self.find_best_checkpoints()[: self.average_best] if self.average_best else []
+            best = self.list_best_checkpoints()[: self.average_best] if self.average_best else []
             keep = {checkpoint, Path(self.state.best_model_checkpoint or checkpoint), *best}
             checkpoints.rotate(output_dir, self.args.save_total_limit, keep)
 
@@ -404,7 +404,7 @@ class TeacherForcingTrainer(TrainerInternals):
             )
         return True
 
-    def find_best_checkpoints(self) -> list[Path]:
+    def list_best_checkpoints(self) -> list[Path]:
         """List the checkpoints of this run by the score that is watched, the best first."""
         return checkpoints.find_best(
             Path(self.args.output_dir),
@@ -436,7 +436,7 @@ class TeacherForcingTrainer(TrainerInternals):
         """
         output_dir = Path(self.args.output_dir)
         is_best = key == "average_best"
-        found = self.find_best_checkpoints() if is_best else checkpoints.list_checkpoints(output_dir)
+        found = self.list_best_checkpoints() if is_best else checkpoints.list_checkpoints(output_dir)
         if len(found) < count:
             raise RunError(
                 f"evaluation.{key}: {output_dir} has {len(found)} of {count}{' with a score' if is_best else ''}; save "

@@ -12,7 +12,7 @@ SPECIAL = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 1}
 
 
 @pytest.mark.parametrize("family", [None, "marian"])
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [1, 3, 7])  # of 7 the second token takes more than twice the first room
 @torch.no_grad()
 def test_beams_that_change_places_and_rows_that_end(make_model, family, beams, monkeypatch):
     monkeypatch.setattr(steps, "LEAST", 2)

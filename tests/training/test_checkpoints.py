@@ -333,3 +333,5 @@ def test_the_log_is_that_of_the_newest_checkpoint_that_can_be_read(tmp_path):
         read_log(tmp_path / "checkpoint-4")
     with pytest.raises(ConfigError, match="checkpoint-10: there is no checkpoint"):
         read_log(tmp_path / "checkpoint-10")
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text('{"log_history": []}')  # before the first line
+    assert read_log(tmp_path) == []
