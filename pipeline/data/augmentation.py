@@ -74,6 +74,8 @@ class Augmentation:
         for name in OF_WORDS:
             if getattr(config, name) and tokenizer.unk_token_id is None:
                 raise ConfigError(f"augmentation.{name}: the tokenizer has no unknown token to put there; leave it out")
+            if getattr(config, name) and self.backend is not None and self.backend.pre_tokenizer is None:
+                raise ConfigError(f"augmentation.{name}: the tokenizer takes a whole text as one word; leave it out")
 
     def __call__(self, feature: Feature, generator: np.random.Generator) -> Feature:
         return self._change_target(self._change_source(feature, generator), generator)

@@ -42,7 +42,7 @@ from pipeline.errors import DataError
 
 NAMED_BAD_ROWS = 3  # of a window, in the log
 FIRST_ROWS = 1_000  # in the very first window, so that training begins soon whatever a window holds
-ROWS_STEP = 16  # of a batch that is counted in tokens
+ROWS_STEP = 16  # of a batch that is counted in tokens, from four times as many rows on
 CHUNKS_OF_WINDOW = 10  # a stream is read a tenth of a window at a time, so a window ends up to a tenth late
 Counts = dict[str, list[int]]  # name of a corpus -> rows, tokens, bad rows
 NOTHING = [0, 0, 0]
@@ -361,13 +361,13 @@ class LaneStream(torch.utils.data.IterableDataset, ABC):
     def room(self, longest: Lengths) -> int:
         """Return how many rows a batch may hold when each side is padded to its longest.
 
-        Of tokens, a multiple of `ROWS_STEP` where that many fit: processors multiply matrices in blocks, and oneDNN
-        makes a program for each new shape, of which there are fewer then. Batches in bf16 on a CPU gain the most.
+        Of tokens, a multiple of `ROWS_STEP` where few are lost by it: processors multiply matrices in blocks, and
+        oneDNN makes a program for each new shape, of which there are fewer then. bf16 on a CPU gains the most.
         """
         if self.batch_tokens is None:
             return self.batch_rows
         rows = max(1, self.batch_tokens // max(1, sum(longest)))
-        return rows - rows % ROWS_STEP if rows > ROWS_STEP else rows
+        return rows - rows % ROWS_STEP if rows >= 4 * ROWS_STEP else rows
 
     def _share_of_pass(self, position: Position, share_of_window: float) -> float:
         """Return how much of a pass is done behind a share of the window at `position`; 0 where its end is unknown."""

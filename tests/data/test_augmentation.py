@@ -184,3 +184,10 @@ def test_word_dropout_needs_an_unknown_token(words, key):
     tokenizer.unk_token = None
     with pytest.raises(ConfigError, match=rf"augmentation\.{key}: the tokenizer has no unknown token"):
         Augmentation(AugmentationConfig(**{key: 0.1}), tokenizer, 100)
+
+
+def test_word_dropout_needs_words(words):
+    tokenizer = copy.deepcopy(words)
+    tokenizer.backend_tokenizer.pre_tokenizer = None
+    with pytest.raises(ConfigError, match=r"augmentation\.word_dropout: the tokenizer takes a whole text as one word"):
+        Augmentation(AugmentationConfig(word_dropout=0.1), tokenizer, 100)
