@@ -56,6 +56,15 @@ def add_languages(parser: Parser) -> None:
     parser.add_argument("--source-lang", type=name, metavar="CODE", help="language of the texts, where it is told that")
 
 
+def add_mbr(parser: Parser) -> None:
+    parser.add_argument(
+        "--mbr",
+        type=positive,
+        metavar="N",
+        help="minimum Bayes risk: draw N samples of each answer, and take the one most like all of them by chrF",
+    )
+
+
 def shortest_names(paths: Sequence[Path]) -> list[str]:
     """Return the last part of some paths in which all differ, or else as many last parts as it takes."""
     parts = [Path(os.path.abspath(path)).parts[::-1] for path in paths]
@@ -68,15 +77,6 @@ def shortest_names(paths: Sequence[Path]) -> list[str]:
         if len({*names}) == len(names):
             return names
     return [str(path) for path in paths]
-
-
-def add_mbr(parser: Parser) -> None:
-    parser.add_argument(
-        "--mbr",
-        type=positive,
-        metavar="N",
-        help="minimum Bayes risk: draw N samples of each answer, and take the one most like all of them by chrF",
-    )
 
 
 def positive(argument: str) -> int:

@@ -6,13 +6,19 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.arguments import Parser, add_batch_size, add_dtype, add_engine, add_json, add_mbr, path, seed
 from pipeline.commands.process import join_processes, quick_imports, show_logs
 from pipeline.commands.report import Report
 from pipeline.errors import ConfigError, explain_path
 from pipeline.progress import is_main
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pipeline.config import Config
+    from pipeline.tasks.base import Task
 
 
 def add_arguments(parser: Parser) -> None:
@@ -71,17 +77,7 @@ def run(arguments: Namespace) -> Report:
     model, task = load_engine(arguments.engine, arguments.checkpoint, arguments.dtype)
     if not isinstance(task, get_task(config.task)):
         raise ConfigError(f"task: {arguments.checkpoint} is not a model for {config.task}")
-    if arguments.per_row and not task.has_log_probabilities:
-        raise ConfigError(
-            f"--per-row: a model for {config.task} gives no probability of what it predicts; its loss is not made of "
-            "log-probabilities; leave --per-row out"
-        )
-    if arguments.mbr and not (model.can_generate() and config.evaluation.metrics):
-        raise ConfigError(
-            f"--mbr: a model for {config.task} generates no text; leave it out"
-            if not model.can_generate()
-            else "--mbr: no text is generated without evaluation.metrics; name some: evaluation.metrics=[chrf]"
-        )
+    _check_options(arguments, config, model, task)
     metrics = load_metrics(config.evaluation)
     features = encode_split(config, task, arguments.split)
     with (
@@ -102,6 +98,21 @@ def run(arguments: Namespace) -> Report:
     if is_main() and (missing := sorted(task.scores.keys() - result.scores.keys())):
         print(f"--engine {arguments.engine} does not give {', '.join(missing)}", file=sys.stderr)
     return Report(result.scores, json.dumps(result.scores, indent=2))
+
+
+def _check_options(arguments: Namespace, config: "Config", model: "PreTrainedModel", task: "Task") -> None:
+    """Raise ConfigError for what this model cannot be asked for."""
+    if arguments.per_row and not task.has_log_probabilities:
+        raise ConfigError(
+            f"--per-row: a model for {config.task} gives no probability of what it predicts; its loss is not made of "
+            "log-probabilities; leave --per-row out"
+        )
+    if arguments.mbr and not model.can_generate():
+        raise ConfigError(f"--mbr: a model for {config.task} generates no text; leave it out")
+    if arguments.mbr and not config.evaluation.metrics:
+        raise ConfigError(
+            "--mbr: no text is generated without evaluation.metrics; name some: evaluation.metrics=[chrf]"
+        )
 
 
 @contextmanager

@@ -119,8 +119,7 @@ def most_like_all(texts: Sequence[str]) -> str:
 def pairwise_chrf(texts: Sequence[str]) -> np.ndarray:
     """Return sacreBLEU's sentence chrF2 of each text as a hypothesis with each as its reference: (C, C), 0 to 100.
 
-    The n-grams of a text are counted once. So 32 sentences take 5 ms on one core, as fastchrf's `pairwise_chrf` does on
-    two; sacreBLEU's `sentence_score` takes 120 ms.
+    The n-grams of a text are counted once, which sacreBLEU's `sentence_score` does anew for each pair.
     """
     joined = ["".join(text.split()) for text in texts]
     precision, recall, orders = (np.zeros((len(texts), len(texts))) for _ in range(3))

@@ -130,7 +130,7 @@ def find_begin(
     scores: list[float] = []
     last_step = 0
     for line in log:
-        if score not in line:
+        if not math.isfinite(line.get(score, math.nan)):
             continue
         if any(last_step < turn <= line["step"] for turn in turns):
             scores = []

@@ -206,7 +206,7 @@ class TeacherForcingTrainer(TrainerInternals):
         with torch.no_grad():
             self._counts += torch.stack([count.sum() for count in self.task.count_items(outputs, inputs)])
             if self.has_r_drop:
-                self._divergence += outputs["divergence"]
+                self._divergence += outputs["divergence"].nan_to_num(0, 0, 0)  # as the loss of a step that is skipped
             self.guard.add_loss(loss)
         return (loss, outputs) if return_outputs else loss
 

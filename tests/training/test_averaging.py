@@ -76,6 +76,7 @@ def test_the_mean_begins_behind_a_step():
         ([5, 4, 4, 4, 4], 1, None),  # no worse
         ([5, 4, 4.9, 3, 2, 7, 8], 1, 6),
         ([1, 2, 3], 5, None),
+        ([float("nan"), 5, 4, 4.5, 4.6, 4.7], 1, 5),  # no score
     ],
 )
 def test_an_average_begins_when_scores_no_longer_improve(scores, patience, begin):
