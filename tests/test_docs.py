@@ -32,6 +32,8 @@ WITH_BLOCKS = [
     "README.md",
     "configs/README.md",
     "configs/accelerate/README.md",
+    "configs/recipes/back_translation/README.md",
+    "configs/recipes/distillation/README.md",
     "pipeline/README.md",
     "pipeline/exporting/README.md",
     "pipeline/serving/README.md",

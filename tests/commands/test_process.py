@@ -18,6 +18,24 @@ def test_imports_are_quick():
     ]
 
 
+PRODUCTS = """
+from pipeline.commands.process import quick_imports
+with quick_imports():
+    import torch
+for rows in [1, *range(1, 301), 1]:
+    torch.ops.mkldnn._linear_pointwise(torch.ones(rows, 8), torch.ones(8, 8), None, "none", [], "")
+"""
+
+
+def test_few_products_are_kept():
+    """Else a training in bfloat16, each of whose batches has other shapes, needs more and more memory."""
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("CACHE_CAPACITY")}
+    environment["ONEDNN_VERBOSE"] = "profile_create"
+    log = subprocess.check_output([sys.executable, "-c", PRODUCTS], cwd=ROOT, env=environment, text=True)
+    made = [line for line in log.splitlines() if "create:" in line and ("1x8:8x8" in line or "mb1ic8oc8" in line)]
+    assert ["miss" in line for line in made] == [True, False, True]  # of one row: new, kept, given up
+
+
 SHOW = """
 import logging, os, warnings
 from pipeline.commands.process import quick_imports, show_logs
