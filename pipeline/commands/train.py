@@ -93,7 +93,17 @@ def _scores(result: "RunResult") -> Iterator[str]:
         titles = {"training": "Left out of the training", "generation": "Chosen on validation"}
         yield f"\n{titles.get(split, f'Scores on {split}')}"
         for name, value in scores.items():
-            yield f"  {name:<22} {f'{value:.4f}' if isinstance(value, float) else value}"
+            yield f"  {name:<22} {_number(value)}"
+
+
+def _number(value: object) -> str:
+    """A score as it is printed; those of several length penalties or corpora one after another."""
+    if isinstance(value, dict):
+        parts = {
+            name: f"({_number(part)})" if isinstance(part, dict) else _number(part) for name, part in value.items()
+        }
+        return ", ".join(f"{name}: {part}" for name, part in parts.items())
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _places(result: "RunResult") -> Iterator[str]:

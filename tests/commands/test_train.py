@@ -1,5 +1,8 @@
 """`teacher-forcing train`; tests/test_launchers.py has several processes."""
 
+from types import SimpleNamespace
+
+from pipeline.commands.train import _scores
 from tests.conftest import write_config
 
 
@@ -13,6 +16,15 @@ def test_train_prints_predictions_scores_and_places(command, make_config, tmp_pa
     assert "2/2" not in done.stderr and "'eval_loss'" in done.stdout  # without a terminal, log lines but no bar
     again = command("train", config, "training.max_steps=2")
     assert again.returncode == 0 and "finished already" in again.stdout
+
+
+def test_scores_of_several_are_one_line():
+    scores = {"generation": {"by_penalty": {"0.8": 25.694382545, "1.0": 26.0}, "corpora": {"real": {"rows": 3}}}}
+    lines = list(_scores(SimpleNamespace(scores=scores)))
+    assert lines[1:] == [
+        "  by_penalty             0.8: 25.6944, 1.0: 26.0000",
+        "  corpora                real: (rows: 3)",
+    ]
 
 
 def test_train_names_what_is_wrong(command, make_config, tmp_path):
