@@ -1,8 +1,9 @@
 """`teacher-forcing train`; tests/test_launchers.py has several processes."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
 from pipeline.commands.train import _scores
+from pipeline.run import RunResult
 from tests.conftest import write_config
 
 
@@ -20,7 +21,7 @@ def test_train_prints_predictions_scores_and_places(command, make_config, tmp_pa
 
 def test_scores_of_several_are_one_line():
     scores = {"generation": {"by_penalty": {"0.8": 25.694382545, "1.0": 26.0}, "corpora": {"real": {"rows": 3}}}}
-    lines = list(_scores(SimpleNamespace(scores=scores)))
+    lines = list(_scores(RunResult(Path("run"), scores)))
     assert lines[1:] == [
         "  by_penalty             0.8: 25.6944, 1.0: 26.0000",
         "  corpora                real: (rows: 3)",
