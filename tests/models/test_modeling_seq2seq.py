@@ -114,6 +114,7 @@ def test_flex_attention_is_eager(make_model, batch):
 @pytest.mark.slow  # as above
 def test_packed_flex_attention_is_dense(make_model, monkeypatch):
     """What a GPU computes of rows in one sequence, in a whole model and when that is compiled too."""
+    torch.compiler.reset()  # after the test above it compiles for open sizes, in C++ that does not build
     torch.manual_seed(0)
     rows = torch.arange(16).repeat_interleave(16)[None]
     ids = torch.randint(3, 40, rows.shape)
