@@ -22,8 +22,8 @@ def quick_imports() -> Iterator[None]:
         return
     # Large tensors on the CPU in large pages: a matrix whose rows are 4 kB long else needs a page for each of them.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # Products in bfloat16 are built for each shape, in a third of a millisecond, and oneDNN and torch keep a thousand
-    # each: half a gigabyte, between which other memory goes to pieces. A step needs some fifty of them.
+    # For each shape of a matrix product in bfloat16 oneDNN compiles a kernel, in a third of a millisecond. It and torch
+    # keep a thousand each, half a gigabyte that also fragments the heap, where a training step needs about fifty.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "192")
     os.environ.setdefault("LRU_CACHE_CAPACITY", "16")  # torch's, https://github.com/intel/ideep
     if not is_shown():  # these bars, unlike those of huggingface_hub, are drawn in log files too

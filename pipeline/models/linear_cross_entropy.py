@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-# Numbers in a slice of the logits: on a CPU few for memory's sake, elsewhere what keeps the device busy.
+# Numbers in a slice of the logits: on a CPU few, to save memory, elsewhere what keeps the device busy.
 SLICE_NUMBERS = {"cpu": 1 << 22}
 SLICE_NUMBERS_ELSEWHERE = 1 << 26
 # On a CPU what is computed of each logit alone goes over so many at a time, which a core's own cache holds in float32.

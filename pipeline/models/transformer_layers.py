@@ -107,7 +107,7 @@ class Dropout(nn.Module):
         num_draws = (states.numel() + 3) // 4  # each of 64 bits serves four places
         drawn = torch.empty(num_draws, dtype=torch.int64).random_(-(2**63), None)
         keep = drawn.view(torch.int16)[: states.numel()].view(states.shape) >= dropped - 2**15
-        # A product with int8 is vectorised, one with bool is not; one byte a number is kept for the way back.
+        # A product with int8 is vectorised, one with bool is not; one byte a number is kept for the backward pass.
         return states * keep.view(torch.int8) * (2**16 / (2**16 - dropped))
 
     def extra_repr(self) -> str:

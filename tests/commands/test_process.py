@@ -18,7 +18,7 @@ def test_imports_are_quick():
     ]
 
 
-PRODUCTS = """
+KERNELS = """
 from pipeline.commands.process import quick_imports
 with quick_imports():
     import torch
@@ -27,11 +27,11 @@ for rows in [1, *range(1, 301), 1]:
 """
 
 
-def test_few_products_are_kept():
+def test_few_kernels_are_kept():
     """Else a training in bfloat16, each of whose batches has other shapes, needs more and more memory."""
     environment = {key: value for key, value in os.environ.items() if not key.endswith("CACHE_CAPACITY")}
     environment["ONEDNN_VERBOSE"] = "profile_create"
-    log = subprocess.check_output([sys.executable, "-c", PRODUCTS], cwd=ROOT, env=environment, text=True)
+    log = subprocess.check_output([sys.executable, "-c", KERNELS], cwd=ROOT, env=environment, text=True)
     made = [line for line in log.splitlines() if "create:" in line and ("1x8:8x8" in line or "mb1ic8oc8" in line)]
     assert ["miss" in line for line in made] == [True, False, True]  # of one row: new, kept, given up
 
