@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from datasets import Dataset
+from torch.profiler import ProfilerActivity, profile
 from transformers import (
     AutoTokenizer,
     DataCollatorForSeq2Seq,
@@ -192,9 +194,9 @@ def encode_alone(arguments: argparse.Namespace) -> float:
 
 
 def step_memory(arguments: argparse.Namespace, name: str) -> int:
-    """Measure the peak, in bytes, of the second of two training steps, less weights, gradients and optimizer state.
+    """Measure the peak of bytes allocated in the second of two training steps, less what was there before it.
 
-    In the type that training uses: bf16 on a GPU.
+    So weights, gradients and optimizer state do not count. In the type that training uses: bf16 on a GPU.
     """
     config = Seq2SeqTransformerConfig(
         vocab_size=MEMORY_VOCABULARY, **load_config(arguments.config, arguments.overrides).model
@@ -203,16 +205,32 @@ def step_memory(arguments: argparse.Namespace, name: str) -> int:
     model.train().to(arguments.device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ids = torch.randint(4, MEMORY_VOCABULARY, MEMORY_SHAPE, device=arguments.device)
-    needed = 0
-    for _ in range(2):
-        with peak_memory(torch.device(arguments.device)) as read_peak:
-            with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.device == "cuda"):
-                loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
-            loss.backward()
-            needed = read_peak()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
-    return needed
+
+    def step() -> None:
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.device == "cuda"):
+            loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
+        loss.backward()
+
+    step()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    return peak_allocated(step, torch.device(arguments.device))
+
+
+def peak_allocated(step: Callable[[], None], device: torch.device) -> int:
+    """Return the peak of bytes that tensors take while a step runs, beyond those that were there.
+
+    On a CPU they are counted one by one: resident memory also holds what an allocator keeps, and differs each time.
+    """
+    if device.type == "cuda":
+        with peak_memory(device) as read_peak:
+            step()
+            return read_peak()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events))  # what is freed counts as less than 0
 
 
 Measurements = Mapping[str, Callable[..., Any]]

@@ -82,6 +82,7 @@ def _(hidden, weight, labels, ignore_index, label_smoothing, dtype, needs_gradie
 
 
 def _save_gradients(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)  # zeros as large as the weight, for outputs that have no gradient
     ctx.save_for_backward(*output[2:4])
 
 
@@ -91,8 +92,13 @@ def _backward(ctx, gradient: Tensor, *_):
             "the loss of training is computed together with its gradients, and they cannot be differentiated again: "
             "call the model without labels and compute the loss of its logits"
         )
-    hidden_gradient, weight_gradient = ctx.saved_tensors
-    return hidden_gradient * gradient, weight_gradient * gradient, None, None, None, None, None, None
+    if gradient is None:
+        return (None,) * 8
+    gradients = ctx.saved_tensors
+    if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():  # `retain_graph`
+        return *(each * gradient for each in gradients), *(None,) * 6
+    # In place, as nobody asks for them again: a second one as large as the weight would make the peak of a step.
+    return *(each.mul_(gradient) for each in gradients), *(None,) * 6
 
 
 _loss_and_gradients.register_autograd(_backward, setup_context=_save_gradients)

@@ -136,6 +136,17 @@ def test_no_second_derivatives(inputs):
         torch.autograd.grad(total, hidden, create_graph=True)
 
 
+def test_backward_again_gives_the_same(inputs):
+    hidden, weight, labels = inputs
+    total, _ = linear_cross_entropy(hidden.requires_grad_(), weight.requires_grad_(), labels)
+    both = (hidden, weight)
+    first = [gradient.clone() for gradient in torch.autograd.grad(3 * total, both, retain_graph=True)]
+    again = torch.autograd.grad(3 * total, both, retain_graph=True)
+    last = torch.autograd.grad(3 * total, both)
+    torch.testing.assert_close([*again], first, rtol=0, atol=0)
+    torch.testing.assert_close([*last], first, rtol=0, atol=0)
+
+
 def test_forward_derivatives(inputs):
     hidden, weight, labels = inputs
     head = torch.nn.Linear(WIDTH, VOCABULARY, bias=False)
