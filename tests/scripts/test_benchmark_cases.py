@@ -1,7 +1,7 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.benchmark_cases import count_operations
+from scripts.benchmark_cases import count_operations, peak_allocated
 
 
 def test_counted_operations_are_those_of_torch(make_model):
@@ -14,3 +14,16 @@ def test_counted_operations_are_those_of_torch(make_model):
     by_name = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
     products = sum(count for name, count in by_name.items() if name.split(".")[-1] in ("mm", "addmm"))
     assert count_operations(model.config, rows * source, rows * target) == products
+
+
+def test_the_peak_is_of_what_a_step_takes_at_once():
+    kept = [torch.ones(1000)]  # there before, and freed in the step
+
+    def step():
+        kept.clear()
+        for _ in range(3):
+            first = torch.ones(1000, 1000)
+            second = torch.ones(500, 1000)
+            del first, second
+
+    assert peak_allocated(step, torch.device("cpu")) == (1_500_000 - 1000) * 4
