@@ -220,7 +220,8 @@ def step_memory(arguments: argparse.Namespace, name: str) -> int:
 def peak_allocated(step: Callable[[], None], device: torch.device) -> int:
     """Return the peak of bytes that tensors take while a step runs, beyond those that were there.
 
-    On a CPU they are counted one by one: resident memory also holds what an allocator keeps, and differs each time.
+    On a CPU they are counted one by one, as resident memory also holds what an allocator keeps, and differs each time.
+    What was there before is not seen there when it is freed: a step that frees it may need less than this.
     """
     if device.type == "cuda":
         with peak_memory(device) as read_peak:
@@ -230,7 +231,7 @@ def peak_allocated(step: Callable[[], None], device: torch.device) -> int:
         step()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
-    return max(accumulate(event.nbytes() for event in events))  # what is freed counts as less than 0
+    return max(accumulate(event.nbytes() for event in events))  # less than 0 where something is freed
 
 
 Measurements = Mapping[str, Callable[..., Any]]
