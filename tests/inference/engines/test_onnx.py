@@ -203,6 +203,7 @@ def test_what_graphs_do_not_take_is_refused(seq2seq, inputs, name):
         seq2seq[1](**inputs)
 
 
+@pytest.mark.slow  # exports a model
 def test_beams_are_searched_as_transformers_does(seq2seq):
     """Our own search hands the decoder a mask, which the graphs do not take."""
     generation = GenerationConfig(num_beams=2)
