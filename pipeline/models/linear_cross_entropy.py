@@ -82,7 +82,7 @@ def _(hidden, weight, labels, ignore_index, label_smoothing, dtype, needs_gradie
 
 
 def _save_gradients(ctx, inputs, output) -> None:
-    ctx.set_materialize_grads(False)  # zeros as large as the weight, for outputs that have no gradient
+    ctx.set_materialize_grads(False)  # or autograd makes zeros, as large as the weight, for outputs without a gradient
     ctx.save_for_backward(*output[2:4])
 
 
@@ -97,7 +97,7 @@ def _backward(ctx, gradient: Tensor, *_):
     gradients = ctx.saved_tensors
     if torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph():  # `retain_graph`
         return *(each * gradient for each in gradients), *(None,) * 6
-    # In place, as nobody asks for them again: a second one as large as the weight would make the peak of a step.
+    # In place, as nobody asks for them again: a copy as large as the weight would add to the peak of a step.
     return *(each.mul_(gradient) for each in gradients), *(None,) * 6
 
 
