@@ -217,10 +217,11 @@ print(model(past_values=past_values).prediction_outputs)  # the next steps, in t
 
         What is learned of a random walk is noise, which may help on validation by luck. So the simpler forecast is
         taken where the other is not better by `CERTAINTY` standard errors (Breiman et al. 1984, section 3.4.3, ask for
-        one). Windows that overlap share their errors, so errors count by blocks of windows that hardly do.
+        one). Windows that overlap share their errors, so errors count by blocks of windows that hardly do. Errors that
+        are not finite say that the model diverged, and are left for the run to report.
         """
         gains = np.array([window["repeat_last_mse"] - window["mse"] for window in sums])
-        if model.config.level != "last" or len(gains) < 2:
+        if model.config.level != "last" or len(gains) < 2 or not np.isfinite(gains).all():
             return False
         num_blocks = min(len(gains), max(MIN_BLOCKS, len(gains) // (2 * self.prediction_length)))
         blocks = np.array([block.mean() for block in np.array_split(gains, num_blocks)])

@@ -108,7 +108,7 @@ def windows_that_gain(gains: np.ndarray) -> list[dict[str, float]]:
         ("last", np.full(60, 0.5), False),  # clearly better
         ("last", np.full(60, -0.5), True),  # worse
         ("last", np.r_[np.full(30, 4.0), np.full(30, -3.9)], True),  # better by luck
-        ("last", np.full(60, np.nan), True),
+        ("last", np.full(60, np.nan), False),  # diverged: for the run to report
         ("last", np.ones(1), False),  # one window says nothing
         ("mean", np.full(60, -0.5), False),  # cannot repeat the last value
     ],
