@@ -17,7 +17,7 @@ from pipeline.manifest import damage
 from pipeline.tasks.config_loading import load_config
 from pipeline.tasks.trained_model import find_file, load_trained
 from pipeline.training.arguments import best_score
-from pipeline.training.changes import score_turns
+from pipeline.training.changes import APPLIED, list_of, score_turns
 from pipeline.training.checkpoints import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -30,7 +30,9 @@ from pipeline.training.checkpoints import (
 )
 
 CPU = torch.device("cpu")
-NOT_COMPARED = {"_name_or_path", "transformers_version"}  # of configs: where and by what they were written
+# Of configs of models: where and by what they were written, and what a run may change as it goes on, which only its
+# loss depends on. Rates of dropout are of that kind as well.
+NOT_COMPARED = {"_name_or_path", "transformers_version", "label_smoothing", "r_drop"}
 
 
 class MovingAverage:
@@ -222,7 +224,7 @@ def _find_difference(first: PreTrainedModel, other: PreTrainedModel) -> str | No
     """Say in which setting or weight a model differs from the first; None where they are alike."""
     settings, others = ({**model.config.to_dict(), "model": type(model).__name__} for model in (first, other))
     for name in sorted({*settings, *others} - NOT_COMPARED):
-        if settings.get(name) != others.get(name):
+        if settings.get(name) != others.get(name) and list_of(f"model.{name}") is not APPLIED:
             return f"{name} of its config.json is {others.get(name)!r} in place of {settings.get(name)!r}"
     shapes, other_shapes = (
         {name: (*tensor.shape,) for name, tensor in model.state_dict().items()} for model in (first, other)

@@ -314,6 +314,16 @@ def test_the_mean_of_models_is_a_model(finished_run, tmp_path):
         choose_checkpoints(finished_run, 3, is_best=True)
 
 
+def test_what_only_training_reads_may_differ(finished_folder, tmp_path):
+    first, other = finished_folder / "checkpoint-4", finished_folder / "checkpoint-2"
+    (other / "manifest.json").unlink()
+    config = json.loads((other / "config.json").read_text())
+    changes = {"dropout": config["dropout"] + 0.1, "r_drop": config["r_drop"] + 1, "label_smoothing": 0.2}
+    (other / "config.json").write_text(json.dumps(config | changes))
+    average_models([first, other], tmp_path / "mean")
+    assert (tmp_path / "mean" / "config.json").read_bytes() == (first / "config.json").read_bytes()
+
+
 def test_models_that_are_not_alike_have_no_mean(finished_folder, make_model, tmp_path):
     first, other = finished_folder / "checkpoint-4", finished_folder / "checkpoint-2"
     (other / "manifest.json").unlink()
@@ -323,8 +333,8 @@ def test_models_that_are_not_alike_have_no_mean(finished_folder, make_model, tmp
         average_models([first, other], tmp_path / "mean")
     (other / "tokenizer.json").write_text(tokenizer)
     config = (other / "config.json").read_text()
-    (other / "config.json").write_text(config.replace('"dropout": 0.1', '"dropout": 0.2'))
-    with pytest.raises(ConfigError, match=r"dropout of its config\.json is 0\.2 in place of 0\.1"):
+    (other / "config.json").write_text(config.replace('"attention_heads": 4', '"attention_heads": 2'))
+    with pytest.raises(ConfigError, match=r"attention_heads of its config\.json is 2 in place of 4"):
         average_models([first, other], tmp_path / "mean")
     (other / "config.json").write_text(config)
     (other / "model.safetensors").unlink()
