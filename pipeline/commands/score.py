@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, explain_path
 from pipeline.progress import is_main
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
     from pipeline.config import Config
     from pipeline.tasks.base import Task
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("checkpoint", type=path, help="folder of a trained model, or a checkpoint-N below one")
-    parser.add_argument("overrides", nargs="*", help="section.key=value, to change the config that it was trained with")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        help="section.key=value, to change the config that it was trained with, or the generation config of the model",
+    )
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"], help="(default: test)")
     parser.add_argument("--config", type=path, help="another config than the one found beside the checkpoint")
     add_batch_size(parser, "rows")
@@ -78,6 +82,7 @@ def run(arguments: Namespace) -> Report:
     if not isinstance(task, get_task(config.task)):
         raise ConfigError(f"task: {arguments.checkpoint} is not a model for {config.task}")
     _check_options(arguments, config, model, task)
+    generation = _changed_generation(arguments, config, model)
     metrics = load_metrics(config.evaluation)
     features = encode_split(config, task, arguments.split)
     with (
@@ -89,7 +94,7 @@ def run(arguments: Namespace) -> Report:
             task,
             features,
             batch_size=arguments.batch_size,
-            generation=getattr(model, "generation_config", None),
+            generation=generation,
             metrics=metrics,
             mbr=MinimumBayesRisk(arguments.mbr, arguments.seed or 0) if arguments.mbr else None,
         )
@@ -113,6 +118,22 @@ def _check_options(arguments: Namespace, config: "Config", model: "PreTrainedMod
         raise ConfigError(
             "--mbr: no text is generated without evaluation.metrics; name some: evaluation.metrics=[chrf]"
         )
+
+
+def _changed_generation(arguments: Namespace, config: "Config", model: "PreTrainedModel") -> "GenerationConfig | None":
+    """Return the model's generation config, with what the overrides say; the rest of the config made the model's."""
+    from pipeline.setup.generation_setup import changed_generation
+    from pipeline.source import parse_overrides
+    from pipeline.tasks.trained_model import check_token_ids
+
+    given = parse_overrides(arguments.overrides).get("generation") or {}
+    changes = {name: value for name, value in config.generation.items() if name in given}
+    if not changes:
+        return getattr(model, "generation_config", None)
+    if not model.can_generate():
+        raise ConfigError(f"generation: a model for {config.task} generates no text; leave it out")
+    check_token_ids(changes, model.config)
+    return changed_generation(model.generation_config, changes, "generation")
 
 
 @contextmanager

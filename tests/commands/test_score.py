@@ -42,6 +42,22 @@ def test_score_gives_the_runs_own_numbers(command, finished_folder, tmp_path):
     assert done.returncode == 2 and done.stderr == f"error: --predictions {file}: No such file or directory\n"
 
 
+def test_overrides_of_generation_change_the_answers(command, finished_folder, tmp_path):
+    """They are those of the model otherwise, and not those of the config beside it."""
+
+    def score(*overrides):
+        file = tmp_path / "predictions.jsonl"
+        done = command("score", finished_folder, "--split", "test", "--predictions", file, *overrides)
+        return done, [json.loads(line)["prediction"] for line in file.read_text().splitlines()]
+
+    _, answers = score()
+    done, short = score("generation.max_new_tokens=1")
+    assert done.returncode == 0, done.stderr
+    assert max(len(answer.split()) for answer in short) <= 1 < max(len(answer.split()) for answer in answers)
+    done = command("score", finished_folder, "--split", "test", "generation.suppress_tokens=[999]")
+    assert done.returncode == 2 and "generation.suppress_tokens: 999 is not below the" in done.stderr
+
+
 def test_rows_have_log_probabilities_in_data_order(command, finished_folder, tmp_path):
     file = tmp_path / "rows.jsonl"
     done = command("score", finished_folder, "evaluation.metrics=[]", "--batch-size", 3, "--per-row", file)
