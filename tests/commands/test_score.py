@@ -43,8 +43,6 @@ def test_score_gives_the_runs_own_numbers(command, finished_folder, tmp_path):
 
 
 def test_overrides_of_generation_change_the_answers(command, finished_folder, tmp_path):
-    """They are those of the model otherwise, and not those of the config beside it."""
-
     def score(*overrides):
         file = tmp_path / "predictions.jsonl"
         done = command("score", finished_folder, "--split", "test", "--predictions", file, *overrides)
