@@ -3,7 +3,7 @@
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from pipeline.config import Config
     from pipeline.tasks.base import Task
+
+USED_SECTIONS = {"task", "data", "generation", "evaluation"}  # of a config, by `score`
 
 
 def add_arguments(parser: Parser) -> None:
@@ -73,6 +75,7 @@ def run(arguments: Namespace) -> Report:
 
     show_logs()
     join_processes()
+    given = _given_sections(arguments.overrides)
     config = load_config(arguments.config or find_config(arguments.checkpoint), arguments.overrides)
     if arguments.split != "train" and not config.data.held_out(arguments.split):
         raise ConfigError(f"data.{arguments.split} is not set; give it as data.{arguments.split}=...")
@@ -82,7 +85,7 @@ def run(arguments: Namespace) -> Report:
     if not isinstance(task, get_task(config.task)):
         raise ConfigError(f"task: {arguments.checkpoint} is not a model for {config.task}")
     _check_options(arguments, config, model, task)
-    generation = _changed_generation(arguments, config, model)
+    generation = _changed_generation(given.get("generation") or {}, config, model)
     metrics = load_metrics(config.evaluation)
     features = encode_split(config, task, arguments.split)
     with (
@@ -105,6 +108,19 @@ def run(arguments: Namespace) -> Report:
     return Report(result.scores, json.dumps(result.scores, indent=2))
 
 
+def _given_sections(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what the overrides say, by section; raise ConfigError for one that a trained model has no use for."""
+    from pipeline.source import parse_overrides
+
+    given = parse_overrides(overrides)
+    if useless := sorted(given.keys() - USED_SECTIONS):
+        raise ConfigError(
+            f"{useless[0]}: `score` takes the model and all of its parts from the checkpoint, so this would change "
+            f"nothing; leave it out. It takes overrides of {', '.join(sorted(USED_SECTIONS))}, and --batch-size"
+        )
+    return given
+
+
 def _check_options(arguments: Namespace, config: "Config", model: "PreTrainedModel", task: "Task") -> None:
     """Raise ConfigError for what this model cannot be asked for."""
     if arguments.per_row and not task.has_log_probabilities:
@@ -120,13 +136,11 @@ def _check_options(arguments: Namespace, config: "Config", model: "PreTrainedMod
         )
 
 
-def _changed_generation(arguments: Namespace, config: "Config", model: "PreTrainedModel") -> "GenerationConfig | None":
-    """Return the model's generation config, with what the overrides say; the rest of the config made the model's."""
+def _changed_generation(given: Container[str], config: "Config", model: "PreTrainedModel") -> "GenerationConfig | None":
+    """Return the model's generation config, with what is given; the rest of the config made the model."""
     from pipeline.setup.generation_setup import changed_generation
-    from pipeline.source import parse_overrides
     from pipeline.tasks.trained_model import check_token_ids
 
-    given = parse_overrides(arguments.overrides).get("generation") or {}
     changes = {name: value for name, value in config.generation.items() if name in given}
     if not changes:
         return getattr(model, "generation_config", None)

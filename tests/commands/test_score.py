@@ -33,6 +33,8 @@ def test_score_gives_the_runs_own_numbers(command, finished_folder, tmp_path):
     assert done.returncode == 2 and "data.test is not set" in done.stderr
     done = command("score", finished_folder, "evaluation.metrics=[blue]")
     assert done.returncode == 2 and "error: evaluation.metrics: 'blue' is not built in" in done.stderr
+    done = command("score", finished_folder, "model.dropout=0.5")
+    assert done.returncode == 2 and "model: `score` takes the model and all of its parts" in done.stderr
     done = command("score", finished_folder, "task=language_modeling")
     assert done.returncode == 2 and "is not a model for language_modeling" in done.stderr
     done = command("score", finished_folder, "--predictions", "/dev/full")
