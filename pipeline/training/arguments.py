@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -65,7 +66,8 @@ def training_arguments(config: Config) -> Seq2SeqTrainingArguments:
             logging_nan_inf_filter=False,  # it hides what our trainer counts and skips
         )
     except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"training: {error}") from error
+        keys = re.sub(r"--(?=[a-z])", "training.", str(error))  # transformers calls them as options of a command
+        raise ConfigError(f"training: {keys}") from error
     if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
         raise ConfigError(
             "training.fsdp: there is one process only; start several by `accelerate launch`, or leave it out"

@@ -113,6 +113,10 @@ def test_epochs_are_counted_in_steps(make_config, epochs, accumulation, steps):
             {"evaluation": {"average_best": 2}, "training": {"eval_strategy": "no"}},
             "best: each checkpoint needs",
         ),
+        (
+            {"training": {"load_best_model_at_end": True, "eval_steps": 2, "save_steps": 3}},
+            r"training\.load_best_model_at_end requires the saving steps to be .* found 3, .* of 2",
+        ),
         ({"training": {"lr_scheduler_kwargs": {"a": 1}}}, "training.lr_scheduler_kwargs: .*unexpected keyword"),
         ({"training": {"optim_args": "a"}}, "training.optim=.* with optim_args=a: "),
         ({"training": {"use_liger_kernel": True}}, "training.use_liger_kernel: liger-kernel is not installed"),
