@@ -56,7 +56,7 @@ PARTS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="YAML file of a translation, such as configs/translation_multi30k_en_fr.yaml")
+    parser.add_argument("config", help="YAML file of a translation, such as configs/benchmark_multi30k_en_fr.yaml")
     parser.add_argument("overrides", nargs="*", help="section.key=value, the value in YAML")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["training"], help="(default: training)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="contenders to measure (default: all of the parts)")

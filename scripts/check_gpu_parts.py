@@ -398,7 +398,7 @@ def translation(setup: Setup, is_base: bool = False) -> "Setting":
     if setup.is_tiny:
         overrides.append("data.batch_tokens=400")
     overrides.append(f"training.output_dir={setup.folder / 'run'}")
-    return Setting(str(CONFIGS / "translation_multi30k_en_fr.yaml"), tuple(overrides), setup.device, setup.folder)
+    return Setting(str(CONFIGS / "benchmark_multi30k_en_fr.yaml"), tuple(overrides), setup.device, setup.folder)
 
 
 def trainings(setting: "Setting", dtype: str, steps: int) -> list[str]:

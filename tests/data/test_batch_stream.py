@@ -245,9 +245,9 @@ def test_epoch_is_the_share_of_the_pass():
 
 
 def test_captions_are_padded_little(shared_data):
-    """At least 96 % of the places in the batches of the translation config hold a token, the first pass included."""
+    """At least 96 % of the places in the batches of the plain translation config hold a token, the first pass included."""
     config = load_config(
-        "configs/translation_multi30k_en_fr.yaml", [f"data.path={shared_data}/multi30k", "data.options={}"]
+        "configs/benchmark_multi30k_en_fr.yaml", [f"data.path={shared_data}/multi30k", "data.options={}"]
     )
     rows = open_split(config.data, "train", config.data.columns)
     texts = (row[name] for row in rows for name in ("source", "target"))

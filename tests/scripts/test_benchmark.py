@@ -53,7 +53,7 @@ def test_the_whole_benchmark(make_pairs, tmp_path):
     data = [f"data.path={make_pairs(rows=400)}", "data.options={}", "data.source=source", "data.target=target"]
     size = [f"model.{name}={value}" for name, value in TINY.items()]
     size += ["model.pre_norm=false", "tokenizer.vocab_size=300", "data.batch_tokens=200"]
-    config = "configs/translation_multi30k_en_fr.yaml"
+    config = "configs/benchmark_multi30k_en_fr.yaml"
     short = ["training.max_steps=2", "training.eval_strategy=no", "training.load_best_model_at_end=false"]
     short += ["evaluation.metrics=[]", "training.save_steps=2", "training.warmup_steps=0"]
     run = [sys.executable, "scripts/train.py", config, *data, *size, *short, f"training.output_dir={tmp_path / 'run'}"]
