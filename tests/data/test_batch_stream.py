@@ -245,7 +245,7 @@ def test_epoch_is_the_share_of_the_pass():
 
 
 def test_captions_are_padded_little(shared_data):
-    """At least 96 % of the places in the batches of the plain translation config hold a token, the first pass included."""
+    """At least 96 % of the places in the batches of a translation config hold a token, the first pass included."""
     config = load_config(
         "configs/benchmark_multi30k_en_fr.yaml", [f"data.path={shared_data}/multi30k", "data.options={}"]
     )
