@@ -183,9 +183,10 @@ def test_the_same_tokens_by_any_search(seq2seq, settings, rows):
     answered = answers(engine, settings, SOURCES[:rows])
     assert torch.equal(answered, answers(model, settings, SOURCES[:rows]))
     generation = GenerationConfig(**model.generation_config.to_dict() | settings)
-    if generation.get_generation_mode() in (GenerationMode.GREEDY_SEARCH, GenerationMode.BEAM_SEARCH):
-        search = search_of(model, generation)
-        assert search is not None
+    is_ours = generation.get_generation_mode() in (GenerationMode.GREEDY_SEARCH, GenerationMode.BEAM_SEARCH)
+    search = search_of(model, generation)
+    assert (search is not None) is (is_ours and generation.use_cache is not False)
+    if search is not None:
         assert torch.equal(answered, answers(model, settings, SOURCES[:rows], custom_generate=search))
 
 
