@@ -130,7 +130,8 @@ def test_other_data_are_read_from_their_first_row_on(make_config, make_pairs):
         train(longer)
     result = train(longer, accept_changes=True)
     position = json.loads((result.output_dir / "checkpoint-4" / "run_state.json").read_text())["data"]
-    assert (position["pass_index"], position["next_batch"], position["epoch"]) == (1, 4, 1.5)
+    (lane,) = position["lanes"]
+    assert (position["next_batch"], lane["pass_index"], lane["first_row"], lane["epoch"]) == (4, 1, 0, 1.5)
     assert "the content of data.train: " in (result.output_dir / "README.md").read_text()
 
 
