@@ -10,13 +10,11 @@ from transformers import TrainingArguments
 
 from pipeline.errors import RunError
 from pipeline.training.checkpoints import list_checkpoints
+from pipeline.training.ranks import LOST_WORKER
 
 # The CPU's allocator raises a plain RuntimeError, which only its name tells from others:
 # https://github.com/pytorch/pytorch/blob/v2.11.0/c10/core/impl/alloc_cpu.cpp
 CPU_ALLOCATOR = "DefaultCPUAllocator"
-# Raised in whatever runs when a worker ends, as a plain RuntimeError too:
-# https://github.com/pytorch/pytorch/blob/v2.11.0/torch/csrc/DataLoader.cpp
-LOST_WORKER = "DataLoader worker (pid"
 
 
 @contextmanager
@@ -55,7 +53,7 @@ def lost_worker_explained(output_dir: Path) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, RunError) as error:
         if not str(error).startswith(LOST_WORKER):
             raise
         checkpoint = next(iter(list_checkpoints(output_dir)), None)

@@ -14,6 +14,9 @@ from pipeline.errors import RunError, TeacherForcingError
 
 # In the plain RuntimeErrors of gloo; NCCL has a class of its own.
 GLOO = "gloo/transport"
+# Raised in whatever runs when a loader's worker ends, as a plain RuntimeError too:
+# https://github.com/pytorch/pytorch/blob/v2.11.0/torch/csrc/DataLoader.cpp
+LOST_WORKER = "DataLoader worker (pid"
 
 Result = TypeVar("Result")
 
@@ -43,7 +46,7 @@ def fail_together(action: Callable[[], Any], main_only: bool = False) -> None:
     out with a message about the network. So the ranks tell each other how it went, and all raise the first problem.
 
     Raises:
-        RunError: on every rank, when `action` raised it on any of them.
+        RunError: on every rank, when `action` raised it on any of them, or a loader's worker ended meanwhile.
         WriteError: on every rank, when a file could not be written on any of them.
     """
     problem: RunError | None = None
@@ -53,7 +56,7 @@ def fail_together(action: Callable[[], Any], main_only: bool = False) -> None:
         except RunError as error:
             problem = error
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own errors
-            problem = WriteError(str(error))
+            problem = (RunError if str(error).startswith(LOST_WORKER) else WriteError)(str(error))
             problem.__cause__ = error  # the traceback of this rank; the others get the message
     problems = [other for other in gather_object([problem]) if other is not None]
     if problems:

@@ -13,6 +13,7 @@ from pipeline.errors import RunError
 from pipeline.manifest import damage
 from pipeline.run import train
 from pipeline.training.out_of_memory import advice, lost_worker_explained, out_of_memory_explained
+from pipeline.training.ranks import fail_together
 from tests.conftest import write_config
 from tests.training.conftest import LONG, assert_equal, history, output_dir
 
@@ -111,8 +112,12 @@ def test_a_killed_worker_ends_the_run_by_one_line(make_config, at_step, referenc
 
 
 def test_a_lost_worker_is_told_from_other_errors(tmp_path):
-    lost = "DataLoader worker (pid 7) is killed by signal: Killed. "
+    def lose_a_worker():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
     with pytest.raises(RunError, match=r"pid 7.*the same command begins anew"), lost_worker_explained(tmp_path):
-        raise RuntimeError(lost)
+        lose_a_worker()
+    with pytest.raises(RunError, match=r"pid 7.*the same command begins anew"), lost_worker_explained(tmp_path):
+        fail_together(lose_a_worker)  # as while a checkpoint is written, which has nothing to do with it
     with pytest.raises(RuntimeError, match=r"^a bug$"), lost_worker_explained(tmp_path):
         raise RuntimeError("a bug")
