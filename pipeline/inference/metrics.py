@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Reference: TypeAlias = str | list[str]
 Scores: TypeAlias = dict[str, float | str]
+# sacreBLEU's tokenizer for texts that are cut into words already; `force` is silence about such texts.
+UNCUT = "none"
+
 Metric: TypeAlias = Callable[[Sequence[str], Sequence[Reference]], Scores]
 
 
@@ -34,7 +37,7 @@ def bleu(
     """Compute sacreBLEU's corpus BLEU, 0 to 100, with its signature (Post 2018, https://aclanthology.org/W18-6319)."""
     import sacrebleu
 
-    metric = sacrebleu.BLEU(tokenize=tokenize, lowercase=lowercase)
+    metric = sacrebleu.BLEU(tokenize=tokenize, lowercase=lowercase, force=tokenize == UNCUT)
     score = metric.corpus_score(list(predictions), by_number(references)).score
     return {"sacrebleu": score, "sacrebleu_signature": str(metric.get_signature())}
 
@@ -160,7 +163,12 @@ def make_bleu(settings: SacrebleuConfig, references: list[list[Any]] | None = No
     import sacrebleu
 
     try:
-        return sacrebleu.BLEU(tokenize=settings.tokenize, lowercase=settings.lowercase, references=references)
+        return sacrebleu.BLEU(
+            tokenize=settings.tokenize,
+            lowercase=settings.lowercase,
+            force=settings.tokenize == UNCUT,
+            references=references,
+        )
     except (RuntimeError, ImportError, OSError) as error:  # of MeCab, of sentencepiece, of a download
         reason = " ".join(str(error).split())
         raise ConfigError(

@@ -112,6 +112,14 @@ def test_settings_of_sacrebleu():
     )
 
 
+def test_only_texts_that_are_cut_into_words_twice_are_warned_of(caplog):
+    texts = ["a dog runs ."] * 100
+    bleu(texts, texts, tokenize="none")
+    assert not caplog.records
+    bleu(texts, texts)
+    assert "forgot to detokenize" in caplog.text
+
+
 def test_every_tokenizer_of_sacrebleu_can_be_chosen():
     choices = typing.get_args(SacrebleuConfig.model_fields["tokenize"].annotation)
     assert {*choices} == {*sacrebleu.BLEU.TOKENIZERS}
