@@ -334,7 +334,7 @@ def weights(folder) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("rows, accumulation", [(1, 8), (4, 2)])
+@pytest.mark.parametrize("rows, accumulation", [(1, 8), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_micro_batches_change_nothing(make_config, make_pairs, tmp_path, rows, accumulation):
     """Steps of the same eight rows, of 2 to 12 tokens, as 8 x 1, 4 x 2 and 1 x 8 end with equal parameters."""
     pairs = str(make_pairs(rows=8))

@@ -162,7 +162,7 @@ def test_plateau_in_a_run(make_config):
 
 @pytest.mark.parametrize(
     "training, tolerance",
-    [({}, 1e-6), ({"bf16": True, "use_cpu": True}, 0.02)],
+    [pytest.param({}, 1e-6, marks=pytest.mark.slow), ({"bf16": True, "use_cpu": True}, 0.02)],
     ids=["float32", "bf16"],
 )
 def test_activations_computed_anew_change_no_loss(make_config, tmp_path, training, tolerance):

@@ -78,7 +78,7 @@ def test_bad_rows_in_training(make_config, make_pairs, streaming, workers):
                         training={**training, "output_dir": folder}))  # fmt: skip
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("streaming", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_bad_rows_are_counted_over_all_lanes(make_config, make_pairs, streaming):
     """Two of the eight in each of four lanes, or so, in a stream of one file that they share."""
     folder = make_pairs(rows=40)
