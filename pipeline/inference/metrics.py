@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 Reference: TypeAlias = str | list[str]
 Scores: TypeAlias = dict[str, float | str]
+Metric: TypeAlias = Callable[[Sequence[str], Sequence[Reference]], Scores]
+
 # sacreBLEU's tokenizer for texts that are cut into words already; `force` is silence about such texts.
 UNCUT = "none"
-
-Metric: TypeAlias = Callable[[Sequence[str], Sequence[Reference]], Scores]
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[Reference]) -> Scores:
