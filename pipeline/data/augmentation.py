@@ -91,8 +91,14 @@ class Augmentation:
         first, last = places[0], places[-1] + 1
         if self.config.word_dropout:
             ids = self._drop_words(ids, words, self.config.word_dropout, generator)
-        text = self._swap(list(ids[first:last]), generator)
-        text = self._insert(self._delete(text, generator), generator)
+        text = ids[first:last]
+        for change, probability in (
+            (self._swap, self.config.swap),
+            (self._delete, self.config.delete),
+            (self._insert, self.config.insert),
+        ):
+            if probability:  # draws are half of the time that a row takes
+                text = change(text, generator)
         changed = [*ids[:first], *text, *ids[last:]]
         return feature | {"input_ids": changed} if len(changed) <= self.max_length else feature
 
@@ -173,13 +179,15 @@ class Augmentation:
         ids: list[int] = whole[:before]
         numbers: list[int | None] = [None] * before
         words = encoding.word_ids
+        if not dropout:
+            return whole, [*numbers, *words, *[None] * (len(whole) - before - length)]
         place = 0
         while place < len(words):
             end = place + 1  # of the word that begins at `place`
             while words[place] is not None and end < len(words) and words[end] == words[place]:
                 end += 1
             pieces = [*"".join(encoding.tokens[place:end])]
-            if not dropout or words[place] is None or not all(piece in self.ids for piece in pieces):
+            if words[place] is None or not all(piece in self.ids for piece in pieces):
                 ids += encoding.ids[place:end]  # special tokens, and bytes that are not characters
             else:
                 ids += [self.ids[piece] for piece in merge(pieces, self.ranks, dropout, generator)]
