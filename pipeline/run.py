@@ -38,6 +38,7 @@ from pipeline.signals import is_launched_by_accelerate
 from pipeline.tasks.base import Feature, Task
 from pipeline.tasks.encoding import encode_opened, join_sets
 from pipeline.tasks.registry import get_task
+from pipeline.tasks.trained_model import use_attention_of_any_shape
 from pipeline.training.arguments import (
     check_best_group,
     check_best_score,
@@ -86,6 +87,7 @@ def train(config: Config, *, accept_changes: bool = False, dry_run: bool = False
         RunError: when the run cannot go on; what was saved before is whole.
     """
     use_all_cores()
+    use_attention_of_any_shape()
     args = training_arguments(config)  # first of all, as it chooses the device
     folder = RunFolder(config.output_dir)
     with folder.locked(), folder.storage_errors_explained(), lost_peers_explained():

@@ -238,3 +238,12 @@ def command(monkeypatch, capsys):
         return subprocess.CompletedProcess([name, *words], code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def cudnn_attention():
+    """The process as it starts, in which PyTorch may choose cuDNN for attention."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(before)

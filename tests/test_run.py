@@ -232,6 +232,13 @@ def test_all_cores_are_used_under_accelerate(monkeypatch):
         torch.set_num_threads(before)
 
 
+def test_attention_plans_for_no_shape(cudnn_attention, make_config):
+    """Of PyTorch's kernels cuDNN's does; the others stay."""
+    train(make_config(training={"max_steps": 1}), dry_run=True)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
 def test_epochs_and_their_strategies(make_config):
     """Two passes of 64 rows in batches of 8, evaluated and saved where each pass ends."""
     training = {"max_steps": -1, "num_train_epochs": 2, "eval_strategy": "epoch", "save_strategy": "epoch"}

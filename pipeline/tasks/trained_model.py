@@ -78,6 +78,17 @@ def load_trained(checkpoint: str | Path, device: torch.device | None = None) -> 
     return model.to(device or PartialState().device).eval(), task
 
 
+def use_attention_of_any_shape() -> None:
+    """Leave cuDNN out of the kernels of attention that PyTorch chooses from, for the whole process.
+
+    It plans anew for each shape of a batch, which can take a second, forward and backward
+    (https://github.com/modelscope/FunASR/issues/3704). Batches counted in tokens have hundreds of shapes, and
+    generation a new one each step. With torch 2.11 cuDNN came to be the first choice on Hopper and Blackwell:
+    https://github.com/pytorch/pytorch/blob/v2.11.0/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def load_task(checkpoint: str | Path) -> tuple[Task, PreTrainedConfig, GenerationConfig | None]:
     """Load what a checkpoint holds beside its weights: the task it was trained for, and the config of its model.
 

@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput, cached_file
 from pipeline.errors import ConfigError, nearest
 from pipeline.manifest import MANIFEST_FILE, damage, describe, to_json
 from pipeline.tasks.base import Task
-from pipeline.tasks.trained_model import WEIGHTS_FILES, load_task, load_trained
+from pipeline.tasks.trained_model import WEIGHTS_FILES, load_task, load_trained, use_attention_of_any_shape
 
 EXPORTS_FOLDER = "exports"
 EQUIVALENCE_FILE = "equivalence.json"
@@ -161,6 +161,7 @@ def load_engine(name: str, checkpoint: str | Path, dtype: str | None = None) -> 
             "--quantization"
         )
     if name == TORCH:
+        use_attention_of_any_shape()
         model, task = load_trained(checkpoint)
         return (model if dtype is None else model.to(DTYPES[dtype])), task
     if name not in ENGINES:

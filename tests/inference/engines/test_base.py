@@ -82,8 +82,9 @@ def test_an_engine_has_what_tasks_use_of_a_model(checkpoint):
     assert engine.eval() is engine and engine.train() is engine and not engine.training
 
 
-def test_torch_is_the_model_itself(checkpoint):
+def test_torch_is_the_model_itself(cudnn_attention, checkpoint):
     assert isinstance(load_engine("torch", checkpoint)[0], PreTrainedModel)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_generate_runs_the_export(command, checkpoint, tmp_path):
