@@ -70,6 +70,7 @@ PARTS = {
     "bf16 as on the CPU": Part(parts.bf16, 60),
     "packed as padded": Part(parts.packed, 90),
     "compiled shapes": Part(parts.compiling, 180),
+    "new shapes": Part(parts.new_shapes, 60),
     "out of memory": Part(parts.out_of_memory, 90),
     "SIGTERM and resume": Part(parts.resume, 90),
     "SIGTERM and resume, deterministic": Part(partial(parts.resume, is_deterministic=True), 90),

@@ -167,6 +167,44 @@ def compiling(setup: Setup, figures: Figures) -> None:
     expect(graphs[-1] == graphs[9], f"{graphs[-1] - graphs[9]} graphs were compiled after the tenth batch")
 
 
+def new_shapes(setup: Setup, figures: Figures) -> None:
+    """A padded batch of a new shape takes at most twice the time of one of a known shape, with attention as we set it.
+
+    cuDNN's attention plans anew for each. What PyTorch chooses by itself is measured behind it, on other shapes.
+    """
+    from pipeline.tasks.trained_model import use_attention_of_any_shape
+
+    model = make_model(setup, dropout=0.1).to(setup.device).train()
+    pairs = iter(make_pairs(setup, 32 * 60))
+    batches = [pad(list(itertools.islice(pairs, rows))) for rows in range(12, 52)]  # each with other rows
+    seconds_of_step(setup, model, pad(make_pairs(setup)))  # what is made once in a process
+    allowed = torch.backends.cuda.cudnn_sdp_enabled()
+    use_attention_of_any_shape()
+    ours = new_and_known(setup, model, batches[::2])
+    torch.backends.cuda.enable_cudnn_sdp(allowed)
+    figures["seconds a step, new and known"], figures["new / known"] = ours, ours[0] / ours[1]
+    if setup.device == "cuda":
+        free = new_and_known(setup, model, batches[1::2])
+        figures["seconds a step by PyTorch's choice, new and known"] = free
+        figures["new / known by PyTorch's choice"] = free[0] / free[1]
+        expect(ours[0] <= 2 * ours[1], f"a new shape takes {ours[0] / ours[1]:.1f} times as long as a known one")
+
+
+def new_and_known(setup: Setup, model: Model, batches: list[Batch]) -> list[float]:
+    """Return the median seconds of a training step on batches that are new, and on the same ones again."""
+    return [statistics.median(seconds_of_step(setup, model, batch) for batch in batches) for _ in range(2)]
+
+
+def seconds_of_step(setup: Setup, model: Model, batch: Batch) -> float:
+    batch = to_device(batch, setup.device)
+    synchronize(setup.device)
+    begin = time.perf_counter()
+    with torch.autocast(setup.device, torch.bfloat16, enabled=setup.device == "cuda"):
+        model(**batch).loss.backward()
+    synchronize(setup.device)
+    return time.perf_counter() - begin
+
+
 # ---- whole runs
 
 
