@@ -60,26 +60,25 @@ def assert_close(folder, expected) -> None:
         torch.testing.assert_close(tensor, reference[name], atol=1e-6, rtol=1e-5)
 
 
-def test_two_processes_are_one(make_config, make_pairs, tmp_path):
+@pytest.mark.parametrize("launcher", [ACCELERATE_TWO, pytest.param(TORCHRUN, marks=pytest.mark.slow)])
+def test_two_processes_are_one(make_config, make_pairs, tmp_path, launcher):
     """Two CPU processes, by either launcher = one with twice the micro-batches: parameters, losses and scores."""
     pairs = make_pairs(held_out=7)
     expected = train(sgd_config(make_config, tmp_path / "one.yaml", pairs, gradient_accumulation_steps=4), PYTHON)
-    for name, launcher in (("torchrun", TORCHRUN), ("accelerate", ACCELERATE_TWO)):
-        config = sgd_config(make_config, tmp_path / f"{name}.yaml", pairs, gradient_accumulation_steps=2)
-        folder = train(config, launcher)
-        assert_close(folder, expected)
-        scores = [json.loads((run / "metrics.json").read_text()) for run in (expected, folder)]
-        for split in ("validation", "test"):
-            signatures = [numbers[split].pop("sacrebleu_signature") for numbers in scores]
-            assert signatures[0] == signatures[1] and {"sacrebleu", "loss"} <= set(scores[1][split])
-            assert scores[1][split] == pytest.approx(scores[0][split], rel=1e-5)
-        histories = [
-            json.loads((run / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
-            for run in (expected, folder)
-        ]
-        for expected_log, log in zip(*histories, strict=True):
-            for key in ("loss", "token_accuracy", "eval_loss", "eval_sacrebleu", "grad_norm"):
-                assert log.get(key) == (None if key not in expected_log else pytest.approx(expected_log[key], rel=1e-4))
+    folder = train(sgd_config(make_config, tmp_path / "two.yaml", pairs, gradient_accumulation_steps=2), launcher)
+    assert_close(folder, expected)
+    scores = [json.loads((run / "metrics.json").read_text()) for run in (expected, folder)]
+    for split in ("validation", "test"):
+        signatures = [numbers[split].pop("sacrebleu_signature") for numbers in scores]
+        assert signatures[0] == signatures[1] and {"sacrebleu", "loss"} <= set(scores[1][split])
+        assert scores[1][split] == pytest.approx(scores[0][split], rel=1e-5)
+    histories = [
+        json.loads((run / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+        for run in (expected, folder)
+    ]
+    for expected_log, log in zip(*histories, strict=True):
+        for key in ("loss", "token_accuracy", "eval_loss", "eval_sacrebleu", "grad_norm"):
+            assert log.get(key) == (None if key not in expected_log else pytest.approx(expected_log[key], rel=1e-4))
 
 
 @pytest.mark.slow
