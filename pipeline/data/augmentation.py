@@ -97,7 +97,7 @@ class Augmentation:
             (self._delete, self.config.delete),
             (self._insert, self.config.insert),
         ):
-            if probability:  # draws are half of the time that a row takes
+            if probability:  # as draws of nothing would take a quarter of the time of a row
                 text = change(text, generator)
         changed = [*ids[:first], *text, *ids[last:]]
         return feature | {"input_ids": changed} if len(changed) <= self.max_length else feature
