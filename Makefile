@@ -1,5 +1,5 @@
 # make train    sets up .venv and runs the main job: sequence reversal
-# make test     sets up .venv and runs the tests
+# make test     sets up .venv and runs the tests, in two processes
 # make check    lint, format and types
 # make test-slow  the long checks as well
 # make test-common TRANSFORMERS_SRC=FOLDER  transformers' own tests of models, from its source tree
@@ -15,7 +15,7 @@ train: $(READY)
 	$(BIN)/accelerate launch scripts/train.py configs/reversal.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "not common"
