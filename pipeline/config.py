@@ -200,6 +200,10 @@ class Config(Section):
         return self.training.get("r_drop", 0.0)
 
     @property
+    def adversarial_epsilon(self) -> float:
+        return self.training.get("adversarial_epsilon", 0.0)
+
+    @property
     def ema_decay(self) -> float | None:
         return self.training.get("ema_decay")
 

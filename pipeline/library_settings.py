@@ -111,6 +111,12 @@ class OwnTraining(BaseModel):
         "the model twice, and what the two predict is drawn together; 0: once "
         "(sequence_to_sequence, text_classification)",
     )
+    adversarial_epsilon: NotNegative = Field(
+        0.0,
+        description="adversarial training (Miyato et al. 2017, https://arxiv.org/abs/1605.07725): learn from each text "
+        "once more with its token vectors moved by this length to where the loss grows fastest; 0: only as it is "
+        "(text_classification)",
+    )
     ema_decay: Annotated[float, Gt(0), Lt(1)] | None = Field(
         None,
         description="evaluate, save and publish an exponential moving average of the weights, each step of which keeps "

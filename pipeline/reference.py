@@ -52,7 +52,7 @@ class Group:
     keys: list[Key]
 
 
-SET_BY_OTHER_KEYS = {"r_drop", "static_embeddings", "languages", "target_lang_in"}
+SET_BY_OTHER_KEYS = {"r_drop", "adversarial_epsilon", "static_embeddings", "languages", "target_lang_in"}
 MODEL_KEYS = [
     Key(
         "model.type",

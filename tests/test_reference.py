@@ -19,7 +19,7 @@ from tokenizer.training import KINDS
 NOT_FOR_CONFIGS = {  # of a model's config: set by what the model is, or by the tokenizer
     *("is_encoder_decoder", "use_cache", "model_type", "keys_to_ignore_at_inference", "attribute_map"),
     *("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "label_smoothing"),
-    "r_drop",
+    *("r_drop", "adversarial_epsilon"),
     *("series", "means", "stds", "static_embeddings", "languages", "target_lang_in"),  # by the data
 }
 

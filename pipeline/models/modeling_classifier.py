@@ -57,7 +57,7 @@ class ConvolutionalEncoder(Seq2SeqTransformerEncoder):
         self,
         input_ids: Tensor | None = None,  # (B, S)
         attention_mask: Tensor | None = None,  # (B, S), 1 for real tokens and 0 for padding
-        inputs_embeds: Tensor | None = None,  # (B, S, D), in place of `input_ids`
+        inputs_embeds: Tensor | None = None,  # (B, S, D), in place of `input_ids`, which static embeddings still need
         **kwargs,
     ) -> BaseModelOutput:
         """Encode as the plain encoder does, from what the convolutions give."""
@@ -66,12 +66,13 @@ class ConvolutionalEncoder(Seq2SeqTransformerEncoder):
     def _convolve(
         self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        vectors = self._embed(input_ids, inputs_embeds, None)  # (B, S, D)
+        is_for_static = self.static_tokens is not None and inputs_embeds is not None
+        vectors = self._embed(None if is_for_static else input_ids, inputs_embeds, None)  # (B, S, D)
         if self.static_tokens is not None:
             if input_ids is None:
                 raise ValueError(
                     "inputs_embeds: the model has static embeddings as well, which are looked up by input_ids; give "
-                    "these, or train a model with static_embeddings=false"
+                    "these as well, or train a model with static_embeddings=false"
                 )
             static = self.static_tokens(input_ids) * math.sqrt(self.config.d_model)
             vectors = vectors + self.dropout(self.static_projection(static))
@@ -145,7 +146,8 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
                 whole numbers are classes, and all else is multi-label.
             num_items_in_batch: divides the summed loss: the labels in the whole optimizer step; those of this batch
                 when left out.
-            inputs_embeds: (B, S, D), vectors in place of the ids, as `get_input_embeddings()` would give them.
+            inputs_embeds: (B, S, D), vectors in place of the ids, as `get_input_embeddings()` would give them; beside
+                the ids where there are static embeddings, which only ids have.
             output_attentions, output_hidden_states: return those of the encoder, (B, H, S, S) of each layer and
                 (B, S, D) before, between and behind the layers.
 
@@ -153,12 +155,14 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
             `logits` (B, C), and `loss` when `labels` are given. That of single labels is smoothed by
             `config.label_smoothing` in training. Where `config.r_drop` is not 0, training mode makes two passes as one
             batch of 2B rows, and so many have all states that are returned; the logits are those of the first, and
-            `divergence` () is their distance, summed over the labels.
+            `divergence` () is their distance, summed over the labels. Where `config.adversarial_epsilon` is not 0, the
+            loss in training mode is the mean of that of the texts and that of their worst neighbours; all else is that
+            of the texts.
 
         Raises:
             ValueError: for labels of another shape; where `config.r_drop` is not 0, for labels that are not single;
-                when attentions are asked of a kernel that does not return them; for vectors in place of ids where there
-                are static embeddings.
+                when attentions are asked of a kernel that does not return them; for vectors without ids where there are
+                static embeddings.
         """
         if attention_mask is None:
             if input_ids is not None:
@@ -166,26 +170,49 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
             elif inputs_embeds is not None:
                 attention_mask = inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.long)
         config = self.config
-        has_two_passes = self.training and labels is not None and config.r_drop > 0
-        if has_two_passes:
+        is_trained = self.training and labels is not None
+        if is_trained and config.r_drop > 0:
             input_ids, attention_mask, inputs_embeds = twice(input_ids), twice(attention_mask), twice(inputs_embeds)
-        outputs = self.encoder(
-            input_ids,
-            attention_mask,
-            inputs_embeds,
-            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            return_dict=True,
-        )
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        is_adversarial = is_trained and config.adversarial_epsilon > 0 and torch.is_grad_enabled()
+        if not is_adversarial or attention_mask is None:
+            return self._compute(input_ids, attention_mask, inputs_embeds, labels, num_items_in_batch, **states)
+        if inputs_embeds is None:
+            vectors = self.get_input_embeddings()(input_ids)  # (B, S, D)
+            input_ids = input_ids if config.static_embeddings else None
+        else:
+            vectors = inputs_embeds
+        vectors = vectors if vectors.requires_grad else vectors.detach().requires_grad_()
+        outputs = self._compute(input_ids, attention_mask, vectors, labels, num_items_in_batch, **states)
+        [gradient] = torch.autograd.grad(outputs.loss, vectors, retain_graph=True)  # a constant in what follows
+        direction = nn.functional.normalize(gradient.flatten(1)).view_as(vectors)  # of each text, as one vector (S * D)
+        neighbours = vectors + float(config.adversarial_epsilon) * direction
+        adversarial = self._compute(input_ids, attention_mask, neighbours, labels, num_items_in_batch)
+        outputs.loss = (outputs.loss + adversarial.loss) / 2
+        return outputs
+
+    def _compute(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        labels: Tensor | None,
+        num_items: Tensor | int | None,
+        **states: bool,
+    ) -> ClassifierOutput:
+        """Make one pass, in which R-Drop has its two as one batch."""
+        outputs = self.encoder(input_ids, attention_mask, inputs_embeds, return_dict=True, **states)
         assert attention_mask is not None  # without ids and vectors the encoder raises
         pooled = self._pool(outputs.last_hidden_state, attention_mask)  # (B, D)
         logits = self.classifier(self.dropout(pooled))  # (B, C)
         loss = divergence = None
-        if labels is not None and has_two_passes:
-            loss, divergence = self._r_drop_loss(logits, labels.to(logits.device), num_items_in_batch)
+        if labels is not None and self.training and self.config.r_drop > 0:
+            loss, divergence = self._r_drop_loss(logits, labels.to(logits.device), num_items)
             logits = logits[: len(logits) // 2]
         elif labels is not None:
-            loss = self._loss(logits, labels, num_items_in_batch)
+            loss = self._loss(logits, labels, num_items)
         return ClassifierOutput(
             loss=loss,
             logits=logits,

@@ -263,14 +263,23 @@ def _regularization(config: Config, model_config: type[PreTrainedConfig], known:
     """Return what `training` sets of the model's own config, which has the `known` fields.
 
     Raises:
-        ConfigError: for R-Drop with a model that makes no second pass.
+        ConfigError: for R-Drop or adversarial training with a model that makes no second pass.
     """
     if config.r_drop and "r_drop" not in known:
         raise ConfigError(
             f"training.r_drop: {model_config.__name__} makes one pass only; leave it out, or train a model of this "
             "project's own for sequence_to_sequence or text_classification"
         )
-    values = {"label_smoothing": config.label_smoothing, "r_drop": config.r_drop}
+    if config.adversarial_epsilon and "adversarial_epsilon" not in known:
+        raise ConfigError(
+            f"training.adversarial_epsilon: {model_config.__name__} does not take it; leave it out, or train a model "
+            "of this project's own for text_classification"
+        )
+    values = {
+        "label_smoothing": config.label_smoothing,
+        "r_drop": config.r_drop,
+        "adversarial_epsilon": config.adversarial_epsilon,
+    }
     return {name: value for name, value in values.items() if name in known}
 
 

@@ -32,7 +32,7 @@ from pipeline.training.checkpoints import (
 CPU = torch.device("cpu")
 # Of configs of models: where and by what they were written, and what a run may change as it goes on, which only its
 # loss depends on. Rates of dropout are of that kind as well.
-NOT_COMPARED = {"_name_or_path", "transformers_version", "label_smoothing", "r_drop"}
+NOT_COMPARED = {"_name_or_path", "transformers_version", "label_smoothing", "r_drop", "adversarial_epsilon"}
 
 
 class MovingAverage:

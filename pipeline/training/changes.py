@@ -46,7 +46,7 @@ APPLIED = (
     | _keys("model", "variational_dropout word_dropout weight_dropout")
     | _keys("training", "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps max_steps num_train_epochs")
     | _keys("training", "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor")
-    | _keys("training", "r_drop")
+    | _keys("training", "r_drop adversarial_epsilon")
     | _keys("training", "gradient_accumulation_steps per_device_train_batch_size average_tokens_across_devices")
     | _keys("training", "activation_checkpointing activation_checkpointing_kwargs auto_find_batch_size use_cpu")
     | _keys("training", "gradient_checkpointing gradient_checkpointing_kwargs neftune_noise_alpha use_cache")

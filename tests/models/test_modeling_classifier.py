@@ -135,6 +135,48 @@ def test_r_drop(make_classifier, batch):
     assert model.eval()(*inputs, torch.zeros(2, 3)).loss > 0  # where there is one pass only
 
 
+@pytest.mark.parametrize("changes", [{}, {"static_embeddings": True}, {"label_smoothing": 0.1, "conv_kernels": [3]}])
+def test_adversarial_training(make_classifier, batch, changes):
+    """By the formula, loss and gradients: the mean of the loss at the vectors v and at v + epsilon g / |g|."""
+    ids, mask, labels = batch["input_ids"], batch["attention_mask"], torch.tensor([2, 0])
+    plain = make_classifier(dropout=0.0, classifier_dropout=0.0, **changes).train()
+    model = make_classifier(dropout=0.0, classifier_dropout=0.0, **changes, adversarial_epsilon=0.5).train()
+    outputs = model(ids, mask, labels)
+    outputs.loss.backward()
+
+    static_ids = ids if changes.get("static_embeddings") else None
+    vectors = plain.get_input_embeddings()(ids)
+    clean = plain(static_ids, mask, labels, inputs_embeds=vectors)
+    [gradient] = torch.autograd.grad(clean.loss, vectors, retain_graph=True)
+    assert (gradient[1, 3:] == 0).all(), "padding is not moved"
+    moves = 0.5 * gradient / gradient.pow(2).sum((1, 2), keepdim=True).sqrt()
+    moved = plain(static_ids, mask, labels, inputs_embeds=vectors + moves)
+    assert moved.loss > clean.loss + 1e-3
+    torch.testing.assert_close(outputs.loss, (clean.loss + moved.loss) / 2)
+    assert torch.equal(outputs.logits, clean.logits)
+    ((clean.loss + moved.loss) / 2).backward()
+    for (name, weights), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(weights.grad, expected.grad, msg=name)
+
+    assert torch.equal(model.eval()(ids, mask, labels).loss, plain.eval()(ids, mask, labels).loss)
+    with torch.no_grad():
+        assert torch.equal(model.train()(ids, mask, labels).loss, plain.train()(ids, mask, labels).loss)
+
+
+def test_adversarial_training_of_what_cannot_be_moved(make_classifier, batch):
+    """A text without a label has no direction, embeddings may be frozen, and R-Drop moves both its passes."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    model = make_classifier(dropout=0.3, adversarial_epsilon=0.5, r_drop=1.0).train()
+    model.get_input_embeddings().requires_grad_(False)
+    outputs = model(ids, mask, torch.tensor([2, -100]))
+    assert outputs.loss.isfinite() and outputs.divergence > 0
+    vectors = model.get_input_embeddings()(ids)
+    assert model(inputs_embeds=vectors, labels=torch.tensor([2, 0])).loss.isfinite()
+    for wrong in ({}, {"input_ids": ids, "inputs_embeds": vectors}):
+        with pytest.raises(ValueError, match="give token ids or vectors in place of them"):
+            model(**wrong, labels=torch.tensor([2, 0]))
+
+
 def test_labels_of_another_shape(make_classifier, batch):
     for labels in (torch.zeros(2), torch.zeros(2, 2), torch.zeros(3, 2)):
         with pytest.raises(ValueError, match=r"labels has the shape .*; \(2, 3\) is needed for multi_label"):

@@ -249,6 +249,12 @@ def test_r_drop_needs_a_model_that_makes_two_passes(make_config, no_step):
         train(make_config("language_modeling", training={"r_drop": 5.0}))
 
 
+@pytest.mark.parametrize("task", ["sequence_to_sequence", "language_modeling"])
+def test_adversarial_training_is_for_classifiers(make_config, no_step, task):
+    with pytest.raises(ConfigError, match=r"training.adversarial_epsilon: \w+Config does not take it; leave it out"):
+        train(make_config(task, training={"adversarial_epsilon": 0.5}))
+
+
 def test_r_drop_is_not_for_models_of_others(make_other, pretrained, no_step):
     with pytest.raises(ConfigError, match=r"training.r_drop: MarianConfig makes one pass only"):
         train(make_other({"from": str(pretrained("marian"))}, training={"r_drop": 5.0}))
