@@ -301,12 +301,12 @@ def build_trainer(
         changes=resume.changes,
         compute_loss_func=None if is_own(model) else partial(task.loss, label_smoothing=config.label_smoothing),
     )
-    refuse_averages(config, is_fsdp=trainer.is_fsdp_enabled, is_deepspeed=trainer.is_deepspeed_enabled)
+    refuse_where_spread(config, is_fsdp=trainer.is_fsdp_enabled, is_deepspeed=trainer.is_deepspeed_enabled)
     return trainer
 
 
-def refuse_averages(config: Config, *, is_fsdp: bool, is_deepspeed: bool) -> None:
-    """Refuse averages of weights that are spread over the processes.
+def refuse_where_spread(config: Config, *, is_fsdp: bool, is_deepspeed: bool) -> None:
+    """Refuse what weights that are spread over the processes do not allow.
 
     Raises:
         ConfigError: naming the key.
@@ -322,6 +322,11 @@ def refuse_averages(config: Config, *, is_fsdp: bool, is_deepspeed: bool) -> Non
             raise ConfigError(f"{key}: not with FSDP, where no process holds the whole model; leave one of them out")
         if value is not None and key.startswith("training.") and is_deepspeed:
             raise ConfigError(f"{key}: not with DeepSpeed, which keeps weights of its own; leave one of them out")
+    if config.adversarial_epsilon and (is_fsdp or is_deepspeed):
+        raise ConfigError(
+            f"training.adversarial_epsilon: not with {'FSDP' if is_fsdp else 'DeepSpeed'}: it takes a gradient between "
+            "two passes, and the second may not find the weights any more; leave one of them out"
+        )
 
 
 def train_and_push(config: Config, trainer: TeacherForcingTrainer, resume: ResumePoint, folder: RunFolder) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,31 @@ def test_r_drop_on_two_processes_is_that_on_one(make_config, make_pairs, tmp_pat
     for expected_log, log in zip(*histories, strict=True):
         assert log.get("kl_divergence", 0) == pytest.approx(0, abs=1e-6)
         assert log.get("token_accuracy") == expected_log.get("token_accuracy")
+
+
+@pytest.mark.slow
+def test_adversarial_training_on_two_processes_is_that_on_one(make_config, tmp_path):
+    """Its inner gradient does not disturb what the processes exchange in the outer one."""
+    texts = [" ".join("abcdefghij"[index % 7 : index % 7 + 2 + index % 3]) for index in range(24)]
+    for split in ("train", "validation"):
+        rows = [json.dumps({"source": text, "target": str(len(text.split()) % 2)}) for text in texts]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+
+    def run(launcher, accumulation: int) -> Path:
+        training = {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0, "max_steps": 6, "save_steps": 6}
+        training |= {"gradient_accumulation_steps": accumulation, "adversarial_epsilon": 0.5, "report_to": "none"}
+        path = tmp_path / f"{accumulation}.yaml"
+        write_config(
+            partial(make_config, "text_classification"),
+            path,
+            training={**training, "output_dir": str(path.with_suffix("")), "per_device_train_batch_size": 2},
+            data={"path": str(tmp_path), "options": {}, "lanes": 2, "test": None},
+            evaluation={"metrics": []},
+            model={"d_model": 16, "attention_heads": 2, "ffn_dim": 16, "dropout": 0.0, "classifier_dropout": 0.0},
+        )
+        return train(path, launcher)
+
+    assert_close(run(TORCHRUN, 1), run(PYTHON, 2))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig,
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.inference.evaluation import Evaluation
-from pipeline.run import choose_length_penalty, refuse_averages, train, use_all_cores
+from pipeline.run import choose_length_penalty, refuse_where_spread, train, use_all_cores
 from pipeline.run_folder import RunFolder
 from pipeline.training.checkpoints import list_checkpoints
 from pipeline.training.trainer import TeacherForcingTrainer
@@ -383,15 +383,23 @@ def test_real_pairs_streamed(make_config, shared_data, tmp_path):
 )
 def test_no_average_of_weights_that_are_spread(make_config, section, key, value):
     config = make_config(**{section: {key: value}})
-    refuse_averages(config, is_fsdp=False, is_deepspeed=False)
+    refuse_where_spread(config, is_fsdp=False, is_deepspeed=False)
     with pytest.raises(ConfigError, match=rf"{section}\.{key}: not with FSDP"):
-        refuse_averages(config, is_fsdp=True, is_deepspeed=False)
+        refuse_where_spread(config, is_fsdp=True, is_deepspeed=False)
 
 
 def test_deepspeed_keeps_weights_of_its_own(make_config):
-    refuse_averages(make_config(evaluation={"average_best": 2}), is_fsdp=False, is_deepspeed=True)
+    refuse_where_spread(make_config(evaluation={"average_best": 2}), is_fsdp=False, is_deepspeed=True)
     with pytest.raises(ConfigError, match=r"training\.ema_decay: not with DeepSpeed"):
-        refuse_averages(make_config(training={"ema_decay": 0.9}), is_fsdp=False, is_deepspeed=True)
+        refuse_where_spread(make_config(training={"ema_decay": 0.9}), is_fsdp=False, is_deepspeed=True)
+
+
+def test_no_adversarial_training_of_weights_that_are_spread(make_config):
+    config = make_config("text_classification", training={"adversarial_epsilon": 0.5})
+    refuse_where_spread(config, is_fsdp=False, is_deepspeed=False)
+    for spread in ({"is_fsdp": True, "is_deepspeed": False}, {"is_fsdp": False, "is_deepspeed": True}):
+        with pytest.raises(ConfigError, match=r"training\.adversarial_epsilon: not with (FSDP|DeepSpeed)"):
+            refuse_where_spread(config, **spread)
 
 
 def test_the_mean_of_the_last_checkpoints(make_config):

@@ -77,7 +77,6 @@ class Seq2SeqTrainingOutput(Seq2SeqLMOutput):
 class Seq2SeqTransformerPreTrainedModel(PreTrainedModel):
     config: Seq2SeqTransformerConfig
     supports_gradient_checkpointing = True
-    _no_split_modules = ["EncoderLayer", "DecoderLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -126,6 +125,7 @@ class Seq2SeqTransformerPreTrainedModel(PreTrainedModel):
 
 
 class Seq2SeqTransformerEncoder(Seq2SeqTransformerPreTrainedModel):
+    _no_split_modules = ["EncoderLayer"]
     _can_record_outputs = {"hidden_states": EncoderLayer, "attentions": OutputRecorder(MultiHeadAttention, index=1)}
 
     def __init__(self, config: Seq2SeqTransformerConfig):
@@ -164,6 +164,7 @@ class Seq2SeqTransformerEncoder(Seq2SeqTransformerPreTrainedModel):
 
 
 class Seq2SeqTransformerDecoder(Seq2SeqTransformerPreTrainedModel):
+    _no_split_modules = ["DecoderLayer"]
     _can_record_outputs = {
         "hidden_states": DecoderLayer,
         "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="self_attn"),

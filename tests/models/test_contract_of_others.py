@@ -120,6 +120,13 @@ def test_a_stock_trainer_reports_the_loss_of_an_evaluation(case, tmp_path):
 
 
 @EACH
+def test_layers_that_are_kept_whole_are_there(case):
+    """FSDP wraps the layers of these classes, and ends where it finds none of one."""
+    model = case.make()
+    assert model._no_split_modules and set(model._no_split_modules) <= {type(part).__name__ for part in model.modules()}
+
+
+@EACH
 def test_exported_with_any_batch_and_length(case):
     model = case.make()
     sample, other = case.inputs(3, 5), case.inputs(4, 8)
