@@ -176,20 +176,33 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-        is_adversarial = is_trained and config.adversarial_epsilon > 0 and torch.is_grad_enabled()
-        if not is_adversarial or attention_mask is None:
-            return self._compute(input_ids, attention_mask, inputs_embeds, labels, num_items_in_batch, **states)
+        # Without ids and vectors there is no mask, and the encoder raises.
+        is_adversarial = attention_mask is not None and torch.is_grad_enabled() and config.adversarial_epsilon > 0
+        compute = self._compute_adversarially if is_trained and is_adversarial else self._compute
+        return compute(input_ids, attention_mask, inputs_embeds, labels, num_items_in_batch, **states)
+
+    @torch.compiler.disable(recursive=False)  # the gradient needs vectors from outside the graph of the pass
+    def _compute_adversarially(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor,
+        inputs_embeds: Tensor | None,
+        labels: Tensor,
+        num_items: Tensor | int | None,
+        **states: bool,
+    ) -> ClassifierOutput:
+        """Make a pass, and one of vectors moved by `config.adversarial_epsilon` to where the loss grows fastest."""
         if inputs_embeds is None:
             vectors = self.get_input_embeddings()(input_ids)  # (B, S, D)
-            input_ids = input_ids if config.static_embeddings else None
+            input_ids = input_ids if self.config.static_embeddings else None
         else:
             vectors = inputs_embeds
         vectors = vectors if vectors.requires_grad else vectors.detach().requires_grad_()
-        outputs = self._compute(input_ids, attention_mask, vectors, labels, num_items_in_batch, **states)
+        outputs = self._compute(input_ids, attention_mask, vectors, labels, num_items, **states)
         [gradient] = torch.autograd.grad(outputs.loss, vectors, retain_graph=True)  # a constant in what follows
         direction = nn.functional.normalize(gradient.flatten(1)).view_as(vectors)  # of each text, as one vector (S * D)
-        neighbours = vectors + float(config.adversarial_epsilon) * direction
-        adversarial = self._compute(input_ids, attention_mask, neighbours, labels, num_items_in_batch)
+        neighbours = vectors + float(self.config.adversarial_epsilon) * direction
+        adversarial = self._compute(input_ids, attention_mask, neighbours, labels, num_items)
         outputs.loss = (outputs.loss + adversarial.loss) / 2
         return outputs
 

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -161,6 +162,16 @@ def test_adversarial_training(make_classifier, batch, changes):
     assert torch.equal(model.eval()(ids, mask, labels).loss, plain.eval()(ids, mask, labels).loss)
     with torch.no_grad():
         assert torch.equal(model.train()(ids, mask, labels).loss, plain.train()(ids, mask, labels).loss)
+
+
+def test_adversarial_training_of_a_compiled_model(make_classifier, batch):
+    losses = []
+    for wrap in (lambda model: model, partial(torch.compile, backend="aot_eager")):
+        model = make_classifier(adversarial_epsilon=0.5, dropout=0.0, classifier_dropout=0.0).train()
+        loss = wrap(model)(batch["input_ids"], batch["attention_mask"], torch.tensor([2, 0])).loss
+        loss.backward()
+        losses += [loss, model.get_input_embeddings().weight.grad]
+    torch.testing.assert_close(losses[2:], losses[:2])
 
 
 def test_adversarial_training_of_what_cannot_be_moved(make_classifier, batch):
