@@ -57,6 +57,22 @@ def ignore_in_worker(_: int = 0) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def begin_worker(_: int = 0) -> None:
+    """Begin a loader worker: it ignores the stop signals, and ends when the trainer is killed (on Linux).
+
+    By itself it would stay for good: torch's worker sees that its trainer is gone, but as it ends it waits until what
+    it has sent is read, and a window is larger than a pipe.
+    """
+    ignore_in_worker()
+    end_with_parent(signal.SIGKILL)
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Let this process be sent a signal when the one that started it ends; on Linux only, elsewhere nothing happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, number)
+
+
 def is_launched_by_accelerate() -> bool:
     """Guess whether `accelerate launch` started this process: it says so nowhere, but always sets this variable.
 
@@ -70,5 +86,5 @@ def stop_with_launcher() -> None:
 
     https://github.com/huggingface/accelerate/blob/v1.15.0/src/accelerate/commands/launch.py (simple_launcher)
     """
-    if is_launched_by_accelerate() and "LOCAL_RANK" not in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    if is_launched_by_accelerate() and "LOCAL_RANK" not in os.environ:
+        end_with_parent(signal.SIGTERM)

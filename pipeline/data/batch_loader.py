@@ -27,7 +27,7 @@ from pipeline.data.batch_stream import LaneStream, Window
 from pipeline.data.lanes import Lanes
 from pipeline.data.rows import Feature
 from pipeline.errors import DataError, RunError
-from pipeline.signals import ignore_in_worker
+from pipeline.signals import begin_worker
 
 Batch = dict[str, torch.Tensor]
 
@@ -105,7 +105,7 @@ class BatchLoader:
             num_workers=1,
             prefetch_factor=self.prefetch_factor,
             timeout=self.timeout,
-            worker_init_fn=ignore_in_worker,
+            worker_init_fn=begin_worker,
         )
         return WorkerWindows(loader)
 

@@ -1,7 +1,13 @@
 import ast
 import inspect
+import os
+import select
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from itertools import islice
 from multiprocessing import active_children
 from pathlib import Path
@@ -17,6 +23,7 @@ from pipeline.data.batch_stream import BatchStream
 from pipeline.data.lanes import Lanes
 from pipeline.data.rows import BadRow
 from pipeline.errors import DataError, RunError
+from tests.conftest import ROOT
 from tests.data.streams import KINDS, collate, encode, make_lanes, make_stream, take, take_loaded
 
 
@@ -82,6 +89,37 @@ def test_a_hung_worker_is_named(monkeypatch):
     with pytest.raises(RunError, match=r"loader worker 1 of 2 gave nothing in 1 seconds, after row 30 of pass 0"):
         list(islice(iter(loader), 20))
     assert not active_children()
+
+
+KILLED = """
+import os, signal, torch
+from multiprocessing import active_children
+from pipeline.data.batch_loader import BatchLoader
+from tests.data.streams import make_lanes
+
+larger_than_a_pipe = {"input_ids": torch.zeros(1_000_000)}
+batches = iter(BatchLoader(make_lanes("dataset"), lambda features: larger_than_a_pipe, num_workers=2))
+next(batches)
+print(*(worker.pid for worker in active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_workers_end_with_a_killed_trainer():
+    """They hold its output open, so it ends when the last of them does."""
+    with subprocess.Popen([sys.executable, "-c", KILLED], cwd=ROOT, stdout=subprocess.PIPE, bufsize=0) as trainer:
+        output = trainer.stdout
+        assert output is not None
+        workers = [int(number) for number in output.readline().split()]
+        try:
+            assert len(workers) == 2
+            ended, *_ = select.select([output], [], [], 30)
+            assert ended and output.read() == b""
+        finally:
+            for worker in workers:
+                with suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
 
 
 def test_an_error_that_speaks_of_time_is_no_time_out():
