@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT as a request to stop behind the step in hand, instead of an end in the middle of it."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -48,7 +49,7 @@ def interrupted_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def ignore_in_worker(_: int = 0) -> None:
+def ignore_in_worker() -> None:
     """Ignore the stop signals in a loader worker.
 
     A terminal or a job scheduler sends them to workers too, and the trainer still needs those for the step in hand.
@@ -65,10 +66,13 @@ def begin_worker(_: int = 0) -> None:
     """
     ignore_in_worker()
     end_with_parent(signal.SIGKILL)
+    trainer = multiprocessing.parent_process()
+    if trainer is not None and os.getppid() != trainer.pid:  # killed before it could be followed
+        os._exit(1)
 
 
 def end_with_parent(number: signal.Signals) -> None:
-    """Let this process be sent a signal when the one that started it ends; on Linux only, elsewhere nothing happens."""
+    """Let this process be sent a signal when the thread that started it ends (on Linux; elsewhere nothing happens)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, number)
 

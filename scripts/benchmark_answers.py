@@ -18,7 +18,7 @@ from pipeline.data.splits import open_split
 from pipeline.exporting.stock import to_stock
 from pipeline.inference.generation import generate
 from pipeline.tasks.config_loading import load_config
-from pipeline.tasks.trained_model import load_trained
+from pipeline.tasks.trained_model import load_trained, use_attention_of_any_shape
 from scripts.benchmark_cases import Measurements, main
 from scripts.machine import DTYPES
 
@@ -64,6 +64,7 @@ class TestSplit:
 def open_test(arguments: argparse.Namespace, beams: int) -> TestSplit:
     """Load the checkpoint, and the test split of the config; answers stay ids, without special tokens."""
     config = load_config(arguments.config, arguments.overrides)
+    use_attention_of_any_shape()  # as generate has it
     model, task = load_trained(arguments.checkpoint)
     rows = [*open_split(config.data, str(config.data.test or "test"), task.columns(config))]
     options = GenerationConfig(

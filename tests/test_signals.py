@@ -69,7 +69,7 @@ def test_outside_the_main_thread_it_is_inert():
 
 @pytest.mark.usefixtures("as_before")
 def test_a_worker_ignores_them():
-    ignore_in_worker(3)
+    ignore_in_worker()
     for number in STOP_SIGNALS:
         os.kill(os.getpid(), number)
     assert handlers() == [signal.SIG_IGN] * 2

@@ -154,9 +154,10 @@ def _predict(
     from pipeline.tasks.config_loading import load_config
     from pipeline.tasks.encoding import encode_split
     from pipeline.tasks.text_classification import TextClassification
-    from pipeline.tasks.trained_model import load_trained
+    from pipeline.tasks.trained_model import load_trained, use_attention_of_any_shape
     from pipeline.training.checkpoints import find_config
 
+    use_attention_of_any_shape()
     model, task = load_trained(folder)
     if not task.has_metrics:
         raise ConfigError(f"{folder}: this model gives no texts to compare; teacher-forcing score gives its scores")

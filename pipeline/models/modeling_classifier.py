@@ -176,8 +176,9 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-        # Without ids and vectors there is no mask, and the encoder raises.
-        is_adversarial = attention_mask is not None and torch.is_grad_enabled() and config.adversarial_epsilon > 0
+        # Without ids and vectors there is nothing to move, and the encoder raises.
+        is_given = input_ids is not None or inputs_embeds is not None
+        is_adversarial = is_given and torch.is_grad_enabled() and config.adversarial_epsilon > 0
         compute = self._compute_adversarially if is_trained and is_adversarial else self._compute
         return compute(input_ids, attention_mask, inputs_embeds, labels, num_items_in_batch, **states)
 

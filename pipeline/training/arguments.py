@@ -187,6 +187,7 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
     _check_average(evaluation, args)
     _check_patience(config, args)
     _check_mix(config, args)
+    _check_adversarial(config, args)
     if config.data.packing and not task.can_pack:
         raise ConfigError(f"data.packing: {config.task} cannot pack its rows; leave it out")
     if config.data.packing and not config.data.batch_tokens:
@@ -215,6 +216,23 @@ def _check_mix(config: Config, args: Seq2SeqTrainingArguments) -> None:
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         if getattr(args, name) == "epoch":
             raise ConfigError(f"training.{name}: each corpus of a mix has passes of its own; set it to steps")
+
+
+def _check_adversarial(config: Config, args: Seq2SeqTrainingArguments) -> None:
+    """Refuse what spoils or forbids a gradient between two passes, which no loss scaler reaches."""
+    if not config.adversarial_epsilon:
+        return
+    if args.mixed_precision == "fp16":
+        raise ConfigError(
+            "training.adversarial_epsilon: not with fp16, in which the gradient that says where to move a text becomes "
+            "0 for one that the model is sure of; train with bf16 or in float32, or leave it out"
+        )
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # the second until transformers 6
+        if (getattr(args, name, None) or {}).get("use_reentrant"):
+            raise ConfigError(
+                f"training.{name}: use_reentrant gives no gradient between two passes, which "
+                "training.adversarial_epsilon needs; set it to false"
+            )
 
 
 def _check_machine(args: Seq2SeqTrainingArguments) -> None:

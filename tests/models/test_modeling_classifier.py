@@ -183,7 +183,7 @@ def test_adversarial_training_of_what_cannot_be_moved(make_classifier, batch):
     assert outputs.loss.isfinite() and outputs.divergence > 0
     vectors = model.get_input_embeddings()(ids)
     assert model(inputs_embeds=vectors, labels=torch.tensor([2, 0])).loss.isfinite()
-    for wrong in ({}, {"input_ids": ids, "inputs_embeds": vectors}):
+    for wrong in ({}, {"attention_mask": mask}, {"input_ids": ids, "inputs_embeds": vectors}):
         with pytest.raises(ValueError, match="give token ids or vectors in place of them"):
             model(**wrong, labels=torch.tensor([2, 0]))
 

@@ -119,6 +119,17 @@ def test_epochs_are_counted_in_steps(make_config, epochs, accumulation, steps):
         ),
         ({"training": {"lr_scheduler_kwargs": {"a": 1}}}, "training.lr_scheduler_kwargs: .*unexpected keyword"),
         ({"training": {"optim_args": "a"}}, "training.optim=.* with optim_args=a: "),
+        (
+            {"task": "text_classification", "training": {"adversarial_epsilon": 0.5, "fp16": True}},
+            "training.adversarial_epsilon: not with fp16, .*; train with bf16 or in float32, or leave it out",
+        ),
+        (
+            {
+                "task": "text_classification",
+                "training": {"adversarial_epsilon": 0.5, "activation_checkpointing_kwargs": {"use_reentrant": True}},
+            },
+            "training.activation_checkpointing_kwargs: use_reentrant gives no gradient .*; set it to false",
+        ),
         ({"training": {"use_liger_kernel": True}}, "training.use_liger_kernel: liger-kernel is not installed"),
     ],
 )
