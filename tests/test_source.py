@@ -56,11 +56,11 @@ def read(tmp_path):
     ids=range(25),
 )
 def test_what_is_not_plain(read, content, message):
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(ConfigError) as caught:
         read(content)
     assert "run.yaml" in str(caught.value) and message in str(caught.value)
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def test_what_yaml_may_do(read):

@@ -101,11 +101,11 @@ def test_swaps_are_a_share_of_the_words():
     "text", ["." * 5000 + "x", " " * 5000 + "x", "x" + " " * 5000, ".)" * 5000, "¿" * 2000, "a" * 5000]
 )
 def test_strange_texts_take_no_time(text):
-    start = time.perf_counter()
+    start = time.process_time()
     for change in (drop_end_punctuation, title_case, upper_case):
         change(text)
     swap_letters(text, 1.0, np.random.default_rng(0))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_both_sides_are_recased_together_and_only_sources_misspelt():

@@ -112,9 +112,9 @@ def test_what_a_run_leaves_is_free_of_them(finished_run):
 @pytest.mark.parametrize("content", ["hf_" * 90_000, "eyJ-" * 90_000, "sk-" * 90_000, "a://" * 90_000, "\\" * 10**6])
 def test_the_search_takes_no_longer_than_the_file_is_long(tmp_path, content):
     (tmp_path / "README.md").write_text(content)
-    started = time.monotonic()
+    started = time.process_time()
     refuse_secrets([tmp_path / "README.md"])
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_what_only_resembles_a_secret_goes_through(tmp_path, monkeypatch):
