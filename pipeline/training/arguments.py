@@ -227,8 +227,8 @@ def _check_adversarial(config: Config, args: Seq2SeqTrainingArguments) -> None:
             "training.adversarial_epsilon: not with fp16, in which the gradient that says where to move a text becomes "
             "0 for one that the model is sure of; train with bf16 or in float32, or leave it out"
         )
-    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # the second until transformers 6
-        if (getattr(args, name, None) or {}).get("use_reentrant"):
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # its old name
+        if (config.training.get(name) or {}).get("use_reentrant"):
             raise ConfigError(
                 f"training.{name}: use_reentrant gives no gradient between two passes, which "
                 "training.adversarial_epsilon needs; set it to false"

@@ -123,12 +123,15 @@ def test_epochs_are_counted_in_steps(make_config, epochs, accumulation, steps):
             {"task": "text_classification", "training": {"adversarial_epsilon": 0.5, "fp16": True}},
             "training.adversarial_epsilon: not with fp16, .*; train with bf16 or in float32, or leave it out",
         ),
-        (
-            {
-                "task": "text_classification",
-                "training": {"adversarial_epsilon": 0.5, "activation_checkpointing_kwargs": {"use_reentrant": True}},
-            },
-            "training.activation_checkpointing_kwargs: use_reentrant gives no gradient .*; set it to false",
+        *(
+            (
+                {
+                    "task": "text_classification",
+                    "training": {"adversarial_epsilon": 0.5, f"{kind}_checkpointing_kwargs": {"use_reentrant": True}},
+                },
+                f"training.{kind}_checkpointing_kwargs: use_reentrant gives no gradient .*; set it to false",
+            )
+            for kind in ("activation", "gradient")
         ),
         ({"training": {"use_liger_kernel": True}}, "training.use_liger_kernel: liger-kernel is not installed"),
     ],
