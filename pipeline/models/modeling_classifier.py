@@ -162,7 +162,7 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
         Raises:
             ValueError: for labels of another shape; where `config.r_drop` is not 0, for labels that are not single;
                 when attentions are asked of a kernel that does not return them; for vectors without ids where there are
-                static embeddings.
+                static embeddings; for adversarial training in float16.
         """
         if attention_mask is None:
             if input_ids is not None:
@@ -193,6 +193,7 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
         **states: bool,
     ) -> ClassifierOutput:
         """Make a pass, and one of vectors moved by `config.adversarial_epsilon` to where the loss grows fastest."""
+        self._refuse_float16()
         if inputs_embeds is None:
             vectors = self.get_input_embeddings()(input_ids)  # (B, S, D)
             input_ids = input_ids if self.config.static_embeddings else None
@@ -206,6 +207,16 @@ class TransformerForSequenceClassification(Seq2SeqTransformerPreTrainedModel):
         adversarial = self._compute(input_ids, attention_mask, neighbours, labels, num_items)
         outputs.loss = (outputs.loss + adversarial.loss) / 2
         return outputs
+
+    def _refuse_float16(self) -> None:
+        """Refuse a gradient between two passes in float16: no loss scaler reaches it, and small ones become 0."""
+        kind = self.device.type
+        is_autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+        if is_autocast or self.dtype == torch.float16:
+            raise ValueError(
+                f"adversarial_epsilon={self.config.adversarial_epsilon}: not in float16, in which small gradients "
+                "become 0; train in bfloat16 or float32, or set it to 0"
+            )
 
     def _compute(
         self,

@@ -172,7 +172,8 @@ def check_settings(config: Config, args: Seq2SeqTrainingArguments) -> None:
 
     Raises:
         ConfigError: for an evaluation without data, a logger that is not installed, a mean of checkpoints that are not
-            kept, packing that the task cannot do, or a best checkpoint that no evaluation finds.
+            kept, packing that the task cannot do, a best checkpoint that no evaluation finds, or adversarial training
+            in fp16.
     """
     task, evaluation = get_task(config.task), config.evaluation
     _check_optimizer(args)
@@ -227,7 +228,7 @@ def _check_adversarial(config: Config, args: Seq2SeqTrainingArguments) -> None:
             "training.adversarial_epsilon: not with fp16, in which the gradient that says where to move a text becomes "
             "0 for one that the model is sure of; train with bf16 or in float32, or leave it out"
         )
-    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # its old name
+    for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):  # the old name of the first
         if (config.training.get(name) or {}).get("use_reentrant"):
             raise ConfigError(
                 f"training.{name}: use_reentrant gives no gradient between two passes, which "

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from itertools import islice
-from multiprocessing import active_children
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipeline.data.batch_stream import BatchStream
 from pipeline.data.lanes import Lanes
 from pipeline.data.rows import BadRow
 from pipeline.errors import DataError, RunError
+from pipeline.signals import begin_worker
 from tests.conftest import ROOT
 from tests.data.streams import KINDS, collate, encode, make_lanes, make_stream, take, take_loaded
 
@@ -120,6 +121,16 @@ def test_workers_end_with_a_killed_trainer():
             for worker in workers:
                 with suppress(ProcessLookupError):
                     os.kill(worker, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_worker_whose_trainer_was_killed_at_its_start_ends(monkeypatch, is_gone):
+    if is_gone:
+        monkeypatch.setattr(os, "getppid", lambda: 1)  # that of an orphan
+    worker = get_context("fork").Process(target=begin_worker)
+    worker.start()
+    worker.join(30)
+    assert worker.exitcode == int(is_gone)
 
 
 def test_an_error_that_speaks_of_time_is_no_time_out():

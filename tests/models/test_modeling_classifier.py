@@ -174,6 +174,19 @@ def test_adversarial_training_of_a_compiled_model(make_classifier, batch):
     torch.testing.assert_close(losses[2:], losses[:2])
 
 
+def test_no_adversarial_training_in_float16(make_classifier, batch):
+    model = make_classifier(adversarial_epsilon=0.5).train()
+    inputs = batch["input_ids"], batch["attention_mask"]
+    with torch.autocast("cpu", torch.float16):
+        with pytest.raises(
+            ValueError, match=r"adversarial_epsilon=0.5: not in float16, .*; train in bfloat16 or float32"
+        ):
+            model(*inputs, torch.tensor([2, 0]))
+        assert model(*inputs).logits.isfinite().all()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(*inputs, torch.tensor([2, 0])).loss.isfinite()
+
+
 def test_adversarial_training_of_what_cannot_be_moved(make_classifier, batch):
     """A text without a label has no direction, embeddings may be frozen, and R-Drop moves both its passes."""
     ids, mask = batch["input_ids"], batch["attention_mask"]

@@ -74,7 +74,7 @@ def test_a_request_larger_than_a_batch_has_its_results_in_order(make):
 
 
 def test_a_client_waits_for_those_that_it_was_answered_with_and_no_longer_than_the_bound(make):
-    model, batcher = held(make, latency=1)
+    model, batcher = held(make, latency=0.2)
     futures = [ask(batcher, "a"), ask(batcher, "b")]
     model.free.set()
     assert [future.result(5) for future in futures] == [["A"], ["B"]]
@@ -84,8 +84,8 @@ def test_a_client_waits_for_those_that_it_was_answered_with_and_no_longer_than_t
         assert ask(batcher, "c").result(5) == ["C"]
         return time.monotonic() - begin
 
-    assert time_one() >= 0.9, "for the other"
-    assert time_one() < 0.9, "there was no other the last time"
+    assert 0.15 <= time_one() < 1, "for the other"
+    assert time_one() < 0.15, "there was no other the last time"
 
 
 def test_those_that_ask_again_join_those_that_waited(make):
